@@ -1,0 +1,138 @@
+"""Masks: where they live, how they are applied, how dense they are.
+
+A mask is a bool buffer beside the parameter it masks, named ``<param>_mask`` as in ``torch.nn.utils.prune``. Layers keep
+their class, initialisation and forward: the *weight itself* is kept masked, by one fused multiply after every optimizer
+step (`keep_masked`). For the kept weights this is the same arithmetic as multiplying by the mask in the forward, so the
+trajectories agree bit for bit (tests/test_masks.py), while the forward costs what a dense one costs and a checkpoint's
+weights load into plain torchvision models.
+"""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+MASK_SUFFIX = "_mask"
+
+
+def _maskable(module: nn.Module) -> list[str]:
+    """Names of the parameters of `module` (not of its children) that pruning may touch."""
+    if isinstance(module, _ConvNd | nn.Linear):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        # One packed matrix, or three when key and value have sizes of their own; out_proj is a Linear child.
+        names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
+        return [name for name in names if getattr(module, name) is not None]
+    return []
+
+
+def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
+    """Registers an all-ones bool buffer beside every Conv*/Linear weight and attention in_proj_weight.
+
+    Idempotent: masks already there are left as they are. A parameter shared by two modules gets one mask, at its first
+    name, which is also the only one that `masked_params` and ``model.parameters()`` list.
+
+    Args:
+        exclude: name patterns (shell-style, matched against the state_dict name of the weight and of its layer) of
+            layers to leave dense.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: a pattern matches no maskable layer, or nothing is left to mask.
+    """
+    unused, seen = set(exclude), set()
+    for prefix, module in model.named_modules():
+        for name in _maskable(module):
+            param = getattr(module, name)
+            full = f"{prefix}.{name}" if prefix else name
+            hits = {pattern for pattern in exclude if fnmatchcase(full, pattern) or fnmatchcase(prefix, pattern)}
+            unused -= hits
+            if hits or id(param) in seen:
+                continue
+            seen.add(id(param))
+            if getattr(module, name + MASK_SUFFIX, None) is None:
+                module.register_buffer(name + MASK_SUFFIX, torch.ones_like(param, dtype=torch.bool))
+    if unused:
+        raise ValueError(
+            f"prune_params.exclude: {', '.join(sorted(unused))} matches no layer; "
+            f"layers are {', '.join(name for name, _, _ in masked_params(model))}"
+        )
+    if not seen:
+        raise ValueError("prune_params.exclude: nothing left to prune" if exclude else "the model has no layer to prune")
+    return model
+
+
+def masked_params(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yields (state_dict name of the parameter, parameter, its bool mask of the same shape), in model order."""
+    for prefix, module in model.named_modules():
+        for name in _maskable(module):
+            mask = getattr(module, name + MASK_SUFFIX, None)
+            if mask is not None:
+                yield (f"{prefix}.{name}" if prefix else name), getattr(module, name), mask
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module) -> None:
+    """param *= mask, in place, for every masked parameter."""
+    pairs = [(param, mask) for _, param, mask in masked_params(model)]
+    if pairs:
+        torch._foreach_mul_([param.data for param, _ in pairs], [mask for _, mask in pairs])
+
+
+def density(model: nn.Module) -> float:
+    """Kept weights over all weights, 0..1, counted over the masked parameters alone (biases and BN never count).
+
+    Raises:
+        ValueError: the model has no masks.
+    """
+    masks = [mask for _, _, mask in masked_params(model)]
+    if not masks:
+        raise ValueError("the model has no masks: call insert_masks first")
+    # One transfer to the host for the whole model rather than one a layer.
+    kept = torch.stack([mask.count_nonzero() for mask in masks]).sum().item()
+    return kept / sum(mask.numel() for mask in masks)
+
+
+class _MaskHook:
+    """The step post-hook of `keep_masked`: weights *= masks, with masks held in the weights' own dtype.
+
+    A float copy of each mask lets `_foreach_mul_` run as one fused kernel (mixed dtypes take one kernel a tensor). The
+    copy is remade when a mask has changed in place since: a tensor's ``_version`` counts its in-place changes.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.versions: list[tuple[int, int]] | None = None
+
+    @torch.no_grad()
+    def __call__(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if self.versions is None or self.versions != [(id(m), m._version) for m in self.masks]:
+            self._refresh()
+        torch._foreach_mul_(self.weights, self.factors)
+
+    def _refresh(self) -> None:
+        triples = list(masked_params(self.model))
+        self.masks = [mask for _, _, mask in triples]
+        self.weights = [param.data for _, param, _ in triples]
+        self.factors = [mask.to(param.dtype) for _, param, mask in triples]
+        self.versions = [(id(m), m._version) for m in self.masks]
+
+
+def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    """Makes every ``optimizer.step()`` leave the model's weights masked, whatever loop calls it.
+
+    Clip gradients only after `mask_gradients`: the norm of a dense gradient counts weights that are not there.
+    """
+    return optimizer.register_step_post_hook(_MaskHook(model))
+
+
+@torch.no_grad()
+def mask_gradients(model: nn.Module) -> None:
+    """grad *= mask, in place, where there is a gradient."""
+    pairs = [(param.grad, mask) for _, param, mask in masked_params(model) if param.grad is not None]
+    if pairs:
+        torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
