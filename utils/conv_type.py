@@ -101,25 +101,31 @@ class _MaskHook:
     """The step post-hook of `keep_masked`: weights *= masks, with masks held in the weights' own dtype.
 
     A float copy of each mask lets `_foreach_mul_` run as one fused kernel (mixed dtypes take one kernel a tensor). The
-    copy is remade when a mask has changed in place since: a tensor's ``_version`` counts its in-place changes.
+    copies are remade when a mask has changed in place since (a tensor's ``_version`` counts its in-place changes) or
+    has been re-assigned, as ``model.to`` does.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.versions: list[tuple[int, int]] | None = None
+        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if self.versions is None or self.versions != [(id(m), m._version) for m in self.masks]:
+        if not self.seen or any(
+            owner._buffers.get(name) is not mask or mask._version != version for owner, name, mask, version in self.seen
+        ):
             self._refresh()
         torch._foreach_mul_(self.weights, self.factors)
 
     def _refresh(self) -> None:
-        triples = list(masked_params(self.model))
-        self.masks = [mask for _, _, mask in triples]
-        self.weights = [param.data for _, param, _ in triples]
-        self.factors = [mask.to(param.dtype) for _, param, mask in triples]
-        self.versions = [(id(m), m._version) for m in self.masks]
+        self.seen, self.weights, self.factors = [], [], []
+        for full, param, mask in masked_params(self.model):
+            owner, _, name = full.rpartition(".")
+            self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
+            self.weights.append(param)
+            self.factors.append(mask.to(param.dtype))
+        if not self.seen:
+            raise ValueError("the model has no masks: call insert_masks first")
 
 
 def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
