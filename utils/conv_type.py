@@ -62,7 +62,9 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
             f"layers are {', '.join(name for name, _, _ in masked_params(model))}"
         )
     if not seen:
-        raise ValueError("prune_params.exclude: nothing left to prune" if exclude else "the model has no layer to prune")
+        raise ValueError(
+            "prune_params.exclude: nothing left to prune" if exclude else "the model has no layer to prune"
+        )
     return model
 
 

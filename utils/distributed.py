@@ -1,0 +1,205 @@
+"""Processes: who am I, how are workers started, what do they say to each other.
+
+The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers here by torch's elastic
+launcher, the engine under ``torchrun``; started by ``torchrun`` it finds its place in the environment and starts none.
+One process needs no process group: every collective below is then a no-op.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Context:
+    """This process's place among all of them, and what it may say to the others."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def broadcast_object(self, obj: Any = None) -> Any:
+        """Rank 0's (picklable, trusted: it comes from our own process) object, on every rank."""
+        if self.world == 1:
+            return obj
+        box = [obj]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    @torch.no_grad()
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
+        """Overwrites `tensors` (same shapes and order everywhere) with rank 0's, packed into one message a dtype."""
+        if self.world == 1:
+            return
+        for dtype in sorted({t.dtype for t in tensors}, key=str):
+            group = [t for t in tensors if t.dtype == dtype]
+            # NCCL and gloo both carry uint8; bool is not on every backend's list.
+            flat = torch.cat([t.detach().reshape(-1) for t in group])
+            dist.broadcast(flat.view(torch.uint8), src=0)
+            for tensor, part in zip(group, flat.split([t.numel() for t in group])):
+                tensor.copy_(part.view(tensor.shape))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: int) -> int:
+        """Largest of the ranks' small integers, by a message between CPUs that waits for no GPU."""
+        if self.world == 1:
+            return flag
+        box = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return int(box)
+
+    def same_everywhere(self, tensors: list[Tensor]) -> bool:
+        """Whether all ranks hold the same bits, by SHA-256 of each rank's own."""
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        if self.world == 1:
+            return True
+        digests: list[Any] = [None] * self.world
+        dist.all_gather_object(digests, digest.hexdigest())
+        return len(set(digests)) == 1
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """DDP without buffer broadcast: masks and BN statistics never travel with a step."""
+        if self.world == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+
+def default_nproc(nproc: int) -> int:
+    """Processes to start on this machine for ``dist_params.nproc``: 0 means one a GPU, or one on the CPU."""
+    return nproc or max(1, torch.cuda.device_count())
+
+
+def started_by_launcher() -> bool:
+    """Whether torchrun (or our own launcher) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
+
+
+@contextlib.contextmanager
+def join(backend: str = "auto", timeout_minutes: float = 10.0) -> Iterator[Context]:
+    """Enters this process among the others, and leaves on exit.
+
+    Args:
+        backend: auto is nccl where each local process has a GPU of its own, gloo otherwise. With nccl, messages
+            between CPUs still go by gloo.
+        timeout_minutes: how long a collective waits for a rank that says nothing.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    on_gpu = gpus >= local_world and backend != "gloo"
+    if backend == "nccl" and not on_gpu:
+        raise ValueError(f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found")
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cuda", 0) if gpus else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    share_out_threads(local_world)
+    ctx = Context(rank, world, local_rank, local_world, device)
+    if world == 1:
+        yield ctx
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield ctx
+    finally:
+        dist.destroy_process_group()
+
+
+def share_out_threads(local_world: int) -> None:
+    """This process's share of the cores, unless OMP_NUM_THREADS says otherwise."""
+    if local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+
+
+def die_with_parent() -> None:
+    """Asks the kernel to kill this process when its parent dies, also by kill -9 (Linux's PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+
+def free_port(address: str, port: int) -> int:
+    """`port` if it can be bound, else any free one; 0 asks for any."""
+    for candidate in (port, 0):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind((address, candidate))
+            except OSError:
+                if candidate == 0:
+                    raise
+                continue
+            return sock.getsockname()[1]
+    raise AssertionError("unreachable: port 0 either binds or raises")
+
+
+def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str, port: int) -> int:
+    """Starts `nproc` processes running ``worker(*args)`` on this machine and waits for them.
+
+    The workers live until `worker` returns; when one dies, the others are ended.
+
+    Returns:
+        the largest exit status that a worker returned; 128 + signal when a signal stopped the parent.
+
+    Raises:
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a worker failed; holds the first failure.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // nproc)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id="harness",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{address}:{free_port(address, port)}",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+        logs_specs=DefaultLogsSpecs(),
+    )
+    try:
+        results = elastic_launch(config, worker)(*args)
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    return max(results.values())

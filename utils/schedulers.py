@@ -1,0 +1,128 @@
+"""Learning-rate schedules: pure functions of the step.
+
+A schedule maps (step, Timeline, options) to a factor of the peak rate ``optimizer.lr``; step 0 is the first optimizer
+step of a level's schedule. The rate is set *before* each step, so the very first step of a warm-up is already taken at
+the warm-up's rate. A run that starts at epoch k (weight rewinding) simply starts at step ``k * steps_per_epoch``.
+
+Warm-up is linear, as in Goyal et al. 2017 (section 2.2): step s of W warm-up steps runs at (s + 1) / W of the peak, so
+the last warm-up step is the first at the peak rate.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What a schedule knows of its level.
+
+    Attributes:
+        epochs: E, epochs of a full level.
+        steps_per_epoch: optimizer steps in an epoch.
+        warmup_epochs: length of the warm-up in epochs, fractions allowed; 0 means none.
+        milestones: where step schedules multiply the rate by `gamma`: a fraction of the level when below 1, an epoch
+            otherwise; empty means the schedule's own.
+        gamma: the factor at each milestone.
+        floor: ``lr_min / lr``, the factor at which annealing schedules end.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    warmup_epochs: float = 0.0
+    milestones: Sequence[float] = ()
+    gamma: float = 0.1
+    floor: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.warmup_epochs * self.steps_per_epoch)
+
+    def milestone_steps(self, default: Sequence[float]) -> list[int]:
+        """First step at each lowered rate."""
+        places = [float(m) for m in (self.milestones or default)]
+        return [math.ceil(round((m * self.epochs if m < 1 else m) * self.steps_per_epoch, 6)) for m in places]
+
+
+Schedule = Callable[[int, Timeline], float]
+
+
+def _warmup(step: int, line: Timeline) -> float | None:
+    """(step + 1) / W during the warm-up, None after it."""
+    return (step + 1) / line.warmup_steps if step < line.warmup_steps else None
+
+
+def _drops(step: int, line: Timeline, default: Sequence[float]) -> float:
+    factor = line.gamma ** sum(step >= m for m in line.milestone_steps(default))
+    ramp = _warmup(step, line)
+    return factor if ramp is None else factor * ramp
+
+
+def _progress(step: int, line: Timeline) -> float:
+    """0 at the first step after the warm-up, 1 at the level's last step."""
+    span = max(1, line.steps - 1 - line.warmup_steps)
+    return min(1.0, max(0.0, (step - line.warmup_steps) / span))
+
+
+def multi_step(step: int, line: Timeline) -> float:
+    """x gamma at 1/2 and 3/4 of the level: He et al. 2016 on CIFAR (32k and 48k of 64k steps); 80, 120 of 160 epochs."""
+    return _drops(step, line, (0.5, 0.75))
+
+
+def imagenet_drops(step: int, line: Timeline) -> float:
+    """x gamma at 1/3, 2/3 and 8/9 of the level: epochs 30, 60, 80 of 90, Goyal et al. 2017."""
+    return _drops(step, line, (1 / 3, 2 / 3, 8 / 9))
+
+
+def cosine(step: int, line: Timeline) -> float:
+    """Half a cosine from 1 to the floor, reached at the last step (Loshchilov & Hutter 2017, without restarts)."""
+    ramp = _warmup(step, line)
+    if ramp is not None:
+        return ramp
+    return line.floor + (1 - line.floor) * 0.5 * (1 + math.cos(math.pi * _progress(step, line)))
+
+
+def linear(step: int, line: Timeline) -> float:
+    """Straight from 1 to the floor, reached at the last step."""
+    ramp = _warmup(step, line)
+    return ramp if ramp is not None else 1 - (1 - line.floor) * _progress(step, line)
+
+
+def triangular(step: int, line: Timeline) -> float:
+    """Up linearly over the warm-up (a fifth of the level when warmup_epochs is 0), then down linearly to the floor."""
+    if line.warmup_steps:
+        return linear(step, line)
+    return linear(step, Timeline(line.epochs, line.steps_per_epoch, 0.2 * line.epochs, floor=line.floor))
+
+
+def constant(step: int, line: Timeline) -> float:
+    """The peak rate throughout, after the warm-up."""
+    ramp = _warmup(step, line)
+    return 1.0 if ramp is None else ramp
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "MultiStepLRWarmup": multi_step,
+    "ImageNetLRDropsWarmup": imagenet_drops,
+    "CosineLRWarmup": cosine,
+    "LinearLRWarmup": linear,
+    "TriangularSchedule": triangular,
+    "Constant": constant,
+}
+
+
+def learning_rate(name: str, lr: float, step: int, line: Timeline) -> float:
+    """The rate of optimizer step `step` (0-based within the level's schedule).
+
+    Raises:
+        ValueError: `name` is no schedule, or `step` lies outside the level.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"optimizer.scheduler_type: {name!r} is not one of {', '.join(SCHEDULES)}")
+    if not 0 <= step < line.steps:
+        raise ValueError(f"step {step} lies outside the schedule's {line.steps} steps")
+    return lr * SCHEDULES[name](step, line)
