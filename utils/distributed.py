@@ -1,25 +1,30 @@
 """Processes: who am I, how are workers started, what do they say to each other.
 
-The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers here by torch's elastic
-launcher, the engine under ``torchrun``; started by ``torchrun`` it finds its place in the environment and starts none.
+The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers here by torch's
+elastic launcher, the engine under ``torchrun``; started by ``torchrun`` it finds its place in the environment and
+starts none.
 One process needs no process group: every collective below is then a no-op.
 """
 
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+# What a stopped run has to save its state before its workers are killed.
+SHUTDOWN_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Context:
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -67,6 +72,14 @@ class Context:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather_objects(self, obj: Any) -> list[Any]:
+        """Every rank's (picklable) object, by rank, on every rank."""
+        if self.world == 1:
+            return [obj]
+        objects: list[Any] = [None] * self.world
+        dist.all_gather_object(objects, obj)
+        return objects
+
     def any(self, flag: int) -> int:
         """Largest of the ranks' small integers, by a message between CPUs that waits for no GPU."""
         if self.world == 1:
@@ -80,11 +93,7 @@ class Context:
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        if self.world == 1:
-            return True
-        digests: list[Any] = [None] * self.world
-        dist.all_gather_object(digests, digest.hexdigest())
-        return len(set(digests)) == 1
+        return len(set(self.gather_objects(digest.hexdigest()))) == 1
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """DDP without buffer broadcast: masks and BN statistics never travel with a step."""
@@ -156,20 +165,30 @@ def die_with_parent() -> None:
 
 
 def free_port(address: str, port: int) -> int:
-    """`port` if it can be bound, else any free one; 0 asks for any."""
-    for candidate in (port, 0):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            try:
-                sock.bind((address, candidate))
-            except OSError:
-                if candidate == 0:
-                    raise
-                continue
-            return sock.getsockname()[1]
-    raise AssertionError("unreachable: port 0 either binds or raises")
+    """`port` where it can be bound, else 0, which lets the rendezvous choose any free one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind((address, port))
+        except OSError:
+            return 0
+    return port
 
 
-def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str, port: int) -> int:
+class WorkerFailure(RuntimeError):
+    """A worker ended before its work did.
+
+    Attributes:
+        traceback: the worker's own, empty when it was killed.
+        kind: class name of the exception it died of, empty when it was killed.
+    """
+
+    def __init__(self, message: str, traceback: str = "", kind: str = ""):
+        super().__init__(message)
+        self.traceback = traceback
+        self.kind = kind
+
+
+def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "localhost", port: int = 0) -> int:
     """Starts `nproc` processes running ``worker(*args)`` on this machine and waits for them.
 
     The workers live until `worker` returns; when one dies, the others are ended.
@@ -178,14 +197,15 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str, po
         the largest exit status that a worker returned; 128 + signal when a signal stopped the parent.
 
     Raises:
-        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a worker failed; holds the first failure.
+        WorkerFailure: a worker died; tells of the first that died of itself.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
-    cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // nproc)))
+    # The agent tells of a failure in a page of its own; ours is one line (and the worker's traceback).
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -193,13 +213,38 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str, po
         run_id="harness",
         rdzv_backend="c10d",
         rdzv_endpoint=f"{address}:{free_port(address, port)}",
+        local_addr=address,
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
         logs_specs=DefaultLogsSpecs(),
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1",
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     try:
         results = elastic_launch(config, worker)(*args)
     except SignalException as stop:
         return 128 + int(stop.sigval)
+    except ChildFailedError as error:
+        raise _first_cause(error.failures) from None
     return max(results.values())
+
+
+def _first_cause(failures: dict) -> WorkerFailure:
+    """The failure that the others follow from: a killed worker, else the earliest that is no broken connection."""
+    told = []
+    for rank, failure in failures.items():
+        data = failure.error_file_data.get("message", {}) if isinstance(failure.error_file_data, dict) else {}
+        data = data if isinstance(data, dict) else {}
+        trace = data.get("extraInfo", {}).get("py_callstack", "")
+        kind, _, message = data.get("message", "").partition(": ")
+        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        # Peers of a dead worker fail in a collective ("DistBackendError", or gloo's "Connection closed by peer").
+        echo = "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
+        told.append((not killed, echo, failure.timestamp, rank, failure.exitcode, trace, kind, message))
+    killed, _, _, rank, exitcode, trace, kind, message = min(told)
+    if not killed:
+        name = signal.Signals(-exitcode).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return WorkerFailure(f"worker {rank} was killed by {name}{hint}")
+    return WorkerFailure(message or f"worker {rank} ended with exit code {exitcode}", trace, kind)
