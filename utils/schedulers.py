@@ -69,7 +69,7 @@ def _progress(step: int, line: Timeline) -> float:
 
 
 def multi_step(step: int, line: Timeline) -> float:
-    """x gamma at 1/2 and 3/4 of the level: epochs 80 and 120 of 160, as He et al. 2016 on CIFAR (32k, 48k of 64k steps)."""
+    """x gamma at 1/2 and 3/4 of the level: 32k and 48k of 64k steps on CIFAR, He et al. 2016."""
     return _drops(step, line, (0.5, 0.75))
 
 

@@ -1,0 +1,318 @@
+"""Entry point: from one YAML to a study of lottery tickets.
+
+    python harness.py --config configs/NAME.yaml [--section.key=value ...]
+
+Loads the config, starts the workers (or finds that torchrun did), and runs the levels: prune, rewind, train, log.
+"""
+
+import contextlib
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+from utils.dataset import Data, load_data
+
+from harness_params import Config, ConfigError, load_config
+from harness_utils import (
+    SUMMARY_COLUMNS,
+    Run,
+    cpu_copy,
+    layer_rows,
+    load_weights,
+)
+from utils import distributed, resume
+from utils.config_checks import NO_METHOD
+from utils.conv_type import apply_masks, density, insert_masks, masked_params
+from utils.distributed import Context, WorkerFailure
+from utils.files import RunError
+from utils.models import create_model
+from utils.order import stable_seed
+from utils.pruning_utils import prune
+from utils.run_directory import check_run_directory, open_run
+from utils.signals import Stopped, StopRequest
+from utils.training import Tally, Trainer
+
+# Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
+PRUNING_DRAWS = -1
+
+
+def run_levels(cfg: Config, ctx: Context) -> int:
+    """A whole run, on this rank: every level pruned, rewound, trained and logged. Returns the exit status."""
+    stop = StopRequest(ctx)
+    data = load_data(cfg, ctx)
+    model = build_model(cfg, data, ctx)
+    with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
+        harness = Harness(cfg, ctx, model, data, run, stop)
+        resume.restore(harness)
+        try:
+            while harness.level < cfg.prune_params.num_levels:
+                if not harness.begun:
+                    harness.prune()
+                    harness.rewind()
+                harness.train_level()
+                harness.finish_level()
+        except Stopped as stopped:
+            if ctx.is_main:
+                hint = f"resume with --experiment_params.resume_expt_name={run.path.name}"
+                print(f"harness: {stopped}; {hint}", file=sys.stderr)
+            return 128 + stopped.signum
+        if ctx.is_main:
+            print_levels(run)
+    return 0
+
+
+def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
+    """The network with its masks, the same on every rank, on the rank's device."""
+    torch.manual_seed(cfg.experiment_params.seed)
+    try:
+        model = create_model(
+            cfg.model_params.model_name, data.num_classes, data.image_shape, blurpool=cfg.model_params.blurpool
+        )
+        insert_masks(model, cfg.prune_params.exclude)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if cfg.dist_params.sync_bn and ctx.world > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    memory_format = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
+    model = model.to(ctx.device, memory_format=memory_format)
+    ctx.broadcast_tensors(list(model.state_dict().values()))
+    return model
+
+
+def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_density: float) -> None:
+    """Prunes for `level`: at initialization to er_init by er_method, later to d0 * (1 - prune_rate)^level.
+
+    Args:
+        initial_density: d0, what pruning at initialization left (1 without it).
+    """
+    p, seed = cfg.prune_params, cfg.experiment_params.seed
+    method, target = (p.er_method, p.er_init) if level == 0 else (p.prune_method, None)
+    if method == NO_METHOD:
+        return
+    prune(
+        model,
+        method,
+        target,
+        batches=data.train.score_batches(level, p.score_batches),
+        generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
+        rounds=p.synflow_rounds,
+        dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
+    )
+
+
+class Harness:
+    """Where a run stands, and what its levels do.
+
+    Attributes:
+        level: the level in progress, from 0.
+        begun: whether it has been pruned and rewound.
+        epoch: the next epoch of its schedule to train; weight rewinding starts at epoch k.
+        tally: what the epoch in progress has counted, when it was stopped in its middle.
+        initial_density: d0, the density left by pruning at initialization.
+    """
+
+    def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data, run: Run | None, stop: StopRequest):
+        self.cfg, self.ctx, self.model, self.run, self.stop = cfg, ctx, model, run, stop
+        self.trainer = Trainer(cfg, ctx, model, data)
+        self.data = data
+        self.level, self.begun, self.epoch = 0, False, 0
+        self.tally: Tally | None = None
+        self.initial_density = 1.0
+        self.best = self.seconds = 0.0
+        self.last: dict[str, Any] = {}
+        self.saved_at = time.monotonic()
+        hidden = not (ctx.is_main and sys.stdout.isatty())
+        self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
+
+    # --- a level -----------------------------------------------------------------------------------------------------
+
+    def prune(self) -> None:
+        """Rank 0 prunes to the level's density; every rank gets its masks, and they are checked to be the same."""
+        if self.ctx.is_main:
+            prune_level(self.cfg, self.model, self.data, self.level, self.initial_density)
+        masks = [mask for _, _, mask in masked_params(self.model)]
+        self.ctx.broadcast_tensors(masks)
+        apply_masks(self.model)
+        if not self.ctx.same_everywhere(masks):
+            raise RunError(f"the ranks hold different masks after pruning for level {self.level}")
+        if self.level == 0:
+            self.initial_density = density(self.model)
+            if self.run:
+                self.run.save_checkpoint("init", cpu_copy(self.model.state_dict()))
+
+    def rewind(self) -> None:
+        """Weights, BN statistics, optimizer and schedule to where the level starts (DESIGN 5's table)."""
+        kind = self.cfg.experiment_params.training_type
+        self.epoch, optimizer_state = 0, None
+        if self.level > 0 and kind != "lrr":
+            name = {"imp": "init", "wr": "rewind"}[kind]
+            if self.run:
+                load_weights(self.model, self.run.load_checkpoint(name), str(self.run.checkpoint(name)))
+                apply_masks(self.model)
+                optimizer_state = self.run.load_artifact("optimizer_rewind") if kind == "wr" else None
+            self.ctx.broadcast_tensors(list(self.model.state_dict().values()))
+            if kind == "wr":
+                self.epoch = self.cfg.prune_params.rewind_epoch
+                optimizer_state = self.ctx.broadcast_object(optimizer_state)
+        self.trainer.restart(optimizer_state)
+        self.begun, self.best, self.seconds, self.tally = True, 0.0, 0.0, None
+        if self.run:
+            self.run.tables[self._epoch_table] = []
+
+    def train_level(self) -> None:
+        """Trains the level's remaining epochs; after each one a CSV row and, as often as asked for, a resume state.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+        """
+        end = self.cfg.experiment_params.epochs_per_level
+        with tqdm(
+            total=end, initial=self.epoch, desc=f"level {self.level}", disable=self.bar.disable, file=sys.stdout,
+            position=1, leave=False,
+        ) as bar:  # fmt: skip
+            while self.epoch < end:
+                row = self._train_epoch()
+                bar.update()
+                bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_loss", "test_acc", "images_per_second")})
+
+    def _train_epoch(self) -> dict[str, Any]:
+        start, epoch = time.perf_counter(), self.epoch
+        tally = self.tally or self.trainer.new_tally()
+        if self.tally is None:  # dropout's draws depend on the epoch alone, so a resumed run makes the same
+            torch.manual_seed(stable_seed(self.cfg.experiment_params.seed, self.level, epoch, self.ctx.rank))
+        finished = self.trainer.train_epoch(self.level, epoch, tally, self.stop)
+        self.tally = tally
+        if not finished:
+            self.seconds += time.perf_counter() - start
+            self._save_and_stop()
+        train_loss, train_acc = self.trainer.epoch_result(self.level, epoch, tally)
+        trained = time.perf_counter() - start
+        test_loss, test_acc = self.trainer.evaluate()
+        seconds = time.perf_counter() - start
+        self.best, self.seconds = max(self.best, test_acc), self.seconds + seconds
+        self.tally, self.epoch = None, epoch + 1
+        row = {
+            "epoch": epoch, "train_loss": train_loss, "test_loss": test_loss, "train_acc": train_acc,
+            "test_acc": test_acc, "lr": self.trainer.rate(epoch), "seconds": seconds,
+            "images_per_second": sum(map(self.data.train.global_batch, range(tally.step))) / trained,
+        }  # fmt: skip
+        self.last = row
+        self._after_epoch(row)
+        return row
+
+    def _after_epoch(self, row: dict[str, Any]) -> None:
+        p, e = self.cfg.prune_params, self.cfg.experiment_params
+        if self.run:
+            self.run.add_rows(self._epoch_table, [row])
+            if self.level == 0 and e.training_type == "wr" and self.epoch == p.rewind_epoch:
+                self.run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
+                self.run.save_artifact("optimizer_rewind", cpu_copy(self.trainer.optimizer_state_dict()))
+            if self.epoch < e.epochs_per_level and self._due():
+                self._save_state()
+        if self.stop.agreed():
+            self._save_and_stop()
+
+    def finish_level(self) -> None:
+        """The level's checkpoint, its rows in the CSVs, and a state that says the next level is to begin."""
+        if self.run:
+            level, d = self.level, density(self.model)
+            self.run.save_checkpoint(f"level_{level}", cpu_copy(self.model.state_dict()))
+            self.run.add_rows("layerwise_density", layer_rows(self.model, level))
+            epochs = len(self.run.tables[self._epoch_table])
+            values = (level, d, 1 - d, self.last["test_acc"], self.best, self.last["test_loss"], epochs, self.seconds)
+            self.run.add_rows("summary", [dict(zip(SUMMARY_COLUMNS, values))])
+            self.run.tables.pop(self._epoch_table)
+        self.level, self.begun = self.level + 1, False
+        self._save_state()
+        self.bar.update()
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _epoch_table(self) -> str:
+        return f"epochwise_metrics/level_{self.level}_metrics"
+
+    def _due(self) -> bool:
+        e = self.cfg.experiment_params
+        return bool(
+            (e.save_every_epochs and self.epoch % e.save_every_epochs == 0)
+            or (e.save_every_minutes and time.monotonic() - self.saved_at >= 60 * e.save_every_minutes)
+        )
+
+    def _save_state(self) -> None:
+        if self.run:
+            self.run.save_state(resume.capture(self))
+            self.saved_at = time.monotonic()
+
+    def _save_and_stop(self) -> None:
+        mid_epoch = resume.capture_epoch(self)
+        if self.run:
+            self.run.save_state(resume.capture(self, mid_epoch))
+            self.run.writer.flush()
+        raise Stopped(self.stop.noted)
+
+
+def print_levels(run: Run) -> None:
+    """The table of levels that ends a run."""
+    run.writer.flush()
+    frame = pd.DataFrame(run.tables["summary"], columns=SUMMARY_COLUMNS)
+    print(f"\n{run.path}")
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def work(cfg: Config) -> int:
+    """What each process does: joins the others and runs the levels. Returns the exit status."""
+    d = cfg.dist_params
+    with distributed.join(d.backend, d.timeout_minutes) as ctx:
+        return run_levels(cfg, ctx)
+
+
+def _work_for_parent(cfg: Config) -> int:
+    distributed.die_with_parent()
+    return work(cfg)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
+    try:
+        cfg = load_config(argv)
+        check_run_directory(cfg)
+        for note in cfg.notes:
+            print(f"harness: note: {note}", file=sys.stderr)
+        d = cfg.dist_params
+        nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
+        if nproc == 1 or distributed.started_by_launcher():
+            return work(cfg)
+        return distributed.launch(_work_for_parent, (cfg,), nproc, d.address, d.port)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"harness: {fault}", file=sys.stderr)
+        return 2
+    except WorkerFailure as failure:
+        return _tell(failure.kind, str(failure), failure.traceback)
+    except Exception as error:  # the last resort: whatever it is, one clear line comes last
+        return _tell(type(error).__name__, str(error), traceback.format_exc())
+
+
+def _tell(kind: str, message: str, trace: str) -> int:
+    if kind == "ConfigError":
+        print(*(f"harness: {fault}" for fault in message.splitlines()), sep="\n", file=sys.stderr)
+        return 2
+    if kind not in ("RunError", "ValueError", ""):
+        print(trace, file=sys.stderr)
+    line = " ".join(message.split()) or kind
+    print(f"harness: {line}" if kind in ("RunError", "ValueError", "") else f"harness: {kind}: {line}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

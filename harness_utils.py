@@ -1,0 +1,210 @@
+"""What a run leaves in its directory: checkpoints, CSV logs and resume states.
+
+Only rank 0 touches files. Everything it writes goes through one background writer in the order it was asked for, so a
+resume state on disk never tells of a checkpoint that is not.
+"""
+
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from harness_params import Config
+from utils.conv_type import MASK_SUFFIX, masked_params
+from utils.files import BackgroundWriter, RunError, load, pack, sha256, write_whole
+
+SUMMARY_COLUMNS = [
+    "level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds",
+]  # fmt: skip
+EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
+LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
+
+
+def cpu_copy(obj: Any) -> Any:
+    """`obj` with every tensor in it copied to the CPU, safe to write while training goes on; tuples become lists."""
+    if isinstance(obj, Tensor):
+        return obj.detach().to("cpu", copy=True)
+    if isinstance(obj, dict):
+        return {key: cpu_copy(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [cpu_copy(value) for value in obj]
+    return obj
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copies weights and buffers (BN statistics) of `state` into the model in place; masks stay the model's own.
+
+    Raises:
+        RunError: names or shapes are another model's.
+    """
+    own = model.state_dict()
+    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in masks:
+                tensor.copy_(state[name])
+
+
+def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies the masks of `state` into the model in place."""
+    for name, _, mask in masked_params(model):
+        mask.copy_(state[name + MASK_SUFFIX])
+
+
+class Run:
+    """One run directory, opened by rank 0 for as long as the run lives.
+
+    Attributes:
+        path: the directory.
+        tables: rows of each CSV by file name; written whole whenever they grow.
+    """
+
+    def __init__(self, path: Path, cfg: Config):
+        self.path, self.cfg = path, cfg
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.writer = BackgroundWriter()
+        self._generation = 0
+        self._index: list[dict[str, Any]] = []
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of checkpoint ``model_{name}.pt``."""
+        return self.path / "checkpoints" / f"model_{name}.pt"
+
+    def save_checkpoint(self, name: str, state: dict[str, Tensor]) -> None:
+        """Queues ``checkpoints/model_{name}.pt`` (a plain state_dict)."""
+        self.writer.submit(lambda: write_whole(self.checkpoint(name), pack(state)))
+
+    def load_checkpoint(self, name: str) -> dict[str, Tensor]:
+        """The state_dict of ``checkpoints/model_{name}.pt``, once what is queued is on disk."""
+        self.writer.flush()
+        return load(self.checkpoint(name))
+
+    def save_artifact(self, name: str, obj: Any) -> None:
+        """Queues ``artifacts/{name}.pt``."""
+        self.writer.submit(lambda: write_whole(self.path / "artifacts" / f"{name}.pt", pack(obj)))
+
+    def load_artifact(self, name: str) -> Any:
+        """Content of ``artifacts/{name}.pt``, once what is queued is on disk."""
+        self.writer.flush()
+        return load(self.path / "artifacts" / f"{name}.pt")
+
+    # --- resume state ------------------------------------------------------------------------------------------------
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Queues the resume state: the older of two generations is overwritten, then the index names it the newer.
+
+        The index (``artifacts/state.json``) holds each generation's SHA-256; it is written last, so it never tells of a
+        state that is not there.
+        """
+        self._generation ^= 1
+        name = f"state_{self._generation}.pt"
+        state = {**state, "tables": {table: list(rows) for table, rows in self.tables.items()}}
+        self.writer.submit(lambda: self._write_state(name, state))
+
+    def _write_state(self, name: str, state: dict[str, Any]) -> None:
+        data = pack(state)
+        write_whole(self.path / "artifacts" / name, data)
+        entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+        entry |= {key: state[key] for key in ("level", "epoch", "step")}
+        self._index = [entry, *(old for old in self._index if old["file"] != name)][:2]
+        write_whole(self.path / "artifacts" / "state.json", json.dumps(self._index, indent=1).encode())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest undamaged resume state, or None when none was ever saved.
+
+        Raises:
+            RunError: states were saved, and every one of them is damaged.
+        """
+        index = self.path / "artifacts" / "state.json"
+        if not index.exists():
+            return None
+        try:
+            entries = json.loads(index.read_text())
+            files = [(entry["file"], entry["sha256"]) for entry in entries]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{index} is damaged: {error}") from error
+        for position, (name, digest) in enumerate(files):
+            path = self.path / "artifacts" / name
+            if name in ("state_0.pt", "state_1.pt") and sha256(path) == digest:
+                self._index, self._generation = entries[position:], int(name[6])
+                return load(path)
+            print(f"harness: {path} is damaged; trying the older state", file=sys.stderr)
+        raise RunError(
+            f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
+        )
+
+    # --- CSV logs ----------------------------------------------------------------------------------------------------
+
+    def add_rows(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Appends rows to ``metrics/{table}.csv`` and queues the whole file."""
+        self.tables.setdefault(table, []).extend(rows)
+        self.write_table(table)
+
+    def write_table(self, table: str) -> None:
+        """Queues ``metrics/{table}.csv`` as it now stands in memory."""
+        buffer = io.StringIO()
+        pd.DataFrame(self.tables[table], columns=_columns(table)).to_csv(buffer, index=False)
+        path = self.path / "metrics" / f"{table}.csv"
+        self.writer.submit(lambda: write_whole(path, buffer.getvalue().encode()))
+
+    def restore_tables(self, tables: dict[str, list[dict[str, Any]]]) -> None:
+        """Cuts the CSVs on disk back to `tables`: files of levels it does not know go, the rest is rewritten."""
+        self.tables = tables
+        levels = {f"level_{row['level']}_metrics" for row in tables.get("summary", [])}
+        levels |= {Path(name).name for name in tables}
+        for path in (self.path / "metrics" / "epochwise_metrics").glob("level_*_metrics.csv"):
+            if path.stem not in levels:
+                path.unlink()
+        for table in tables:
+            self.write_table(table)
+
+    def read_tables(self, before: int) -> dict[str, list[dict[str, Any]]]:
+        """The rows on disk of the levels before `before`.
+
+        Raises:
+            RunError: a CSV is damaged, or does not hold each of those levels.
+        """
+        tables = {}
+        for table in ("summary", "layerwise_density"):
+            rows = [row for row in self._read_table(table) if row["level"] < before]
+            if {row["level"] for row in rows} != set(range(before)):
+                raise RunError(f"{self.path / 'metrics' / table}.csv does not hold each of levels 0 to {before - 1}")
+            tables[table] = rows
+        return tables
+
+    def _read_table(self, table: str) -> list[dict[str, Any]]:
+        path = self.path / "metrics" / f"{table}.csv"
+        try:
+            # round_trip: figures come back as they were written, to the last bit.
+            frame = pd.read_csv(path, float_precision="round_trip")
+        except FileNotFoundError:
+            return []
+        except (ValueError, OSError) as error:
+            raise RunError(f"{path} is no readable CSV: {error}") from error
+        if list(frame.columns) != _columns(table):
+            raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(_columns(table))}")
+        return frame.to_dict("records")
+
+
+def _columns(table: str) -> list[str]:
+    return {"summary": SUMMARY_COLUMNS, "layerwise_density": LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+
+
+def layer_rows(model: nn.Module, level: int) -> list[dict[str, Any]]:
+    """One row a masked layer: its name, kept and total weights, density, and whether it is dead (none kept)."""
+    rows = []
+    for name, _, mask in masked_params(model):
+        kept, total = int(mask.count_nonzero()), mask.numel()
+        rows.append(dict(zip(LAYER_COLUMNS, (level, name, kept, total, kept / total, kept == 0))))
+    return rows

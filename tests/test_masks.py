@@ -1,0 +1,157 @@
+"""Masks: kept by the optimizer hook, with the same trajectory as multiplying by them in the forward."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from utils.conv_type import apply_masks, density, insert_masks, keep_masked, mask_gradients, masked_params
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+
+
+def random_masks(model: nn.Module, keep: float = 0.4) -> nn.Module:
+    insert_masks(model)
+    generator = torch.Generator().manual_seed(1)
+    for _, _, mask in masked_params(model):
+        mask.copy_(torch.rand(mask.shape, generator=generator) < keep)
+    return model
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-3),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-3, nesterov=True),
+    "fused nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-3, nesterov=True, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=1e-2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_trajectory_as_forward_multiply_bit_for_bit(name):
+    ours = random_masks(small_net())
+    reference = copy.deepcopy(ours)  # its weights are never masked: it multiplies in every forward
+    apply_masks(ours)
+    opt_ours, opt_ref = OPTIMIZERS[name](ours.parameters()), OPTIMIZERS[name](reference.parameters())
+    keep_masked(opt_ours, ours)
+    data = torch.Generator().manual_seed(2)
+    for step in range(25):
+        x, y = torch.randn(16, 3, 8, 8, generator=data), torch.randint(0, 5, (16,), generator=data)
+        loss_ours = F.cross_entropy(ours(x), y)
+        effective = {n: p * m for n, p, m in masked_params(reference)}
+        loss_ref = F.cross_entropy(functional_call(reference, effective, (x,)), y)
+        assert loss_ours.item() == loss_ref.item(), f"step {step}"
+        for opt, loss in ((opt_ours, loss_ours), (opt_ref, loss_ref)):
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+    for (n, p, m), (_, q, _) in zip(masked_params(ours), masked_params(reference)):
+        assert torch.equal(p, q * m), n
+        assert not p[~m].any(), n
+    for p, q in zip(ours.named_buffers(), reference.named_buffers()):
+        assert torch.equal(p[1], q[1]), p[0]
+
+
+def test_custom_loop_cannot_unmask_a_weight():
+    model = random_masks(small_net())
+    apply_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    keep_masked(optimizer, model)
+    x, y = torch.randn(8, 3, 8, 8), torch.randint(0, 5, (8,))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(5):  # LBFGS-style closures, hand-made gradients, two steps on one gradient
+        optimizer.step(closure)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.step()
+        assert all(not p[~m].any() for _, p, m in masked_params(model))
+
+
+def test_hook_follows_masks_that_change_or_are_replaced():
+    model = random_masks(small_net())
+    apply_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    keep_masked(optimizer, model)
+
+    def step():
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return all(not p[~m].any() for _, p, m in masked_params(model))
+
+    assert step()
+    _, _, mask = next(masked_params(model))
+    mask.view(-1)[:50] = False
+    assert step()
+    model[0].weight_mask = torch.zeros_like(mask)
+    assert step()
+    assert not model[0].weight.any()
+    model.to(torch.float64)
+    assert step()
+
+
+def test_masked_gradients_and_density():
+    model = random_masks(small_net())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    mask_gradients(model)
+    kept = sum(int(m.sum()) for _, _, m in masked_params(model))
+    assert sum(int(p.grad.sum()) for _, p, _ in masked_params(model)) == kept
+    assert density(model) == kept / (216 + 144 + 160)
+    assert density(insert_masks(small_net())) == 1.0
+
+
+def test_names_are_state_dict_names_and_layers_keep_their_class():
+    model = nn.ModuleDict({"conv": nn.Conv1d(2, 3, 2), "attn": nn.MultiheadAttention(8, 2), "norm": nn.LayerNorm(8)})
+    classes = [type(m) for m in model.modules()]
+    assert insert_masks(model) is model
+    assert [type(m) for m in model.modules()] == classes
+    names = [name for name, _, _ in masked_params(model)]
+    assert names == ["conv.weight", "attn.in_proj_weight", "attn.out_proj.weight"]
+    state = model.state_dict()
+    for name, param, mask in masked_params(model):
+        assert state[name].data_ptr() == param.data_ptr()
+        assert state[name + "_mask"].data_ptr() == mask.data_ptr()
+        assert mask.dtype is torch.bool and mask.shape == param.shape and mask.all()
+    plain = nn.ModuleDict({"conv": nn.Conv1d(2, 3, 2), "attn": nn.MultiheadAttention(8, 2), "norm": nn.LayerNorm(8)})
+    missing = plain.load_state_dict(state, strict=False).missing_keys
+    assert missing == []
+
+
+def test_insert_is_idempotent_and_shared_weights_count_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    insert_masks(model)
+    mask = model[0].weight_mask
+    mask[0] = False
+    insert_masks(model)
+    assert model[0].weight_mask is mask and not mask[0].any()
+    assert [name for name, _, _ in masked_params(model)] == ["0.weight"]
+
+
+def test_exclude():
+    model = insert_masks(small_net(), exclude=["0", "7.*"])
+    assert [name for name, _, _ in masked_params(model)] == ["3.weight"]
+    with pytest.raises(ValueError, match=r"prune_params.exclude: conv9 matches no layer; layers are 0.weight"):
+        insert_masks(small_net(), exclude=["conv9"])
+    with pytest.raises(ValueError, match="nothing left to prune"):
+        insert_masks(small_net(), exclude=["*"])
+    with pytest.raises(ValueError, match="no masks"):
+        density(small_net())

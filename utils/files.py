@@ -1,0 +1,131 @@
+"""Files that are there whole or not at all, and checkpoints that are data, never code."""
+
+import contextlib
+import hashlib
+import io
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class RunError(RuntimeError):
+    """The run cannot go on, for a reason its user can act on: told in one line, without a traceback."""
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Writes `path` so that a crash at any moment leaves the old file or the new one.
+
+    To a temporary name in the same folder, fsync, rename, fsync of the folder.
+
+    Raises:
+        RunError: the disk is full, read-only or gone; the old file still stands and the temporary one is removed.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sweep_parts(folder: Path) -> None:
+    """Removes the temporary files that a killed `write_whole` left anywhere below `folder`."""
+    for part in folder.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def pack(obj: Any) -> memoryview:
+    """The bytes of ``torch.save(obj)``."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getbuffer()
+
+
+def load(path: Path) -> Any:
+    """A checkpoint's content, on the CPU; only tensors and plain containers, so a hostile file cannot run code.
+
+    Raises:
+        RunError: the file is missing, truncated, or no checkpoint of tensors.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except Exception as error:  # torch.load raises a different class for each way a file can be damaged
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(f"{path} is no readable checkpoint: {reason}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    except OSError:
+        return ""
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class BackgroundWriter:
+    """Runs writes one after another in a thread of its own, in the order they were asked for.
+
+    A write that fails is raised by the next `submit` or by `flush`, and the writes queued behind it are dropped: none
+    of them may tell of a file that is not there.
+    """
+
+    def __init__(self, depth: int = 2):
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                if job is None:
+                    return
+                if self._error is None:
+                    job()
+            except BaseException as error:  # handed to the main thread, which raises it
+                self._error = error
+            finally:
+                self._jobs.task_done()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Queues `job`; waits while `depth` jobs are already waiting, which bounds the memory of snapshots."""
+        if self._error is not None:
+            raise self._error
+        self._jobs.put(job)
+
+    def flush(self) -> None:
+        """Waits until everything is on disk."""
+        self._jobs.join()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Writes what is queued and ends the thread; raises nothing."""
+        self._jobs.put(None)
+        self._thread.join()

@@ -1,0 +1,93 @@
+"""What a resume state holds of a run in progress, and how a run is taken up from one."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness_utils import cpu_copy, load_masks, load_weights
+from utils.conv_type import density
+
+if TYPE_CHECKING:
+    from harness import Harness
+
+# Plain values of the harness that say where it stands.
+FIELDS = ("level", "begun", "epoch", "initial_density", "best", "seconds", "last")
+
+
+def capture(harness: "Harness", mid_epoch: dict[str, Any] | None = None) -> dict[str, Any]:
+    """CPU copies of all that `restore` needs: weights, masks, BN, optimizer, position and best accuracy (rank 0)."""
+    return {
+        **{name: cpu_copy(getattr(harness, name)) for name in FIELDS},
+        "step": mid_epoch["step"] if mid_epoch else 0,
+        "mid_epoch": mid_epoch,
+        "model": cpu_copy(harness.model.state_dict()),
+        "optimizer": cpu_copy(harness.trainer.optimizer_state_dict()),
+    }
+
+
+def capture_epoch(harness: "Harness") -> dict[str, Any] | None:
+    """What the epoch in progress has counted and drawn, summed or gathered over the ranks (all must call it)."""
+    tally, ctx = harness.tally, harness.ctx
+    if tally is None or tally.step == 0:
+        return None
+    harness.trainer.sync_statistics()
+    rng = {"cpu": torch.get_rng_state()}
+    if ctx.device.type == "cuda":
+        rng["cuda"] = torch.cuda.get_rng_state(ctx.device)
+    return {
+        "step": tally.step,
+        "losses": ctx.sum(tally.losses.clone()).cpu(),
+        "correct": int(ctx.sum(tally.correct.clone())),
+        "rng": ctx.gather_objects(rng),
+    }
+
+
+def restore(harness: "Harness") -> None:
+    """Takes up the run being resumed: its last state, or level L-1's checkpoint with ``resume_level: L``.
+
+    Does nothing in a fresh run, and starts from the beginning one that was killed before its first state was saved.
+    """
+    e, run = harness.cfg.experiment_params, harness.run
+    if not e.resume_expt_name:
+        return
+    state = None
+    if run:
+        state = _from_level(harness, e.resume_level) if e.resume_level else run.load_state()
+    state = harness.ctx.broadcast_object(state)
+    if state is None:
+        return
+    load_weights(harness.model, state["model"], "the saved state")
+    load_masks(harness.model, state["model"])
+    for name in FIELDS:
+        setattr(harness, name, state[name])
+    if harness.begun:
+        harness.trainer.restart(state["optimizer"])
+    if run:
+        run.restore_tables(state["tables"])
+        harness.bar.update(harness.level)
+    if state["mid_epoch"]:
+        _restore_epoch(harness, state["mid_epoch"])
+
+
+def _restore_epoch(harness: "Harness", mid_epoch: dict[str, Any]) -> None:
+    ctx = harness.ctx
+    harness.tally = tally = harness.trainer.new_tally()
+    tally.step = mid_epoch["step"]
+    if ctx.is_main:  # the counts were summed over the ranks
+        tally.losses.copy_(mid_epoch["losses"])
+        tally.correct.fill_(mid_epoch["correct"])
+    if ctx.rank < len(mid_epoch["rng"]):
+        rng = mid_epoch["rng"][ctx.rank]
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and ctx.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], ctx.device)
+
+
+def _from_level(harness: "Harness", level: int) -> dict[str, Any]:
+    run = harness.run
+    assert run is not None
+    load_masks(harness.model, run.load_checkpoint("init"))
+    position = {"level": level, "begun": False, "epoch": 0, "best": 0.0, "seconds": 0.0, "last": {}}
+    position["initial_density"] = density(harness.model)  # d0 is the density of model_init's masks
+    model = run.load_checkpoint(f"level_{level - 1}")
+    return {**position, "model": model, "mid_epoch": None, "tables": run.read_tables(before=level)}

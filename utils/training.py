@@ -1,0 +1,191 @@
+"""Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from harness_params import Config
+from utils.conv_type import MASK_SUFFIX, keep_masked, mask_gradients
+from utils.dataset import Data
+from utils.distributed import Context
+from utils.files import RunError
+from utils.schedulers import Timeline, learning_rate
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What ``experiment_params.precision`` means on this device; None is plain float32.
+
+    auto: bfloat16 where the hardware multiplies it (on a CPU: AVX512-BF16 or AMX), float32 elsewhere.
+
+    Raises:
+        ValueError: fp16 on a CPU, where it would be slow and overflow unscaled.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("experiment_params.precision: fp16 needs a GPU; allowed here: auto, fp32, bf16")
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
+    """SGD, fused, with the masks kept after every step (`keep_masked`)."""
+    o = cfg.optimizer
+    norms = {
+        id(p) for m in model.modules() if isinstance(m, _NormBase | nn.LayerNorm | nn.GroupNorm) for p in m.parameters()
+    }
+    bare = norms if o.no_decay_bn else set()
+    groups = [{"params": [p for p in model.parameters() if id(p) not in bare], "weight_decay": o.weight_decay}]
+    if bare:
+        groups.append({"params": [p for p in model.parameters() if id(p) in bare], "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    keep_masked(optimizer, model)
+    return optimizer
+
+
+@dataclass
+class Tally:
+    """What an epoch has counted so far, on the device, so that no step waits for it.
+
+    Attributes:
+        losses: (steps,) this rank's part of each step's mean loss over the global batch.
+        correct: (), images classified right by this rank.
+        step: steps done.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    step: int = 0
+
+
+class Trainer:
+    """One network with its optimizer, trained epoch by epoch.
+
+    Attributes:
+        model: the bare network: what is pruned, saved and evaluated.
+        net: the same, wrapped for gradient averaging when there are several processes.
+        optimizer: SGD of the level in progress; `restart` makes a fresh one.
+    """
+
+    def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
+        self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
+        self.dtype = autocast_dtype(cfg.experiment_params.precision, ctx.device)
+        if cfg.experiment_params.compile == "on" or (
+            cfg.experiment_params.compile == "auto" and ctx.device.type == "cuda"
+        ):
+            model.compile(dynamic=False)  # in place: the state_dict keeps its names
+        self.net = ctx.wrap(model)
+        self.timeline = Timeline(
+            epochs=cfg.experiment_params.epochs_per_level,
+            steps_per_epoch=data.train.steps_per_epoch,
+            warmup_epochs=cfg.optimizer.warmup_epochs,
+            milestones=tuple(cfg.optimizer.milestones),
+            gamma=cfg.optimizer.gamma,
+            floor=cfg.optimizer.lr_min / cfg.optimizer.lr,
+        )
+        self.restart()
+
+    def restart(self, optimizer_state: dict[str, Any] | None = None) -> None:
+        """A fresh optimizer, or one that goes on from `optimizer_state` (of `optimizer_state_dict`)."""
+        self.optimizer = make_optimizer(self.cfg, self.model)
+        self.scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=self.dtype is torch.float16)
+        if optimizer_state is not None:
+            self.optimizer.load_state_dict(optimizer_state["sgd"])
+            self.scaler.load_state_dict(optimizer_state["scaler"])
+
+    def optimizer_state_dict(self) -> dict[str, Any]:
+        """Momentum and loss scale: what `restart` needs to go on."""
+        return {"sgd": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def rate(self, epoch: int, step: int = 0) -> float:
+        """Learning rate of a step; 0-based epoch of the schedule and step of the epoch."""
+        place = epoch * self.timeline.steps_per_epoch + step
+        return learning_rate(self.cfg.optimizer.scheduler_type, self.cfg.optimizer.lr, place, self.timeline)
+
+    def new_tally(self) -> Tally:
+        """Zeros, for the start of an epoch."""
+        losses = torch.zeros(self.timeline.steps_per_epoch, device=self.ctx.device)
+        return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device))
+
+    def train_epoch(self, level: int, epoch: int, tally: Tally, stop: Callable[[int], bool]) -> bool:
+        """Trains from step ``tally.step`` to the epoch's end; counts into `tally`.
+
+        Args:
+            stop: asked after each step, with the steps done; True ends the epoch there.
+
+        Returns:
+            whether the epoch was finished.
+        """
+        o, train, device = self.cfg.optimizer, self.data.train, self.ctx.device
+        self.model.train()
+        for images, labels in train.batches(level, epoch, tally.step):
+            rate = self.rate(epoch, tally.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.net(images)
+                # Sum over this rank's images / global count: the global mean, however unequal the ranks' shares.
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=o.label_smoothing)
+                loss = loss / train.global_batch(tally.step)
+            # DDP averages gradients over the ranks, where a sum is wanted.
+            self.scaler.scale(loss * self.ctx.world if self.ctx.world > 1 else loss).backward()
+            if o.grad_clip:
+                self.scaler.unscale_(self.optimizer)
+                mask_gradients(self.model)
+                nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            tally.losses[tally.step] = loss.detach()
+            tally.correct += (logits.detach().argmax(1) == labels).sum()
+            tally.step += 1
+            if stop(tally.step):
+                break
+        return tally.step == self.timeline.steps_per_epoch
+
+    def epoch_result(self, level: int, epoch: int, tally: Tally) -> tuple[float, float]:
+        """(mean training loss over the epoch's images, training accuracy in percent), summed over the ranks.
+
+        Raises:
+            RunError: a step's loss was not finite; tells level, epoch and step.
+        """
+        train = self.data.train
+        losses = self.ctx.sum(tally.losses.double())
+        correct = self.ctx.sum(tally.correct.clone())
+        # The epoch's one wait for the device.
+        losses, right = losses.tolist(), int(correct)
+        for step, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
+        sizes = [train.global_batch(step) for step in range(len(losses))]
+        return math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes), 100 * right / sum(sizes)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks.
+
+        BN running statistics are taken from rank 0 first, so that all ranks evaluate, and rank 0 saves, one network.
+        """
+        self.sync_statistics()
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ctx.device)
+        for images, labels in self.data.test.batches():
+            with torch.autocast(self.ctx.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.model(images)
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
+        loss, right = self.ctx.sum(sums).tolist()
+        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+
+    def sync_statistics(self) -> None:
+        """Overwrites every rank's BN running statistics with rank 0's."""
+        self.ctx.broadcast_tensors([b for name, b in self.model.named_buffers() if not name.endswith(MASK_SUFFIX)])
