@@ -172,9 +172,7 @@ _FIRST_CONV_INIT: dict[type[nn.Module], Callable[[nn.Conv2d], object]] = {
     models.SqueezeNet: lambda conv: nn.init.kaiming_uniform_(conv.weight),
     models.SwinTransformer: nn.Conv2d.reset_parameters,
     models.VGG: lambda conv: _fan_out(conv.weight),
-    models.VisionTransformer: lambda conv: nn.init.trunc_normal_(
-        conv.weight, std=math.sqrt(1 / conv.weight[0].numel())
-    ),
+    models.VisionTransformer: lambda conv: nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5),
 }
 
 
