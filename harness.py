@@ -33,7 +33,7 @@ from utils.distributed import Context, WorkerFailure
 from utils.files import RunError
 from utils.models import create_model
 from utils.order import stable_seed
-from utils.pruning_utils import prune
+from utils.pruning_utils import CRITERIA, prune
 from utils.run_directory import check_run_directory, open_run
 from utils.signals import Stopped, StopRequest
 from utils.training import Tally, Trainer
@@ -92,14 +92,19 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_d
         initial_density: d0, what pruning at initialization left (1 without it).
     """
     p, seed = cfg.prune_params, cfg.experiment_params.seed
-    method, target = (p.er_method, p.er_init) if level == 0 else (p.prune_method, None)
+    if level == 0:
+        method, target = p.er_method, p.er_init
+    else:
+        method, target = p.prune_method, initial_density * (1 - p.prune_rate) ** level
     if method == NO_METHOD:
         return
+    # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
+    needs_batches = method in CRITERIA and CRITERIA[method].needs_batches
     prune(
         model,
         method,
         target,
-        batches=data.train.score_batches(level, p.score_batches),
+        batches=data.train.score_batches(level, p.score_batches) if needs_batches else None,
         generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
         rounds=p.synflow_rounds,
         dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],

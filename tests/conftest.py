@@ -1,0 +1,111 @@
+"""Shared by the tests that run the harness as its users do: through the command line, on real data."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+# scikit-learn's real digits, small enough that a level of two epochs takes well under a second.
+SMALL = {
+    "model_params.model_name": "lenet_300_100",
+    "dataset.dataset_name": "Digits",
+    "dataset.batch_size": 128,
+    "prune_params.num_levels": 3,
+    "prune_params.rewind_epoch": 1,
+    "prune_params.prune_rate": 0.5,
+    "experiment_params.epochs_per_level": 3,
+    "experiment_params.precision": "fp32",
+    "optimizer.lr": 0.1,
+    "optimizer.warmup_epochs": 1,
+    "dist_params.nproc": 1,
+}
+
+
+@dataclass
+class Finished:
+    """A harness run that has ended."""
+
+    path: Path
+    status: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        lines = self.err.strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def csv(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.path / "metrics" / f"{name}.csv", float_precision="round_trip")
+
+    def checkpoint(self, name: str) -> dict[str, torch.Tensor]:
+        return torch.load(self.path / "checkpoints" / f"model_{name}.pt", weights_only=True)
+
+    def assert_same_figures(self, other: "Finished") -> None:
+        """Weights, masks and every CSV figure but times are equal, bit for bit."""
+        mine = sorted(p.relative_to(self.path) for p in self.path.rglob("model_*.pt"))
+        assert mine == sorted(p.relative_to(other.path) for p in other.path.rglob("model_*.pt"))
+        for name in mine:
+            a = torch.load(self.path / name, weights_only=True)
+            b = torch.load(other.path / name, weights_only=True)
+            assert a.keys() == b.keys()
+            different = [key for key in a if not torch.equal(a[key], b[key])]
+            assert not different, f"{name}: {different}"
+        tables = sorted(p.relative_to(self.path) for p in self.path.rglob("*.csv"))
+        assert tables == sorted(p.relative_to(other.path) for p in other.path.rglob("*.csv"))
+        for name in tables:
+            a, b = (pd.read_csv(p / name, float_precision="round_trip") for p in (self.path, other.path))
+            times = [c for c in ("seconds", "images_per_second") if c in a]
+            pd.testing.assert_frame_equal(a.drop(columns=times), b.drop(columns=times), check_exact=True)
+
+
+class Launcher:
+    """Starts harness.py in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def command(self, name: str, *words: str, program: tuple[str, ...] = ("harness.py",), **options) -> list[str]:
+        values = {**SMALL, "experiment_params.base_dir": self.folder, "experiment_params.expt_name": name, **options}
+        return [sys.executable, *program, *(f"--{k}={v}" for k, v in values.items() if v is not None), *words]
+
+    def start(self, name: str, *words: str, env: dict | None = None, **options) -> subprocess.Popen:
+        """Starts a run in its own session, so that a test can look for what it leaves behind."""
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        return subprocess.Popen(
+            self.command(name, *words, **options), cwd=ROOT, env={**environment, **(env or {})}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, name: str, process: subprocess.Popen, timeout: float = 120) -> Finished:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"run {name} did not end within {timeout} s\n{out}\n{err}")
+        return Finished(self.folder / name, process.returncode, out, err)
+
+    def __call__(self, name: str, *words: str, status: int = 0, **options) -> Finished:
+        done = self.finish(name, self.start(name, *words, **options))
+        assert done.status == status, f"exit {done.status}\n{done.out}\n{done.err}"
+        return done
+
+
+@pytest.fixture
+def launch(tmp_path) -> Launcher:
+    return Launcher(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_launch(tmp_path_factory) -> Launcher:
+    """For runs that several tests of a module look at."""
+    return Launcher(tmp_path_factory.mktemp("runs"))
