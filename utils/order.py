@@ -91,3 +91,40 @@ def score_steps(num_batches: int, num_images: int, batch_size: int) -> range:
             f"{batch_size} in {num_images} training images"
         )
     return range(num_batches)
+
+
+class EpochPlan:
+    """What every training loader says about its epochs: how many images and steps, and this rank's part of each step.
+
+    Attributes:
+        num_images: in the whole training set.
+        batch_size: of the global batch, over all ranks; at most num_images.
+        steps_per_epoch: optimizer steps.
+
+    Raises:
+        ValueError: see `check_shares`.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, drop_last: bool, seed: int, rank: int, world: int):
+        check_shares(num_images, batch_size, drop_last, world)
+        self.num_images, self.batch_size = num_images, min(batch_size, num_images)
+        self.steps_per_epoch = steps_per_epoch(num_images, batch_size, drop_last)
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def global_batch(self, step: int) -> int:
+        """Images in the global batch of `step`, over all ranks."""
+        return global_batch(step, self.num_images, self.batch_size)
+
+    def places(self, start_step: int = 0) -> list[slice]:
+        """This rank's places in the epoch's order, a slice a step, from `start_step` on."""
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step {start_step} is not one of an epoch's steps, 0 to {self.steps_per_epoch}")
+        return [
+            rank_places(step, self.num_images, self.batch_size, self.rank, self.world)
+            for step in range(start_step, self.steps_per_epoch)
+        ]
+
+    def score_places(self, num_batches: int) -> list[slice]:
+        """The places of the first full global batches, whole: the same on every rank. Raises as `score_steps`."""
+        steps = score_steps(num_batches, self.num_images, self.batch_size)
+        return [rank_places(step, self.num_images, self.batch_size) for step in steps]

@@ -1,0 +1,190 @@
+"""Trees of images too big for memory: decoded, cropped and resized by torchvision v2 in a DataLoader's workers.
+
+Workers start once and live through all epochs and levels. They hand over uint8; normalisation is the device's work.
+The key of an item says all it needs, its index and the seed of its own augmentation, so that nothing depends on which
+worker takes it, nor on what that worker did before.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+
+from utils.image_tree import Split, open_image
+from utils.memory_loader import Normalizer
+from utils.order import EpochPlan, epoch_order, share, stable_seed
+
+# Evaluation at S pixels: the shorter side is resized to S * 256/224 and the middle is taken (Krizhevsky et al. 2012).
+RESIZE_RATIO = 256 / 224
+# Random crops cover 8% to 100% of the image, at 3:4 to 4:3 (Szegedy et al. 2015, section 6).
+CROP_AREA, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+
+Key = tuple[int, int]  # index of the image, seed of its augmentation
+Batch = tuple[Tensor, Tensor]
+
+
+def random_crop_box(height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of random area and ratio; the middle, at the nearest ratio, if none fits."""
+    for _ in range(CROP_TRIES):
+        area = height * width * rng.uniform(*CROP_AREA)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            return rng.randint(0, height - crop_height), rng.randint(0, width - crop_width), crop_height, crop_width
+    ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
+    crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def evaluation_view(image: Image.Image, size: int) -> Image.Image:
+    """The middle `size` x `size` pixels, after resizing the shorter side to size * 256/224."""
+    return F.center_crop(F.resize(image, [round(size * RESIZE_RATIO)], antialias=True), [size, size])
+
+
+class FolderImages(Dataset):
+    """Decoded uint8 images (size, size, 3) with their labels; in place of an image that cannot be read, the fault.
+
+    A fault is handed over as a str rather than raised: DataLoader would wrap it in the worker's traceback.
+    """
+
+    def __init__(self, split: Split, size: int, crop: bool, flip: bool):
+        self.split, self.size, self.crop, self.flip = split, size, crop, flip
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, int] | str:
+        index, seed = key
+        try:
+            image = open_image(self.split.path(index))
+        except ValueError as error:
+            return str(error)
+        # One generator an image: Python's, whose stream is fixed by its documentation, not the worker's global one.
+        rng = Random(seed)
+        if self.crop:
+            image = F.resized_crop(
+                image, *random_crop_box(image.height, image.width, rng), [self.size, self.size], antialias=True
+            )
+        else:
+            image = evaluation_view(image, self.size)
+        if self.flip and rng.random() < 0.5:
+            image = F.horizontal_flip(image)
+        return np.asarray(image), int(self.split.labels[index])
+
+    def __len__(self) -> int:
+        return len(self.split.files)
+
+
+def _collate(items: list[tuple[np.ndarray, int] | str]) -> Batch | str:
+    faults = [item for item in items if isinstance(item, str)]
+    if faults:
+        return faults[0]
+    pixels = torch.from_numpy(np.stack([image for image, _ in items]))
+    return pixels.view(len(items), -1), torch.tensor([label for _, label in items])
+
+
+class _Pass:
+    """The batch sampler: batches of keys of the pass that is about to begin."""
+
+    def __init__(self):
+        self.batches: Iterable[list[Key]] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self.batches)
+
+
+class _Reader:
+    """One DataLoader and its workers, which one pass after another goes through."""
+
+    def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
+        self.normalize, self.device = normalize, normalize.factor.device
+        self.todo, self.passes = _Pass(), 0
+        self.loader = DataLoader(
+            images,
+            batch_sampler=self.todo,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            # DataLoader draws a seed for each pass; with a generator of its own the global one stays untouched.
+            generator=torch.Generator(),
+        )
+
+    def read(self, batches: Iterable[list[Key]]) -> Iterator[Batch]:
+        """Normalised images and labels of each batch of keys.
+
+        Raises:
+            ValueError: an image cannot be read; names the file.
+        """
+        self.passes += 1
+        this_pass, self.todo.batches = self.passes, batches
+        for batch in self.loader:
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            yield self.normalize(pixels), labels
+            # Persistent workers serve one pass: going on with an older one would take batches of the newer.
+            if self.passes != this_pass:
+                raise RuntimeError("these batches ended when other batches of the same loader were asked for")
+
+    def close(self) -> None:
+        """Ends the workers now rather than when the garbage collector comes by."""
+        workers, self.loader._iterator = self.loader._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+
+class FolderTrainLoader(EpochPlan):
+    """Training batches from a tree of images.
+
+    Args:
+        size: pixels, height and width.
+        crop: random area and ratio (otherwise the evaluation view); flip: mirror left to right with probability 1/2.
+        plan: keyword arguments of `EpochPlan` except num_images.
+    """
+
+    def __init__(
+        self, split: Split, size: int, normalize: Normalizer, crop: bool, flip: bool, num_workers: int, **plan
+    ):
+        super().__init__(num_images=len(split.files), **plan)
+        self.reader = _Reader(FolderImages(split, size, crop, flip), normalize, num_workers)
+
+    def _keys(self, level: int, epoch: int, parts: list[slice]) -> Iterator[list[Key]]:
+        order = epoch_order(self.num_images, self.seed, level, epoch).tolist()
+        for part in parts:
+            places = range(part.start, part.stop)
+            yield [(order[place], stable_seed(self.seed, level, epoch, place)) for place in places]
+
+    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
+        return self.reader.read(self._keys(level, epoch, self.places(start_step)))
+
+    def score_batches(self, level: int, num_batches: int) -> list[Batch]:
+        """The first full global batches of epoch 0 of the level, the same on every rank."""
+        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches))))
+
+    def close(self) -> None:
+        self.reader.close()
+
+
+class FolderTestLoader:
+    """Test batches: this rank's contiguous part of the test set, in the set's own order, every image once."""
+
+    def __init__(
+        self, split: Split, size: int, normalize: Normalizer, batch_size: int, num_workers: int, rank: int, world: int
+    ):
+        self.num_images, self.batch_size = len(split.files), batch_size
+        self.part = share(self.num_images, rank, world)
+        self.reader = _Reader(FolderImages(split, size, crop=False, flip=False), normalize, num_workers)
+
+    def batches(self) -> Iterator[Batch]:
+        """float32 (N, 3, H, W) and int64 (N,); no batch at all on a rank that has no image."""
+        starts = range(self.part.start, self.part.stop, self.batch_size)
+        keys = ([(i, 0) for i in range(a, min(a + self.batch_size, self.part.stop))] for a in starts)
+        return self.reader.read(keys)
+
+    def close(self) -> None:
+        self.reader.close()

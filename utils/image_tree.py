@@ -1,0 +1,155 @@
+"""Trees of image files, ``train/CLASS/*`` with ``val/CLASS/*`` or ``test/CLASS/*``: finding and decoding them."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Pixel formats that hold 8 bits a channel, or fewer: others (16 bits, floats) would be clipped on the way to RGB.
+EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
+SPLITS = {True: ("train",), False: ("val", "test")}
+
+
+class UnequalSizes(ValueError):
+    """Images that do not fit into one array."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Image files of one split, class by class, sorted within each; labels count through the sorted class names."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    files: (
+        np.ndarray
+    )  # bytes (N,): one array, which workers share; a list of str they would copy by counting references
+    labels: np.ndarray  # int64 (N,)
+
+    def path(self, index: int) -> Path:
+        return self.folder / os.fsdecode(self.files[index])
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder, sorted, without hidden files (.DS_Store and the like)."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise ValueError(f"dataset.data_root: cannot read {folder}: {error.strerror}") from error
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of all files below `folder`, relative to its parent. Every one must be named like an image."""
+    known = Image.registered_extensions()
+    found = []
+    for name in _names(folder):
+        path = folder / name
+        if path.is_dir():
+            found += [f"{folder.name}/{below}" for below in _files_below(path)]
+        elif not path.exists():
+            raise ValueError(f"dataset.data_root: {path} is a broken link")
+        elif path.suffix.lower() not in known:
+            raise ValueError(f"dataset.data_root: {path} is not an image file (by its name)")
+        else:
+            found.append(f"{folder.name}/{name}")
+    return found
+
+
+def find_split(root: Path, train: bool) -> Split:
+    """Lists the files of the training or the test split.
+
+    Raises:
+        ValueError: naming dataset.data_root and the folder or file at fault.
+    """
+    folders = [root / name for name in SPLITS[train]]
+    folder = next((path for path in folders if path.is_dir()), None)
+    if folder is None:
+        raise ValueError(
+            f"dataset.data_root: no folder {' or '.join(str(path.absolute()) for path in folders)}; "
+            "images are expected in train/CLASS/ and val/CLASS/ (or test/CLASS/)"
+        )
+    folder = folder.absolute()
+    # Plain files beside the class folders (an archive, a list of names) belong to no class.
+    classes = [name for name in _names(folder) if not (folder / name).is_file()]
+    if not classes:
+        raise ValueError(f"dataset.data_root: no class folder in {folder}; images are expected in {folder}/CLASS/")
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        found = _files_below(folder / name)
+        if not found:
+            raise ValueError(f"dataset.data_root: class folder {folder / name} holds no image")
+        files += found
+        labels += [label] * len(found)
+    return Split(folder, tuple(classes), np.array([os.fsencode(f) for f in files]), np.array(labels, dtype=np.int64))
+
+
+def find_tree(root: Path) -> tuple[Split, Split]:
+    """The training and the test split, which must have the same classes."""
+    train, test = find_split(root, True), find_split(root, False)
+    if train.classes != test.classes:
+        missing = sorted(set(train.classes) - set(test.classes))
+        extra = sorted(set(test.classes) - set(train.classes))
+        faults = [f"no class {', '.join(missing)}"] * bool(missing)
+        faults += [f"class {', '.join(extra)}, which training does not know"] * bool(extra)
+        raise ValueError(f"dataset.data_root: {test.folder} has {' and has '.join(faults)}")
+    return train, test
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image, decoded, as RGB of 8 bits.
+
+    Raises:
+        ValueError: naming the file, which cannot be read or is not such an image.
+    """
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(file)
+            if image.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"its pixel format {image.mode} does not fit into 8 bits a channel")
+            return image.convert("RGB")
+    except Exception as error:
+        # Decoders raise whatever damaged bytes lead them to (OSError, SyntaxError, struct.error, ...).
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"dataset.data_root: {path} is not a readable image: {why}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width), from the file's header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"dataset.data_root: {path} is not a readable image: {error}") from error
+
+
+def decode_split(split: Split, size: tuple[int, int], threads: int) -> np.ndarray:
+    """All images as one uint8 array (N, H, W, 3).
+
+    Raises:
+        UnequalSizes: an image is not (height, width) = `size`.
+        ValueError: an image cannot be read.
+    """
+    out = np.empty((len(split.files), *size, 3), dtype=np.uint8)
+
+    def decode(part: Sequence[int]) -> None:
+        for index in part:
+            image = open_image(split.path(index))
+            if (image.height, image.width) != size:
+                raise UnequalSizes(
+                    f"dataset.data_root: {split.path(index)} is {image.width}x{image.height} pixels, others are "
+                    f"{size[1]}x{size[0]}: images held in memory need one size; set dataset.loader: torchvision"
+                )
+            out[index] = np.asarray(image)
+
+    chunks = [range(start, min(start + 256, len(out))) for start in range(0, len(out), 256)]
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for _ in pool.map(decode, chunks):
+            pass
+    finally:
+        # After a fault the chunks still waiting are not worth decoding.
+        pool.shutdown(cancel_futures=True)
+    return out
