@@ -1,0 +1,274 @@
+"""harness_params: what is accepted, the shipped and the older files, notes, help."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness_params import SCHEMA, dump_yaml, load_config, make_config
+from utils.config_checks import DATASET_CLASSES, METHODS, NO_METHOD
+from utils.schedulers import SCHEDULES
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+ORIGINALS = sorted((Path(__file__).parent / "original_layout").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(text) -> the words that load it as a config file."""
+
+    def _write(text: str | bytes) -> list[str]:
+        path = tmp_path / "x.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return ["--config", str(path)]
+
+    return _write
+
+
+def test_defaults_are_the_embedded_config():
+    plain = load_config([])
+    assert (plain.dataset.dataset_name, plain.model_params.model_name) == ("Digits", "lenet_300_100")
+    assert plain.experiment_params.training_type == "imp"
+    assert plain == make_config() == load_config(["--config", str(ROOT / "configs" / "digits_lenet.yaml")])
+    assert plain.notes == ()
+
+
+def test_yaml_is_not_guessed_at(write):
+    cfg = load_config(
+        write(
+            "optimizer: {lr: 5e-4, weight_decay: 1E-4, warmup_epochs: .5, milestones: [0.5, 15]}\n"
+            "experiment_params: {seed: 010, compile: on, expt_name: 2024-01-01, deterministic: 'true'}\n"
+            "dataset: {os_cache: off, loader: ffcv, dataset_name: imagenet, drop_last: 1, batch_size: '64'}\n"
+            "prune_params: {exclude: [fc*, 'conv1']}\n"
+        )
+    )
+    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.warmup_epochs) == (5e-4, 1e-4, 0.5)
+    assert cfg.optimizer.milestones == (0.5, 15.0)
+    assert (cfg.experiment_params.seed, cfg.experiment_params.compile) == (10, "on")
+    assert cfg.experiment_params.expt_name == "2024-01-01"
+    assert cfg.experiment_params.deterministic is True
+    assert (cfg.dataset.os_cache, cfg.dataset.drop_last, cfg.dataset.batch_size) == ("off", True, 64)
+    assert cfg.prune_params.exclude == ("fc*", "conv1")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("False", False), ("false", False), ("0", False), ("FALSE", False), ("True", True), ("true", True), ("1", True)],
+)
+def test_booleans_are_read_strictly(write, word, value):
+    assert load_config([f"--experiment_params.channels_last={word}"]).experiment_params.channels_last is value
+    assert load_config(["--experiment_params.channels_last", word]).experiment_params.channels_last is value
+    assert load_config(write(f"experiment_params: {{channels_last: {word}}}")).experiment_params.channels_last is value
+    assert (
+        load_config(write(f"experiment_params: {{channels_last: '{word}'}}")).experiment_params.channels_last is value
+    )
+
+
+def test_command_line_wins_and_leaves_the_rest(write):
+    words = write("optimizer: {lr: 0.3, momentum: 0.8}\nprune_params: {prune_rate: 0.5}")
+    cfg = load_config(
+        [*words, "--optimizer.lr", "3", "--prune_params.exclude=fc*,conv1", "--optimizer.milestones=[5,10]"]
+    )
+    assert (cfg.optimizer.lr, cfg.optimizer.momentum, cfg.prune_params.prune_rate) == (3.0, 0.8, 0.5)
+    assert isinstance(cfg.optimizer.lr, float)
+    assert cfg.prune_params.exclude == ("fc*", "conv1")
+    assert cfg.optimizer.milestones == (5.0, 10.0)
+    assert load_config([]) == make_config(), "nothing is kept between calls"
+    assert load_config([*words, "--optimizer.lr=-1=-1"][:2]).optimizer.lr == 0.3
+
+
+def test_environment_is_not_read(monkeypatch):
+    for name in ("optimizer.lr", "OPTIMIZER.LR", "optimizer_lr", "lr"):
+        monkeypatch.setitem(os.environ, name, "7")
+    assert load_config([]).optimizer.lr == 0.1
+    assert load_config(["--optimizer.lr=0.2"]).optimizer.lr == 0.2
+
+
+def test_data_set_names_in_any_case():
+    for name in DATASET_CLASSES:
+        assert make_config({"dataset": {"dataset_name": name.lower()}}).dataset.dataset_name == name
+
+
+def test_home_directory_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert make_config({"experiment_params": {"base_dir": "~/runs"}}).experiment_params.base_dir == f"{tmp_path}/runs"
+    assert make_config({"dataset": {"data_root": tmp_path}}).dataset.data_root == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["--prune_params.er_init=0.105"], "prune_params.er_init"),
+        (["--prune_params.er_method=synflow"], "prune_params.er_method"),
+        (["--prune_params.rewind_epoch=10"], "prune_params.rewind_epoch"),
+        (["--prune_params.synflow_rounds=5"], "prune_params.synflow_rounds"),
+        (["--prune_params.score_batches=5"], "prune_params.score_batches"),
+        (["--prune_params.score_dtype=float64"], "prune_params.score_dtype"),
+        (["--optimizer.lr_min=0.01"], "optimizer.lr_min"),
+        (["--optimizer.lr_min=0.01", "--optimizer.scheduler_type=Constant"], "optimizer.lr_min"),
+        (["--optimizer.gamma=0.5", "--optimizer.scheduler_type=CosineLRWarmup"], "optimizer.gamma"),
+        (["--dataset.num_workers=2"], "dataset.num_workers"),
+        (["--dataset.os_cache=on"], "dataset.os_cache"),
+        (["--dataset.download=false"], "dataset.download"),
+        (["--dist_params.nproc=2", "--dist_params.distributed=false"], "dist_params.nproc"),
+        (
+            ["--experiment_params.expt_name=a", "--experiment_params.resume_expt_name=b"],
+            "experiment_params.expt_name",
+        ),
+    ],
+)
+def test_options_without_effect_are_noted(words, path):
+    cfg = load_config(words)
+    (note,) = [note for note in cfg.notes if "has no effect" in note]
+    value = next(word for word in words if path in word).partition("=")[2]
+    assert note.startswith(f"{path}: {value} has no effect: ")
+    assert cfg == make_config(cfg.to_dict()), "notes are no part of a config"
+    assert "notes" not in cfg.to_dict()
+
+
+def test_options_with_effect_are_not_noted():
+    words = [
+        "--prune_params.er_method=synflow",
+        "--prune_params.er_init=0.5",
+        "--prune_params.synflow_rounds=5",
+        "--prune_params.prune_method=snip",
+        "--prune_params.score_batches=2",
+        "--experiment_params.training_type=wr",
+        "--prune_params.rewind_epoch=3",
+        "--optimizer.scheduler_type=TriangularSchedule",
+        "--optimizer.lr_min=0.01",
+        "--dataset.dataset_name=ImageFolder",
+        "--dataset.num_workers=5",
+    ]
+    assert load_config(words).notes == ()
+
+
+def test_a_dumped_config_is_quiet(write):
+    """It sets every option, most of them at their defaults: no news."""
+    assert load_config(write(dump_yaml(make_config()))).notes == ()
+
+
+def test_original_layout_is_all_there():
+    assert [path.stem for path in ORIGINALS] == [
+        f"{s}_{t}" for s in ("cifar100", "cifar10", "imagenet") for t in ("lrr", "wr")
+    ]
+
+
+@pytest.mark.parametrize("path", ORIGINALS, ids=lambda path: path.stem)
+def test_original_layout(path):
+    cfg = load_config(["--config", str(path)])
+    given = yaml.safe_load(path.read_text())
+    e = given["experiment_params"]
+    assert cfg.model_params.model_name == "resnet18"
+    assert cfg.dataset.dataset_name == given["dataset"]["dataset_name"]
+    assert cfg.dataset.batch_size == given["dataset"]["batch_size"]
+    assert cfg.dataset.num_workers == given["dataset"]["num_workers"]
+    assert cfg.experiment_params.training_type == path.stem.split("_")[1]
+    assert cfg.experiment_params.epochs_per_level == e["epochs_per_level"]
+    assert cfg.prune_params.num_levels == {**given["prune_params"], **e}.get(
+        "num_levels", given["prune_params"].get("num_levels")
+    )
+    assert cfg.prune_params.rewind_epoch == 10
+    assert cfg.optimizer.lr == given["optimizer"]["lr"]
+    assert cfg.optimizer.weight_decay == float(given["optimizer"]["weight_decay"])
+    assert cfg.dist_params.port == int(given["dist_params"]["port"])
+    assert "experiment_params.expt_setup: other has no effect (accepted for older files)" in cfg.notes
+    noted = {note.partition(":")[0] for note in cfg.notes}
+    assert ("prune_params.er_init" in noted) == ("er_init" in given["prune_params"])
+    assert ("experiment_params.num_levels" in noted) == ("num_levels" in e)
+    assert ("optimizer.num_workers" in noted) == ("num_workers" in given["optimizer"])
+    assert load_config(["--config", str(path), "--prune_params.num_levels=2"]).prune_params.num_levels == 2
+
+
+@pytest.mark.parametrize("training_type", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs(path, training_type):
+    cfg = load_config(["--config", str(path), f"--experiment_params.training_type={training_type}"])
+    assert cfg.experiment_params.training_type == training_type
+    assert cfg.notes == ()
+    assert path.name in path.read_text(), "the head comment says how to run it"
+    assert path.stem.split("_", 1)[0] == cfg.dataset.dataset_name.lower()
+    assert cfg.model_params.model_name.startswith(path.stem.split("_", 1)[1])
+
+
+def test_shipped_configs_cover_the_list():
+    names = {path.stem for path in CONFIGS}
+    wanted = {f"{d}_{m}" for d in ("cifar10", "cifar100") for m in ("resnet18", "resnet20", "vgg16_bn")}
+    wanted |= {"digits_lenet", "fashionmnist_lenet", "svhn_resnet18", "imagenet_resnet18", "imagenet_resnet50"}
+    assert wanted <= names
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["--config", "missing.yaml", "--help"], ["--optimizer.lr=x", "-h"]]
+)
+def test_help_lists_every_option(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        load_config(words)
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for (section, key), option in SCHEMA.entries.items():
+        at = [i for i, line in enumerate(lines) if line.startswith(f"  --{section}.{key}=VALUE ")]
+        assert len(at) == 1, key
+        assert option.checker.kind in lines[at[0]]
+        assert "default " in lines[at[0]]
+        assert option.unit in lines[at[0]]
+        assert option.desc
+        assert option.desc in lines[at[0] + 1]
+        assert option.checker.help() in lines[at[0] + 2]
+
+
+def test_faults_and_help_answer_at_once_without_torch():
+    program = (
+        "import sys\n"
+        "from harness_params import ConfigError, load_config\n"
+        "try:\n    load_config(['--optimizer.lr=x'])\n"
+        "except ConfigError as error:\n    print(error)\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+        "load_config(['--help'])\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("optimizer.lr: x is not allowed: a number > 0\n")
+    assert seconds < 5  # 0.2 s on an idle machine
+
+
+def test_help_into_a_closed_pipe_is_no_failure():
+    program = "from harness_params import load_config; load_config(['--help'])"
+    done = subprocess.run(
+        f'{sys.executable} -c "{program}" | head -1; echo ${{PIPESTATUS[0]}}',
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+
+
+def test_declarations_pass_their_own_checks():
+    for path, option in SCHEMA.entries.items():
+        assert option.checker.check(option.default) == option.default, path
+        assert len({key for _, key in SCHEMA.entries}) == len(SCHEMA.entries), "a key names one option"
+
+
+def test_choices_match_the_registries():
+    assert SCHEMA.entries["optimizer", "scheduler_type"].checker.choices == tuple(SCHEDULES)
+    assert SCHEMA.entries["prune_params", "er_method"].checker.choices == (NO_METHOD, *METHODS)
+    from utils.pruning_utils import CRITERIA
+
+    assert set(CRITERIA) <= set(METHODS)
+
+
+def test_choices_match_the_data_sets():
+    dataset = pytest.importorskip("utils.dataset")
+    assert set(dataset.DATASETS) == set(DATASET_CLASSES)
+    assert {name: spec.num_classes for name, spec in dataset.DATASETS.items()} == DATASET_CLASSES
