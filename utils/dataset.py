@@ -146,7 +146,6 @@ def load_data(cfg: Any, ctx: Any) -> Data:
         from utils.ffcv_loader import load_ffcv
 
         return load_ffcv(cfg, ctx, spec)
-    _refuse_ffcv_options(cfg)
     if spec.files is None:
         return _load_tree(cfg, ctx, spec)
     if cfg.dataset.loader == "torchvision":
@@ -177,18 +176,6 @@ def _check_classes(cfg: Any, own: int | None, name: str) -> None:
             f"dataset.num_classes: {cfg.dataset.num_classes} is not allowed: {name} has {own} classes "
             f"(0 or {own}; 0 = the data set's own)"
         )
-
-
-def _refuse_ffcv_options(cfg: Any) -> None:
-    """Options that only FFCV's loader reads must not be ignored silently by the others."""
-    unused = {"start_resolution": 0, "end_resolution": 0, "os_cache": "auto", "train_beton": "", "val_beton": ""}
-    for key, default in unused.items():
-        value = getattr(cfg.dataset, key)
-        if value != default:
-            raise ValueError(
-                f"dataset.{key}: {value} is not allowed with dataset.loader {cfg.dataset.loader}: "
-                f"it is read by loader ffcv alone"
-            )
 
 
 def _fetch(cfg: Any, ctx: Any, files: Files) -> None:
