@@ -1,7 +1,8 @@
 """Allocation: scores or layer shapes, and a number of weights to keep, in; masks out. Pure functions.
 
 Every allocation takes ``(scores, masks, keep)``: one score tensor and one bool mask a layer, in model order, and the
-number of weights to keep over all layers. It returns new masks with exactly `keep` ones, each a subset of the old one.
+number of weights to keep over all layers together. It returns new masks with exactly `keep` ones, each of them a subset
+of the old one, and leaves what it was given as it was.
 """
 
 import math
@@ -14,7 +15,7 @@ Allocation = Callable[[Sequence[Tensor], Sequence[Tensor], int], list[Tensor]]
 
 
 def keep_count(density: float, total: int) -> int:
-    """`density` of `total` weights as a number: rounded half up, and at least one."""
+    """`density` of `total` weights as a number of weights: rounded half up, and at least one."""
     return max(1, math.floor(density * total + 0.5))
 
 
@@ -23,12 +24,15 @@ def kept_counts(masks: Sequence[Tensor]) -> list[int]:
     return torch.stack([mask.count_nonzero() for mask in masks]).tolist()
 
 
+# --- which weights: exact top-k ---------------------------------------------------------------------------------------
+
+
 def _kth_largest(values: Tensor, k: int) -> float:
-    """The k-th largest of a flat tensor, which may be overwritten. Exact: a Python float holds any float32 or 64."""
+    """The k-th largest of a flat tensor, which may be overwritten. A Python float holds any float32 or 64 exactly."""
     place = values.numel() - k
     if values.is_cuda:
         return values.kthvalue(place + 1).values.item()
-    # numpy's vectorised quickselect works in place and is some ten times faster on a CPU than kthvalue, which also
+    # numpy's vectorised quickselect works in place and is some eight times faster on a CPU than kthvalue, which also
     # needs an int64 copy as large as two float32 models.
     array = values.numpy()
     array.partition(place)
@@ -40,10 +44,10 @@ def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -
     """Keeps the `keep` largest scores among the weights still there, all layers together.
 
     Exact also where scores tie: of equal scores at the threshold, those first in model order (lowest flat index) stay.
-    One threshold over the concatenated scores; no layer is sorted.
+    One threshold over the concatenated scores; nothing is sorted.
 
     Args:
-        scores: finite where the mask is one; what stands elsewhere does not matter.
+        scores: finite, float32 or wider, where the mask is one; what stands elsewhere does not matter.
 
     Raises:
         ValueError: `keep` is below 0 or more than is left.
@@ -55,14 +59,95 @@ def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -
         return [mask.clone() for mask in masks]
     if keep == 0:
         return [torch.zeros_like(mask) for mask in masks]
-    threshold = _kth_largest(torch.cat([score[mask] for score, mask in zip(scores, masks)]), keep)
-    new = [(score > threshold) & mask for score, mask in zip(scores, masks)]
-    missing = keep - sum(kept_counts(new))
-    for score, mask, chosen in zip(scores, masks, new):
-        if missing == 0:
+    # Below every kept weight, so that a pruned one never comes back.
+    flat = [score.flatten().masked_fill(~mask.flatten(), -torch.inf) for score, mask in zip(scores, masks)]
+    threshold = _kth_largest(torch.cat(flat), keep)
+    del flat
+    new = [(score >= threshold).logical_and_(mask) for score, mask in zip(scores, masks)]
+    surplus = sum(kept_counts(new)) - keep
+    for score, chosen in zip(reversed(scores), reversed(new)):
+        if surplus == 0:
             break
         # nonzero() walks in flat index order whatever the memory layout (channels_last weights too).
-        ties = ((score == threshold) & mask).nonzero()[:missing]
-        chosen[tuple(ties.T)] = True
-        missing -= len(ties)
+        ties = (chosen & (score == threshold)).nonzero()[-surplus:]
+        chosen[tuple(ties.T)] = False
+        surplus -= len(ties)
     return new
+
+
+# --- how many weights a layer ------------------------------------------------------------------------------------------
+
+
+def share(quotas: Sequence[float], room: Sequence[int], keep: int) -> list[int]:
+    """Shares `keep` weights out over layers in proportion to `quotas`, no layer getting more than its `room`.
+
+    The real-valued problem is ``n_l = min(room_l, e * quota_l)`` with the one e for which ``sum(n_l) = keep``. That is
+    the papers' rule "a layer that would pass 1 is kept dense and the rest is solved again": solving for e, fixing the
+    layers with ``e * quota_l > room_l`` at their room and solving again for the others only ever raises e, so the fixed
+    layers stay fixed, and the loop ends at exactly this e.
+
+    In whole numbers, ``n_l(e) = clamp(round(e * quota_l), 1, room_l)`` and e is raised until the sum is `keep` (the
+    divisor method of Webster and Sainte-Lague). Each n_l only grows with e, hence with `keep`: the shares are monotone
+    in density, which largest-remainder rounding of the real solution is not (the Alabama paradox). The sum is exact.
+    Where several layers step up at the same e, the first in model order go first.
+
+    Args:
+        quotas: positive, one a layer.
+        room: weights a layer still has. A layer with none gets none; any other gets at least one.
+
+    Raises:
+        ValueError: `keep` is more than the room there is, or less than one a layer.
+    """
+    alive = sum(has > 0 for has in room)
+    if keep > sum(room):
+        raise ValueError(f"cannot keep {keep} of {sum(room)} weights")
+    if keep < alive:
+        raise ValueError(f"{keep} weights are fewer than the {alive} layers, each of which must keep at least one")
+
+    def counts(e: float) -> list[int]:
+        return [min(max(math.floor(e * quota + 0.5), 1), has) for quota, has in zip(quotas, room)]
+
+    low, high = 0.0, max(room) / min(quotas) + 1.0  # one weight a layer, every layer full
+    if sum(counts(high)) == keep:
+        return counts(high)
+    while low < (middle := (low + high) / 2) < high:  # until low and high are neighbouring floats
+        if sum(counts(middle)) <= keep:
+            low = middle
+        else:
+            high = middle
+    shares = counts(low)
+    left = keep - sum(shares)
+    for index, above in enumerate(counts(high)):
+        step = min(left, above - shares[index])
+        shares[index] += step
+        left -= step
+    assert left == 0 and all(0 <= n <= has for n, has in zip(shares, room))
+    return shares
+
+
+def erk_quotas(shapes: Sequence[Sequence[int]]) -> list[int]:
+    """Weights a layer gets under Erdos-Renyi-Kernel (Evci et al. 2020), up to the common factor e.
+
+    The paper sets a convolution's density to ``e * (n_in + n_out + k_h + k_w) / (n_in * n_out * k_h * k_w)`` and a
+    linear layer's to ``e * (n_in + n_out) / (n_in * n_out)``. The denominator is the number of weights, so the number
+    kept is e times the numerator: the sum of the weight's shape. For a grouped convolution n_in is the weight's own,
+    in_channels / groups, as in the authors' code. An attention's packed in_proj is the linear layer it is: E to 3E.
+    """
+    return [sum(shape) for shape in shapes]
+
+
+def _per_layer(scores: Sequence[Tensor], masks: Sequence[Tensor], shares: Sequence[int]) -> list[Tensor]:
+    return [global_top_k([score], [mask], n)[0] for score, mask, n in zip(scores, masks, shares)]
+
+
+def erk(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """Erdos-Renyi-Kernel numbers a layer (Evci et al. 2020), the largest scores of each layer. Errors as `share`."""
+    return _per_layer(scores, masks, share(erk_quotas([mask.shape for mask in masks]), kept_counts(masks), keep))
+
+
+def balanced(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """The same number in each layer (Gadhikar et al. 2023), the largest scores of each layer.
+
+    A layer with fewer weights than that keeps all it has, and the rest is shared again. Errors as `share`.
+    """
+    return _per_layer(scores, masks, share([1] * len(masks), kept_counts(masks), keep))

@@ -1,40 +1,51 @@
-"""Pruning: a criterion scores the weights, an allocation turns scores into masks, and `prune` changes the masks."""
+"""Pruning: a criterion scores the weights, an allocation turns scores into masks, and `prune` sets the masks.
+
+A new criterion is one function in utils/scores.py and one line in `CRITERIA`. Nothing but `prune` changes a mask.
+"""
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from utils.allocation import Allocation, global_top_k, keep_count, kept_counts
+from utils.allocation import Allocation, balanced, erk, global_top_k, keep_count, kept_counts
 from utils.conv_type import apply_masks, masked_params
+from utils.scores import Inputs, Scores, grasp_scores, mag_scores, random_scores, snip_scores, synflow_scores
 
 log = logging.getLogger(__name__)
 
-
-def mag_scores(model: nn.Module) -> list[Tensor]:
-    """|w| (Frankle & Carbin 2019)."""
-    return [param.detach().abs() for _, param, _ in masked_params(model)]
+SYNFLOW_ROUNDS = 100
 
 
 @dataclass(frozen=True)
 class Criterion:
-    score: Callable[[nn.Module], list[Tensor]]
+    """score: what each weight is worth. allocate: which of them stay. source: the paper.
+
+    needs_batches: it looks at `prune`'s batches. in_rounds: it is scored and pruned again `rounds` times.
+    """
+
+    score: Scores
     allocate: Allocation
     source: str
+    needs_batches: bool = False
+    in_rounds: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {
     "mag": Criterion(mag_scores, global_top_k, "Frankle & Carbin 2019"),
+    "snip": Criterion(snip_scores, global_top_k, "Lee et al. 2019", needs_batches=True),
+    "grasp": Criterion(grasp_scores, global_top_k, "Wang et al. 2020", needs_batches=True),
+    "synflow": Criterion(synflow_scores, global_top_k, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
+    "random": Criterion(random_scores, global_top_k, "uniform over all weights"),
+    "random_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
+    "random_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
+    # The same two, by the names under which they prune at initialization.
+    "er_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
+    "er_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
 }
-
-
-def dead_layers(model: nn.Module) -> list[str]:
-    """Names of the masked parameters that have no weight left."""
-    entries = list(masked_params(model))
-    return [name for (name, _, _), kept in zip(entries, kept_counts([mask for _, _, mask in entries])) if kept == 0]
 
 
 def prune(
@@ -43,17 +54,126 @@ def prune(
     density: float,
     batches: Iterable[tuple[Tensor, Tensor]] | None = None,
     generator: torch.Generator | None = None,
+    *,
+    rounds: int = SYNFLOW_ROUNDS,
+    dtype: torch.dtype | None = None,
 ) -> float:
-    """Prunes `model` to `density` (kept weights over all maskable weights) and returns the density achieved."""
-    if method not in CRITERIA:
-        near = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
-        raise ValueError(f"prune_params.prune_method: {method!r} is not allowed: choose from {', '.join(near)}")
+    """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
+
+    Exactly ``max(1, floor(density * N + 0.5))`` of the N masked parameters' weights stay. Masks only lose ones, and they
+    change together at the very end: a call that raises leaves the model as it was. Everything else is left as it
+    was in any case: kept weights, biases, BN statistics, train/eval modes, gradients, the global random states.
+
+    Args:
+        method: a key of `CRITERIA`.
+        density: fraction of all maskable weights to keep (not of those still there), in (0, 1].
+        batches: re-iterable of (images (N, C, H, W), labels (N,)) on the model's device; for snip, grasp and, of the
+            first batch only the images' shape, synflow.
+        generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
+        rounds: synflow alone: score and prune this often, to density d0 * (density / d0) ** (i / rounds) in round i,
+            where d0 is the density at the start (1 at initialization, the paper's schedule).
+        dtype: snip and grasp alone: torch.float32 or float64 to compute in; None is the weights' own, at least float32.
+
+    Returns:
+        the density achieved.
+
+    Raises:
+        ValueError: unknown method, no masks, no batches where needed, a density outside (0, 1], above what is left or,
+            for the per-layer methods, with fewer weights than layers; or a score that is not finite (names the layer).
+    """
+    criterion = _criterion(method)
     entries = list(masked_params(model))
-    masks = [mask for _, _, mask in entries]
-    total = sum(mask.numel() for mask in masks)
-    criterion = CRITERIA[method]
-    new = criterion.allocate(criterion.score(model), masks, keep_count(density, total))
-    for mask, chosen in zip(masks, new):
-        mask.copy_(chosen)
+    names, masks = [name for name, _, _ in entries], [mask for _, _, mask in entries]
+    if not masks:
+        raise ValueError("the model has no masks: call insert_masks first")
+    if criterion.needs_batches and batches is None:
+        raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    if criterion.in_rounds and rounds < 1:
+        raise ValueError(f"prune_params.synflow_rounds: {rounds} is not allowed: at least 1")
+    total, left = sum(mask.numel() for mask in masks), sum(kept_counts(masks))
+    keep = _checked_keep(method, density, left, total)
+    apply_masks(model)  # criteria score the weights as they stand, so pruned ones must be zero
+    inputs = Inputs(batches, generator, dtype)
+    try:
+        chosen = _choose(model, names, masks, keep, criterion, inputs, rounds if criterion.in_rounds else 1)
+    except ValueError as error:
+        raise ValueError(f"{method} to density {density:g}: {error}") from error
+    for mask, new in zip(masks, chosen):
+        mask.copy_(new)
     apply_masks(model)
+    if dead := dead_layers(model):
+        log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
     return sum(kept_counts(masks)) / total
+
+
+def dead_layers(model: nn.Module) -> list[str]:
+    """Names of the masked parameters that have no weight left."""
+    entries = list(masked_params(model))
+    kept = kept_counts([mask for _, _, mask in entries])
+    return [name for (name, _, _), count in zip(entries, kept) if count == 0]
+
+
+def _criterion(method: str) -> Criterion:
+    if method in CRITERIA:
+        return CRITERIA[method]
+    nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
+    raise ValueError(
+        f"prune_params.prune_method / er_method: {method!r} is not allowed: choose from {', '.join(nearest)}"
+    )
+
+
+def _checked_keep(method: str, density: float, left: int, total: int) -> int:
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"{method} to density {density}: not allowed: above 0 and at most 1")
+    keep = keep_count(density, total)
+    if keep > left:
+        raise ValueError(
+            f"{method} to density {density:g}: it would keep {keep} of {total} weights, but only {left} are left "
+            f"(density {left / total:g}), and pruned weights never come back"
+        )
+    return keep
+
+
+def _choose(
+    model: nn.Module,
+    names: Sequence[str],
+    masks: Sequence[Tensor],
+    keep: int,
+    criterion: Criterion,
+    inputs: Inputs,
+    rounds: int,
+) -> Sequence[Tensor]:
+    """New masks with `keep` ones, found in `rounds` steps of equal ratio."""
+    start = left = sum(kept_counts(masks))
+    scores = None
+    for i in range(1, rounds + 1):
+        # k_i / N = d0 * (d / d0)^(i / rounds); the last one is `keep` whatever the rounding.
+        target = keep if i == rounds else min(left, max(keep, keep_count((keep / start) ** (i / rounds), start)))
+        if target == left:
+            continue  # nothing goes in this round, nothing to score for
+        scores = criterion.score(model, masks, inputs)
+        _check_finite(names, scores, masks)
+        masks, left = criterion.allocate(scores, masks, target), target
+    if scores is not None and criterion.score is not random_scores:
+        _warn_of_ties_at_zero(scores, masks, keep)
+    return masks
+
+
+def _check_finite(names: Sequence[str], scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    # aminmax passes NaN on, so it is one quick look; only if that fails are pruned weights told from kept ones.
+    extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores])
+    for name, score, mask, fine in zip(names, scores, masks, extremes.isfinite().all(1).tolist()):
+        if not fine and not score[mask].isfinite().all():
+            bad = (~score[mask].isfinite()).count_nonzero().item()
+            raise ValueError(f"scores are not finite in {name}: {bad} of {mask.count_nonzero().item()} weights")
+
+
+def _warn_of_ties_at_zero(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> None:
+    zero = sum(kept_counts([mask & (score == 0) for score, mask in zip(scores, masks)]))
+    if zero:
+        log.warning(
+            "%d of the %d weights kept have score 0 and were chosen by their position alone: no signal reaches them "
+            "(a layer that is all zero, or dead, stops it)",
+            zero,
+            keep,
+        )

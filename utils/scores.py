@@ -1,0 +1,209 @@
+"""Criteria: one function each, from a model to one score tensor for every masked parameter, the largest to be kept.
+
+Every function takes ``(model, masks, inputs)`` and returns finite scores of the masked parameters' shapes, in
+`masked_params` order; scores of pruned weights do not matter. None of them changes anything: the network is called on
+copies or views of its own tensors (`functional_call`), so weights, BN statistics and ``.grad`` are never written to,
+and train/eval modes and random states are put back, also when something raises (`_untouched`).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from utils.conv_type import masked_params
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a criterion may look at besides the model.
+
+    batches: re-iterable of (images, labels) on the model's device. generator: source of the random methods. dtype: in
+    which snip and grasp compute; None is the weights' own, at least float32.
+    """
+
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None
+    generator: torch.Generator | None = None
+    dtype: torch.dtype | None = None
+
+
+Scores = Callable[[nn.Module, Sequence[Tensor], Inputs], list[Tensor]]
+
+
+def mag_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """abs(w): Frankle & Carbin 2019, after Han et al. 2015."""
+    wide = [param.detach().to(_wide(param)) for _, param, _ in masked_params(model)]
+    return [weight.abs() for weight in wide]
+
+
+def random_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """U(0, 1), drawn on the CPU, so that a seed means the same masks on any device.
+
+    The draws come from a generator seeded by one number from `inputs.generator`, not from that one itself: were it
+    seeded like the model, its stream would be the very one that initialised the weights, and the "random" masks would
+    be a function of the weights. Without a generator, a new one with torch's initial seed takes its place; the global
+    one is not drawn from.
+    """
+    source = inputs.generator or torch.Generator().manual_seed(torch.initial_seed())
+    seed = torch.randint(2**62, (), generator=source, device=source.device).item()
+    draws = torch.Generator().manual_seed(seed)
+    return [torch.rand(mask.shape, generator=draws).to(mask.device) for mask in masks]
+
+
+def snip_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """abs(g * w), g the gradient of the cross-entropy summed over `inputs.batches` (Lee et al. 2019).
+
+    The paper's dL/dc for a multiplier c = 1 on each weight is g * w. BN is in eval mode. Three times the model's memory
+    (weights, sum of gradients, one batch's gradients) besides activations.
+    """
+    with _untouched(model):
+        state, leaves = _leaves(model, inputs.dtype)
+        grads = _summed_gradients(model, state, leaves, inputs)
+        return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
+
+
+def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """w * Hg, g the gradient and H the Hessian of the cross-entropy of logits / 200 (Wang et al. 2020).
+
+    The paper removes the weights with the largest -w * Hg, so those with the largest w * Hg are kept. Both g and Hg are
+    sums over all of `inputs.batches`: with B batches, g = sum g_b first, then Hg = sum H_b g. BN is in eval mode. Three
+    times the model's memory with one batch, four with more, besides the activations of a forward and two backwards.
+    """
+    with _untouched(model):
+        state, leaves = _leaves(model, inputs.dtype)
+        stopped = _summed_gradients(model, state, leaves, inputs, GRASP_TEMPERATURE)
+        product: list[Tensor] = []
+        for loss in _losses(model, state, leaves, inputs, GRASP_TEMPERATURE):
+            hessian_vector = _double_backward(loss, leaves, stopped)
+            if product:
+                torch._foreach_add_(product, hessian_vector)
+            else:
+                product = hessian_vector
+        return [each.mul_(leaf.detach()) for each, leaf in zip(product, leaves)]
+
+
+def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+    """abs(dR/dw * w), R the sum of the outputs for one input of ones, one round of it (Tanaka et al. 2020).
+
+    As in the authors' code every parameter and every floating buffer (BN's running means) is replaced by its absolute
+    value and BN is in eval mode; in float64, for R grows by the fan-in of every layer and leaves float32 behind.
+    Weights are multiplied by `masks`, which change from round to round. Labels are not used, of the images only the
+    shape. All of it happens on float64 copies: twice the memory of a float32 model, twice again for gradients.
+
+    One case is not the authors': a layer whose weights are all zero, as torchvision's ViT initialises its classifier,
+    stops the flow, and every score of the network would be zero. Its weights count as equal instead; for a layer that
+    all flow goes through, how large they are scales all other scores alike and changes no mask.
+    """
+    images = next((images for images, _ in inputs.batches), None)
+    if images is None:
+        raise ValueError(NO_BATCH)
+    with _untouched(model):
+        state, by_id = {}, {}
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            state[name] = tensor.detach().to(torch.float64).abs() if tensor.is_floating_point() else tensor
+            by_id[id(tensor)] = state[name]
+        leaves = [by_id[id(param)].mul_(mask) for (_, param, _), mask in zip(masked_params(model), masks)]
+        empty = torch.stack([leaf.any() for leaf in leaves]).logical_not_().tolist()
+        for leaf, mask, is_empty in zip(leaves, masks, empty):
+            if is_empty:
+                leaf.copy_(mask).div_(math.sqrt(max(1, leaf[0].numel())))
+            leaf.requires_grad_()
+        ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
+        flow = functional_call(model, state, (ones,)).sum()
+        grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
+        return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
+
+
+# --- how the network is called ------------------------------------------------------------------------------------------
+
+GRASP_TEMPERATURE = 200.0
+NO_BATCH = "batches gave no (images, labels); an iterator can be read only once, a list as often as needed"
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The tensor's dtype, or float32 if that is wider: no score is computed or compared in half precision."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode, eager, in full precision; then modes, random states and precision as they were."""
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    matmul_precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        # Batches may come from a DataLoader, which draws from the global generator when iteration starts.
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.backends.cudnn.flags(True, False, deterministic=True, allow_tf32=False))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # neither can compiled graphs
+        try:
+            torch.set_float32_matmul_precision("highest")
+            model.eval()
+            yield
+        finally:
+            torch.set_float32_matmul_precision(matmul_precision)
+            for module, training in modes:
+                module.training = training
+
+
+def _leaves(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The model's tensors in `dtype`, cut from its autograd, and among them those that are masked, requiring gradients.
+
+    No memory is used for tensors that have the dtype already: they are views.
+    """
+    state, by_id = {}, {}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        wanted = dtype or _wide(tensor)
+        state[name] = tensor.detach().to(wanted) if tensor.is_floating_point() else tensor
+        by_id[id(tensor)] = state[name]
+    # By identity: a parameter shared by two modules has one name here, maybe not the one its mask goes by.
+    leaves = [by_id[id(param)].requires_grad_() for _, param, _ in masked_params(model)]
+    return state, leaves
+
+
+def _losses(
+    model: nn.Module, state: dict[str, Tensor], leaves: Sequence[Tensor], inputs: Inputs, temperature: float
+) -> Iterator[Tensor]:
+    """Mean cross-entropy of each batch; the graph of one is freed before the next is made if the caller lets go."""
+    loss = None
+    for images, labels in inputs.batches:
+        logits = functional_call(model, state, (images.to(leaves[0].dtype),))
+        loss = F.cross_entropy(logits / temperature, labels)
+        del logits
+        yield loss
+    if loss is None:
+        raise ValueError(NO_BATCH)
+
+
+def _summed_gradients(
+    model: nn.Module, state: dict[str, Tensor], leaves: Sequence[Tensor], inputs: Inputs, temperature: float = 1.0
+) -> list[Tensor]:
+    total = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
+    for loss in _losses(model, state, leaves, inputs, temperature):
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        torch._foreach_add_(total, grads)
+    return total
+
+
+def _double_backward(loss: Tensor, leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
+    """H v = d(g . v)/dw for the Hessian H and gradient g of `loss`, v held constant."""
+    grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+    # An unused weight's gradient is a constant zero. Of the others only the graph is needed, not the values.
+    pairs = [(get_gradient_edge(grad), v) for grad, v in zip(grads, vector) if grad.requires_grad]
+    del grads
+    if not pairs:
+        return [torch.zeros_like(v) for v in vector]
+    edges, vectors = zip(*pairs)
+    product = torch.autograd.grad(edges, leaves, grad_outputs=vectors, allow_unused=True, materialize_grads=True)
+    return list(product)
