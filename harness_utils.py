@@ -186,15 +186,26 @@ class Run:
     def _read_table(self, table: str) -> list[dict[str, Any]]:
         path = self.path / "metrics" / f"{table}.csv"
         try:
-            # round_trip: figures come back as they were written, to the last bit.
-            frame = pd.read_csv(path, float_precision="round_trip")
+            # As text first: Python's float() brings every figure back as it was written, to the last bit.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         except FileNotFoundError:
             return []
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
         if list(frame.columns) != _columns(table):
             raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(_columns(table))}")
-        return frame.to_dict("records")
+        try:
+            return [{key: _parsed(key, text) for key, text in row.items()} for row in frame.to_dict("records")]
+        except ValueError as error:
+            raise RunError(f"{path} is no readable CSV: {error}") from error
+
+
+def _parsed(column: str, text: str) -> Any:
+    if column == "layer":
+        return text
+    if column == "dead":
+        return text == "True"
+    return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)
 
 
 def _columns(table: str) -> list[str]:

@@ -14,17 +14,23 @@ from tests.conftest import ROOT, Finished, Launcher
 EPOCHS, REWIND = 3, 1
 
 
+KINDS = {
+    "imp": {"experiment_params.training_type": "imp"},
+    "wr": {
+        "experiment_params.training_type": "wr",
+        "prune_params.rewind_epoch": REWIND,
+        "model_params.model_name": "resnet20",  # BN statistics to rewind
+    },
+    "lrr": {"experiment_params.training_type": "lrr"},
+}
+
+
 @pytest.fixture(scope="module")
 def runs(shared_launch: Launcher) -> dict[str, Finished]:
-    return {
-        kind: shared_launch(kind, **{"experiment_params.training_type": kind, "model_params.model_name": "resnet20"})
-        if kind == "wr"
-        else shared_launch(kind, **{"experiment_params.training_type": kind})
-        for kind in ("imp", "wr", "lrr")
-    }
+    return {kind: shared_launch(kind, **options) for kind, options in KINDS.items()}
 
 
-@pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_directory_is_as_the_contract_says(runs, kind):
     run = runs[kind]
     files = {str(p.relative_to(run.path)) for p in run.path.rglob("*") if p.is_file()}
@@ -41,7 +47,7 @@ def test_directory_is_as_the_contract_says(runs, kind):
     assert layers[0] == "level,layer,kept,total,density,dead"
 
 
-@pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_densities_and_epochs(runs, kind):
     run = runs[kind]
     summary = run.csv("summary")
@@ -61,7 +67,7 @@ def test_densities_and_epochs(runs, kind):
         assert row["max_test_acc"] == epochs["test_acc"].max()
 
 
-@pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rate_of_every_epoch(runs, kind):
     """Warm-up over epoch 0, drops at 1.5 and 2.25 of 3 epochs, in steps of 12 an epoch (1,437 images by 128)."""
     steps = 12
@@ -71,7 +77,7 @@ def test_rate_of_every_epoch(runs, kind):
         assert list(epochs["lr"]) == pytest.approx([rate_at[e] for e in epochs["epoch"]])
 
 
-@pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_masks_only_lose_ones_and_weights_are_masked(runs, kind):
     before = None
     for name in ("init", "level_0", "level_1", "level_2"):
@@ -109,11 +115,9 @@ def test_saved_config_is_a_config(runs, launch):
     Finished(launch.folder / "again", 0, "", "").assert_same_figures(runs["imp"])
 
 
-@pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_single_process_harness_gives_the_same_bits(runs, launch, kind):
-    model = {"model_params.model_name": "resnet20"} if kind == "wr" else {}
-    words = {"experiment_params.training_type": kind, **model}
-    launch(kind, program=("-m", "utils.single_gpu_harness"), **words).assert_same_figures(runs[kind])
+    launch(kind, program=("-m", "utils.single_gpu_harness"), **KINDS[kind]).assert_same_figures(runs[kind])
 
 
 def test_quiet_without_a_terminal_and_a_table_at_the_end(runs):

@@ -61,7 +61,7 @@ def test_fractions_fall_on_whole_epochs_whatever_their_rounding(fraction):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="optimizer.scheduler_type: 'Cosine' is not one of MultiStepLRWarmup"):
+    with pytest.raises(ValueError, match=r"optimizer.scheduler_type: 'Cosine' is not one of MultiStepLRWarmup"):
         learning_rate("Cosine", 1.0, 0, TEN)
     with pytest.raises(ValueError, match="step 40 lies outside"):
         learning_rate("Constant", 1.0, 40, TEN)

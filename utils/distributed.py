@@ -205,6 +205,9 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
 
     # The agent tells of a failure in a page of its own; ours is one line (and the worker's traceback).
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
+    quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     config = LaunchConfig(
         min_nodes=1,
