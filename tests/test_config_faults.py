@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness_params import SCHEMA, ConfigError, load_config, make_config
@@ -212,6 +212,33 @@ def test_bad_together(write, options, path, value, allowed):
     assert caught.value.faults == [line]
 
 
+BAD_PYTHON = [  # values that only make_config can be given
+    ("experiment_params", "seed", True, "true"),
+    ("experiment_params", "seed", 3.0, "3.0"),
+    ("experiment_params", "seed", None, "null"),
+    ("optimizer", "lr", True, "true"),
+    ("optimizer", "lr", float("nan"), "nan"),
+    ("optimizer", "lr", float("inf"), "inf"),
+    ("optimizer", "lr", 10**400, "1000"),
+    ("optimizer", "nesterov", 1.0, "1.0"),
+    ("optimizer", "nesterov", 2, "2"),
+    ("optimizer", "milestones", True, "true"),
+    ("model_params", "model_name", 18, "18"),
+    ("dataset", "data_root", 3, "3"),
+    ("prune_params", "exclude", {"fc": 1}, "fc"),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "shown"), BAD_PYTHON)
+def test_bad_python_value(section, key, value, shown):
+    with pytest.raises(ConfigError) as caught:
+        make_config({section: {key: value}})
+    (line,) = caught.value.faults
+    given_as = line.partition(" is not allowed: ")[0]
+    assert given_as.startswith(f"{section}.{key}: ")
+    assert shown in given_as
+
+
 BAD_KEYS = [
     ("optimiser: {lr: 0.1}", "optimiser", "did you mean optimizer?"),
     ("optimizer: {learning_rat: 0.1}", "optimizer.learning_rat", "lr, momentum"),
@@ -251,7 +278,8 @@ BAD_FILES = [
     ("optimizer:\n  lr: 0.1\n momentum: 0.9\n", "line 3: not valid YAML"),
     ("optimizer: {}\n---\ndataset: {}\n", "line 2: not valid YAML"),
     ("optimizer: *nothing\n", "line 1: not valid YAML"),
-    ("optimizer: {lr: !!int x}\n", "not valid YAML"),
+    ("optimizer: {lr: !!int 3}\n", "line 1: not valid YAML"),
+    ("optimizer: {lr: !!timestamp x}\n", "line 1: not valid YAML"),
     ("optimizer: {lr: !!python/object/apply:os.getcwd []}\n", "not valid YAML"),
     ("? [a, b]\n: 1\n", "line 1: not valid YAML"),
     ("a: " + "[" * 600, "nested too deeply"),
@@ -384,6 +412,41 @@ def test_any_words_end_in_a_config_or_in_faults(words):
     words = [word for word in words if word not in ("-h", "--help")]
     try:
         load_config(words)
+        faults = None
+    except ConfigError as error:
+        faults = error.faults
+    if faults is not None:
+        assert faults
+        assert all(line and len(line.splitlines()) == 1 for line in faults), faults
+
+
+_SCRAPS = st.binary(max_size=6) | st.sampled_from(
+    [
+        b"!!binary x",
+        b"!!bool x",
+        b"&a [*a]",
+        b"? ",
+        b"<<: ",
+        b"- ",
+        b"\n",
+        b"\n  ",
+        b"\t",
+        b"{",
+        b"]",
+        b"---\n",
+        b": ",
+        b"null",
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), scrap=_SCRAPS, gone=st.integers(0, 12))
+def test_any_damage_to_a_file_ends_in_a_config_or_in_faults(write, place, scrap, gone):
+    whole = Path(EMBEDDED).read_bytes()
+    at = int(place * len(whole))
+    try:
+        load_config(write(whole[:at] + scrap + whole[at + gone :]))
         faults = None
     except ConfigError as error:
         faults = error.faults

@@ -20,7 +20,7 @@ _LARGEST_FILE = 1 << 20  # bytes; a config is a page of text
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that leaves every plain word but null as text, and lists repeated keys in `repeats`.
+    """safe_load that leaves every plain word but null as text, takes no tags, and lists repeated keys in `repeats`.
 
     The options' checkers know the types. YAML 1.1 guesses would be traps: ``compile: on`` is True, ``seed: 010`` is 8,
     ``expt_name: 2024-01-01`` is a date, ``1:30`` is 90, and ``5e-4`` is no number.
@@ -42,6 +42,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _NULL = "tag:yaml.org,2002:null"
+_KEPT = {_NULL, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")), None}  # None: refuses all other tags
+_Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _KEPT}
 _Loader.yaml_implicit_resolvers = {
     first: kept
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -88,9 +90,8 @@ def _parse_yaml(where: str, text: str) -> tuple[dict, list[str]]:
         mark = error.problem_mark or error.context_mark
         problem = " ".join((error.problem or error.context or "bad syntax").split())
         raise ConfigError([f"{where}: line {mark.line + 1 if mark else '?'}: not valid YAML: {problem}"]) from None
-    except (RecursionError, ValueError) as error:  # ValueError: an explicit tag such as !!int on text that is none
-        detail = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise ConfigError([f"{where}: not valid YAML: {detail}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{where}: not valid YAML: nested too deeply"]) from None
     finally:
         if loader is not None:
             loader.dispose()
