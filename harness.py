@@ -36,7 +36,7 @@ from utils.order import stable_seed
 from utils.pruning_utils import CRITERIA, prune
 from utils.run_directory import check_run_directory, open_run
 from utils.signals import Stopped, StopRequest
-from utils.training import Tally, Trainer
+from utils.training import Tally, Trainer, configure_kernels
 
 # Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
 PRUNING_DRAWS = -1
@@ -277,6 +277,7 @@ def print_levels(run: Run) -> None:
 def work(cfg: Config) -> int:
     """What each process does: joins the others and runs the levels. Returns the exit status."""
     d = cfg.dist_params
+    configure_kernels(cfg.experiment_params.deterministic)
     with distributed.join(d.backend, d.timeout_minutes) as ctx:
         return run_levels(cfg, ctx)
 

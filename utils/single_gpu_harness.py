@@ -19,12 +19,13 @@ from utils.dataset import load_data
 from utils.distributed import Context
 from utils.order import stable_seed
 from utils.run_directory import check_run_directory, open_run
-from utils.training import Trainer
+from utils.training import Trainer, configure_kernels
 
 
 def run_levels(cfg: Config, run: Run) -> None:
     """Every level: prune, rewind, train, log."""
     e, p = cfg.experiment_params, cfg.prune_params
+    configure_kernels(e.deterministic)
     ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = load_data(cfg, ctx)
     model = build_model(cfg, data, ctx)

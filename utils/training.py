@@ -1,6 +1,7 @@
 """Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
 
 from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, keep_masked, mask_gradients
@@ -37,16 +37,22 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def configure_kernels(deterministic: bool) -> None:
+    """``experiment_params.deterministic``: the same bits in every run on a GPU, or the fastest kernels."""
+    if deterministic:
+        # cuBLAS reads this when its first handle is made, which is later than here.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
     """SGD, fused, with the masks kept after every step (`keep_masked`)."""
-    o = cfg.optimizer
-    norms = {
-        id(p) for m in model.modules() if isinstance(m, _NormBase | nn.LayerNorm | nn.GroupNorm) for p in m.parameters()
-    }
-    bare = norms if o.no_decay_bn else set()
-    groups = [{"params": [p for p in model.parameters() if id(p) not in bare], "weight_decay": o.weight_decay}]
-    if bare:
-        groups.append({"params": [p for p in model.parameters() if id(p) in bare], "weight_decay": 0.0})
+    o, params = cfg.optimizer, list(model.parameters())
+    groups = [{"params": params, "weight_decay": o.weight_decay}]
+    if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; weights never are
+        groups[0]["params"] = [p for p in params if p.ndim > 1]
+        groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
     optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
     keep_masked(optimizer, model)
     return optimizer
