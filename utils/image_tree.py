@@ -45,15 +45,23 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         raise ValueError(f"dataset.data_root: cannot read {folder}: {error.strerror}") from error
 
 
+def _is_class(entry: os.DirEntry) -> bool:
+    """Whether it is no plain file. A link to nowhere is a class too, one that then cannot be read."""
+    try:
+        return not entry.is_file()
+    except OSError as error:  # a link to itself
+        raise ValueError(f"dataset.data_root: cannot read {entry.path}: {error.strerror}") from error
+
+
 def _files_below(entry: os.DirEntry, prefix: str) -> list[str]:
     """``prefix`` + the relative paths of all files in a folder. Every one must be named like an image."""
     found = []
     for below in _entries(entry.path):
+        # A directory entry knows its type, so that only links cost a look at the file itself: trees can have millions.
+        if below.is_symlink() and not os.path.exists(below.path):
+            raise ValueError(f"dataset.data_root: {below.path} is a broken link")
         if below.is_dir():
             found += _files_below(below, f"{prefix}{below.name}/")
-        # A directory entry knows its type, so that only links cost a look at the file itself: trees can have millions.
-        elif below.is_symlink() and not os.path.exists(below.path):
-            raise ValueError(f"dataset.data_root: {below.path} is a broken link")
         elif os.path.splitext(below.name)[1].lower() not in IMG_EXTENSIONS:
             raise ValueError(
                 f"dataset.data_root: {below.path} is not an image file by its name: one of {', '.join(IMG_EXTENSIONS)}"
@@ -78,7 +86,7 @@ def find_split(root: Path, train: bool) -> Split:
         )
     folder = folder.absolute()
     # Plain files beside the class folders (an archive, a list of names) belong to no class.
-    classes = [entry for entry in _entries(folder) if not entry.is_file()]
+    classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
         raise ValueError(f"dataset.data_root: no class folder in {folder}; images are expected in {folder}/CLASS/")
     files, labels = [], []

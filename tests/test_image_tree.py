@@ -1,0 +1,175 @@
+"""Trees of image files: held in memory when small, through a DataLoader's workers when not."""
+
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import data_helpers as help_
+from utils.folder_loader import FolderTrainLoader, random_crop_box
+from utils.image_tree import find_tree, image_pixels, open_image
+from utils.memory_loader import MemoryTrainLoader
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return help_.photo_tree(tmp_path_factory.mktemp("photos"))
+
+
+def by_workers(root, **more):
+    more = {"resolution": 32, "batch_size": 5, "num_workers": 0, **more}
+    return help_.load(root, dataset_name="ImageFolder", loader="torchvision", **more)
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------------- small: memory
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".JPEG"])
+def test_a_small_tree_is_held_in_memory(tmp_path, suffix):
+    root = help_.digit_tree(tmp_path, suffix=suffix)
+    data = help_.load(root, dataset_name="ImageFolder", batch_size=8)
+    assert isinstance(data.train, MemoryTrainLoader)
+    assert (data.num_classes, data.image_shape, data.train.num_images, data.test.num_images) == (3, (3, 16, 16), 40, 10)
+    images, labels = next(iter(data.test.batches()))
+    files = sorted((root / "val").glob("*/*"))
+    assert labels.tolist() == [int(path.parent.name[-1]) for path in files]
+    assert np.array_equal(help_.pixels_of(images, data), [np.asarray(Image.open(p).convert("RGB")) for p in files])
+
+
+def test_a_small_tree_is_normalised_by_its_own_training_images(tmp_path):
+    root = help_.digit_tree(tmp_path)
+    data = help_.load(root, dataset_name="ImageFolder", batch_size=8, augment="none")
+    images, _ = help_.epoch(data)
+    assert abs(images.mean()) < 1e-5
+    assert images.double().std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_fast_decoding_gives_the_same_pixels(photos):
+    for path in sorted(photos.glob("*/*/*.JPEG")):
+        assert np.array_equal(image_pixels(str(path)), np.asarray(open_image(str(path))))
+
+
+def test_auto_leaves_memory_when_sizes_differ_or_pixels_are_asked_for(tmp_path, photos):
+    root = help_.digit_tree(tmp_path)
+    assert isinstance(help_.load(root, dataset_name="ImageFolder", resolution=16).train, MemoryTrainLoader)
+    asked = help_.load(root, dataset_name="ImageFolder", resolution=24, num_workers=0)
+    assert isinstance(asked.train, FolderTrainLoader) and asked.image_shape == (3, 24, 24)
+    own = help_.load(root, dataset_name="ImageFolder", loader="torchvision", num_workers=0)
+    assert own.image_shape == (3, 16, 16)
+    Image.new("RGB", (20, 16)).save(root / "train" / "digit0" / "wide.png")
+    unequal = help_.load(root, dataset_name="ImageFolder", num_workers=0)
+    assert isinstance(unequal.train, FolderTrainLoader)
+    large = help_.load(photos, dataset_name="ImageFolder", batch_size=4, num_workers=0)
+    assert isinstance(large.train, FolderTrainLoader) and large.image_shape == (3, 224, 224)
+
+
+def test_names_are_sorted_and_hidden_files_and_files_beside_classes_left_out(tmp_path):
+    root = help_.digit_tree(tmp_path)
+    (root / "train" / "digit1" / ".DS_Store").write_bytes(b"x")
+    (root / "train" / "names.txt").write_text("x")
+    (root / "train" / ".cache").mkdir()
+    deep = root / "val" / "digit0" / "more"
+    deep.mkdir()
+    Image.new("RGB", (16, 16)).save(deep / "a.png")
+    train, test = find_tree(root)
+    assert train.classes == ("digit0", "digit1", "digit2")
+    assert [train.path(i) for i in range(40)] == sorted(str(p) for p in (root / "train").glob("*/[!.]*"))
+    assert str(deep / "a.png") in [test.path(i) for i in range(len(test.files))]
+
+
+# ------------------------------------------------------------------------------------------------- large: DataLoader
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_see_what_one_process_sees(photos, world):
+    batch = {"batch_size": 6, "resolution": 24}
+    alone = by_workers(photos, **batch)
+    ranks = [by_workers(photos, rank=rank, world=world, **batch) for rank in range(world)]
+    for (images, labels), *parts in zip(
+        alone.train.batches(1, 2), *(data.train.batches(1, 2) for data in ranks), strict=True
+    ):
+        assert torch.equal(images, torch.cat([part for part, _ in parts]))
+        assert torch.equal(labels, torch.cat([part for _, part in parts]))
+    tested = [batch for data in ranks for batch in data.test.batches()]
+    whole = list(alone.test.batches())
+    assert torch.equal(torch.cat([x for x, _ in tested]), torch.cat([x for x, _ in whole]))
+    assert sum(len(labels) for _, labels in tested) == 12 == alone.test.num_images
+    scored = ranks[1].train.score_batches(0, 2)
+    assert same(scored, list(alone.train.batches(0, 0)))
+
+
+def test_workers_live_on_and_change_nothing(photos):
+    alone, data = by_workers(photos), by_workers(photos, num_workers=2)
+    before = torch.get_rng_state()
+    assert same(data.train.batches(0, 0), alone.train.batches(0, 0))
+    workers = data.train.reader.loader._iterator._workers
+    first = next(data.train.batches(0, 1))  # left in the middle, with batches on their way
+    assert same([first], [next(alone.train.batches(0, 1))])
+    assert same(data.train.batches(1, 0), alone.train.batches(1, 0))
+    assert same(data.train.batches(1, 0, 1), list(alone.train.batches(1, 0))[1:])
+    assert same(data.test.batches(), alone.test.batches())
+    assert workers is data.train.reader.loader._iterator._workers and all(worker.is_alive() for worker in workers)
+    assert torch.equal(before, torch.get_rng_state())
+    data.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_going_on_with_an_older_pass_is_an_error_not_other_images(photos):
+    data = by_workers(photos)
+    older = data.train.batches(0, 0)
+    next(older)
+    next(data.train.batches(0, 1))
+    with pytest.raises(RuntimeError, match="these batches ended"):
+        next(older)
+
+
+def test_epochs_and_levels_crop_differently(photos):
+    data = by_workers(photos, batch_size=12)
+    views = []
+    for level, epoch in ((0, 0), (0, 1), (1, 0)):
+        images, labels = help_.epoch(data, level, epoch)
+        assert images.shape == (12, 3, 32, 32) and images.is_contiguous(memory_format=torch.channels_last)
+        assert sorted(labels.tolist()) == [0] * 6 + [1] * 6
+        views.append(images)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not any(torch.equal(x, y) for x in views[a] for y in views[b])
+
+
+def test_an_unaugmented_view_by_hand(tmp_path):
+    """A 64x32 image, left half red and right half blue: the middle of it, at any size, is half and half."""
+    for split in ("train", "test"):
+        pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+        pixels[:, :32, 0], pixels[:, 32:, 2] = 255, 255
+        folder = tmp_path / split / "flag"
+        folder.mkdir(parents=True)
+        for name in "ab":
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+    data = by_workers(tmp_path, resolution=28, batch_size=2, augment="none", eval_resolution=14)
+    images, _ = next(data.train.batches(0, 0))  # 28 * 256/224 = 32: no resizing, columns 18 to 46 are left
+    red, blue = images[0, 0], images[0, 2]
+    high = [(1 - mean) / std for mean, std in ((0.485, 0.229), (0.406, 0.225))]
+    low = [-mean / std for mean, std in ((0.485, 0.229), (0.406, 0.225))]
+    torch.testing.assert_close(red, torch.tensor([high[0]] * 14 + [low[0]] * 14).expand(28, 28))
+    torch.testing.assert_close(blue, torch.tensor([low[1]] * 14 + [high[1]] * 14).expand(28, 28))
+    assert next(data.test.batches())[0].shape == (2, 3, 14, 14)
+
+
+def test_random_crop_boxes_lie_inside_and_have_the_published_ranges():
+    rng, areas, ratios = Random(0), [], []
+    for _ in range(3000):
+        top, left, height, width = random_crop_box(200, 300, rng)
+        assert top >= 0 and left >= 0 and top + height <= 200 and left + width <= 300
+        areas.append(height * width / 60000)
+        ratios.append(width / height)
+    # At most 4:3 in a 3:2 image: 200 * 4/3 of 300 columns.
+    assert 0.078 < min(areas) < 0.1 and 0.85 < max(areas) < 0.9
+    assert 0.73 < min(ratios) < 0.78 and 1.28 < max(ratios) < 1.36
+    # So long that nothing fits: the middle, at the nearest ratio allowed.
+    assert random_crop_box(10, 1000, Random(0)) == (0, (1000 - 13) // 2, 10, 13)
+    assert random_crop_box(1000, 10, Random(0)) == ((1000 - 13) // 2, 0, 13, 10)
