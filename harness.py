@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import nn
 from tqdm import tqdm
-from utils.dataset import Data, load_data
 
 from harness_params import Config, ConfigError, load_config
 from harness_utils import (
@@ -29,6 +28,7 @@ from harness_utils import (
 from utils import distributed, resume
 from utils.config_checks import NO_METHOD
 from utils.conv_type import apply_masks, density, insert_masks, masked_params
+from utils.dataset import Data, load_data
 from utils.distributed import Context, WorkerFailure
 from utils.files import RunError
 from utils.models import create_model
