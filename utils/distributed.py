@@ -9,6 +9,7 @@ One process needs no process group: every collective below is then a no-op.
 import contextlib
 import ctypes
 import hashlib
+import inspect
 import logging
 import os
 import signal
@@ -100,9 +101,11 @@ class Context:
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        ddp = nn.parallel.DistributedDataParallel
+        # The option has got a new name; the old one warns where both are known.
+        known = inspect.signature(ddp).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return ddp(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
 
 
 def default_nproc(nproc: int) -> int:
