@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_dead_worker_ends_the_run_and_leaves_no_orphan(launch):
     done = launch.finish("killed", process, timeout=30)
     assert done.status == 1
     assert "was killed by SIGKILL" in done.last_line
-    assert not _alive_in_session(process.pid)
+    assert _all_gone(process.pid)
 
 
 def test_workers_do_not_outlive_a_killed_parent(launch):
@@ -176,17 +177,16 @@ def test_workers_do_not_outlive_a_killed_parent(launch):
     _a_worker(process, launch.folder / "orphan" / "metrics" / "epochwise_metrics")
     process.kill()
     process.wait()
-    for _ in range(100):
-        if not _alive_in_session(process.pid):
-            break
-        _pause(0.1)
-    assert not _alive_in_session(process.pid)
+    assert _all_gone(process.pid)
 
 
-def _pause(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)
+def _all_gone(session: int) -> bool:
+    """Whether every process that a run started has ended, within seconds."""
+    for _ in range(50):
+        if not _alive_in_session(session):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _a_worker(process: subprocess.Popen, until) -> int:
@@ -196,7 +196,7 @@ def _a_worker(process: subprocess.Popen, until) -> int:
             break
         if process.poll() is not None:
             pytest.fail(process.communicate()[1])
-        _pause(0.1)
+        time.sleep(0.1)
     children = [pid for pid in _alive_in_session(process.pid) if pid != process.pid]
     spawned = [pid for pid in children if "spawn_main" in _cmdline(pid)]
     assert len(spawned) == 2
