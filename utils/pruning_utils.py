@@ -6,18 +6,27 @@ A new criterion is one function in utils/scores.py and one line in `CRITERIA`. N
 import difflib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from utils.allocation import Allocation, balanced, erk, global_top_k, keep_count, kept_counts
 from utils.conv_type import apply_masks, masked_params
-from utils.scores import Inputs, Scores, grasp_scores, mag_scores, random_scores, snip_scores, synflow_scores
+from utils.scores import (
+    SYNFLOW_ROUNDS,
+    Inputs,
+    Scores,
+    grasp_scores,
+    mag_scores,
+    random_scores,
+    scoring,
+    snip_scores,
+    synflow_scores,
+)
 
 log = logging.getLogger(__name__)
-
-SYNFLOW_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ def prune(
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
 
-    Exactly ``max(1, floor(density * N + 0.5))`` of the N masked parameters' weights stay. Masks only lose ones, and they
-    change together at the very end: a call that raises leaves the model as it was. Everything else is left as it
+    Exactly ``max(1, floor(density * N + 0.5))`` of the N masked parameters' weights stay. Masks only lose ones, and
+    they change together at the very end: a call that raises leaves the model as it was. Everything else is left as it
     was in any case: kept weights, biases, BN statistics, train/eval modes, gradients, the global random states.
 
     Args:
@@ -82,20 +91,15 @@ def prune(
             for the per-layer methods, with fewer weights than layers; or a score that is not finite (names the layer).
     """
     criterion = _criterion(method)
-    entries = list(masked_params(model))
-    names, masks = [name for name, _, _ in entries], [mask for _, _, mask in entries]
+    inputs = Inputs(batches, generator, dtype, rounds)
+    masks = [mask for _, _, mask in masked_params(model)]
     if not masks:
         raise ValueError("the model has no masks: call insert_masks first")
-    if criterion.needs_batches and batches is None:
-        raise ValueError(f"{method} needs batches of (images, labels), and got none")
-    if criterion.in_rounds and rounds < 1:
-        raise ValueError(f"prune_params.synflow_rounds: {rounds} is not allowed: at least 1")
-    total, left = sum(mask.numel() for mask in masks), sum(kept_counts(masks))
-    keep = _checked_keep(method, density, left, total)
+    _check_inputs(method, criterion, inputs)
+    keep = _checked_keep(method, density, masks)
     apply_masks(model)  # criteria score the weights as they stand, so pruned ones must be zero
-    inputs = Inputs(batches, generator, dtype)
     try:
-        chosen = _choose(model, names, masks, keep, criterion, inputs, rounds if criterion.in_rounds else 1)
+        chosen = _choose(model, masks, keep, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
     for mask, new in zip(masks, chosen):
@@ -103,7 +107,7 @@ def prune(
     apply_masks(model)
     if dead := dead_layers(model):
         log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
-    return sum(kept_counts(masks)) / total
+    return sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
 
 
 def dead_layers(model: nn.Module) -> list[str]:
@@ -122,9 +126,19 @@ def _criterion(method: str) -> Criterion:
     )
 
 
-def _checked_keep(method: str, density: float, left: int, total: int) -> int:
+def _check_inputs(method: str, criterion: Criterion, inputs: Inputs) -> None:
+    if criterion.needs_batches and inputs.batches is None:
+        raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    if inputs.dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"prune_params.score_dtype: {inputs.dtype} is not allowed: float32 or float64")
+    if inputs.rounds < 1:
+        raise ValueError(f"prune_params.synflow_rounds: {inputs.rounds} is not allowed: at least 1")
+
+
+def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
     if not 0.0 < density <= 1.0:
         raise ValueError(f"{method} to density {density}: not allowed: above 0 and at most 1")
+    total, left = sum(mask.numel() for mask in masks), sum(kept_counts(masks))
     keep = keep_count(density, total)
     if keep > left:
         raise ValueError(
@@ -135,45 +149,44 @@ def _checked_keep(method: str, density: float, left: int, total: int) -> int:
 
 
 def _choose(
-    model: nn.Module,
-    names: Sequence[str],
-    masks: Sequence[Tensor],
-    keep: int,
-    criterion: Criterion,
-    inputs: Inputs,
-    rounds: int,
+    model: nn.Module, masks: Sequence[Tensor], keep: int, criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """New masks with `keep` ones, found in `rounds` steps of equal ratio."""
+    """New masks with `keep` ones; for a criterion `in_rounds` found in `inputs.rounds` steps of equal ratio."""
+    rounds = inputs.rounds if criterion.in_rounds else 1
     start = left = sum(kept_counts(masks))
-    scores = None
-    for i in range(1, rounds + 1):
-        # k_i / N = d0 * (d / d0)^(i / rounds); the last one is `keep` whatever the rounding.
-        target = keep if i == rounds else min(left, max(keep, keep_count((keep / start) ** (i / rounds), start)))
-        if target == left:
-            continue  # nothing goes in this round, nothing to score for
-        scores = criterion.score(model, masks, inputs)
-        _check_finite(names, scores, masks)
-        masks, left = criterion.allocate(scores, masks, target), target
-    if scores is not None and criterion.score is not random_scores:
-        _warn_of_ties_at_zero(scores, masks, keep)
+    with scoring(model):
+        if criterion.in_rounds:
+            # One batch is enough for its shape; a DataLoader would start its workers anew for every round.
+            inputs = replace(inputs, batches=list(islice(inputs.batches, 1)))
+        for i in range(1, rounds + 1):
+            # k_i / N = d0 * (d / d0)^(i / rounds); the last is `keep` itself, whatever the rounding.
+            aim = keep if i == rounds else max(keep, keep_count((keep / start) ** (i / rounds), start))
+            if aim >= left:
+                continue  # nothing goes in this round: nothing to score for
+            scores = criterion.score(model, masks, inputs)
+            _check_finite(model, scores, masks)
+            masks, left = criterion.allocate(scores, masks, aim), aim
+            if aim == keep and criterion.score is not random_scores:
+                _warn_of_ties_at_zero(scores, masks)
     return masks
 
 
-def _check_finite(names: Sequence[str], scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    # aminmax passes NaN on, so it is one quick look; only if that fails are pruned weights told from kept ones.
-    extremes = torch.stack([torch.stack(score.aminmax()).double() for score in scores])
-    for name, score, mask, fine in zip(names, scores, masks, extremes.isfinite().all(1).tolist()):
-        if not fine and not score[mask].isfinite().all():
-            bad = (~score[mask].isfinite()).count_nonzero().item()
+def _check_finite(model: nn.Module, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    # A sum passes NaN and infinity on: one quick look. Only if it fails are kept weights told from pruned ones (and an
+    # overflow of the sum from one of the scores).
+    sums = torch.stack([score.sum().double() for score in scores])
+    for (name, _, _), score, mask, fine in zip(masked_params(model), scores, masks, sums.isfinite().tolist()):
+        bad = 0 if fine else (~score[mask].isfinite()).count_nonzero().item()
+        if bad:
             raise ValueError(f"scores are not finite in {name}: {bad} of {mask.count_nonzero().item()} weights")
 
 
-def _warn_of_ties_at_zero(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> None:
-    zero = sum(kept_counts([mask & (score == 0) for score, mask in zip(scores, masks)]))
-    if zero:
+def _warn_of_ties_at_zero(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    zeros = sum(kept_counts([mask & (score == 0) for score, mask in zip(scores, masks)]))
+    if zeros:
         log.warning(
-            "%d of the %d weights kept have score 0 and were chosen by their position alone: no signal reaches them "
-            "(a layer that is all zero, or dead, stops it)",
-            zero,
-            keep,
+            "%d of the %d weights kept have score 0 and were chosen by their position alone: the criterion tells them "
+            "not apart (weights that are zero, or that no signal reaches past a dead or all-zero layer)",
+            zeros,
+            sum(kept_counts(masks)),
         )

@@ -1,9 +1,9 @@
 """Criteria: one function each, from a model to one score tensor for every masked parameter, the largest to be kept.
 
-Every function takes ``(model, masks, inputs)`` and returns finite scores of the masked parameters' shapes, in
-`masked_params` order; scores of pruned weights do not matter. None of them changes anything: the network is called on
-copies or views of its own tensors (`functional_call`), so weights, BN statistics and ``.grad`` are never written to,
-and train/eval modes and random states are put back, also when something raises (`_untouched`).
+Every function takes ``(model, masks, inputs)`` and returns scores of the masked parameters' shapes, in `masked_params`
+order; scores of pruned weights do not matter. None of them changes anything: the network is called on copies or views
+of its own tensors (`functional_call`), so that weights, BN statistics and ``.grad`` are never written to. `prune` calls
+them within `scoring`, which sets eval mode and puts modes and random states back, also when something raises.
 """
 
 import math
@@ -21,18 +21,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from utils.conv_type import masked_params
 
+SYNFLOW_ROUNDS = 100
+GRASP_TEMPERATURE = 200.0
+
 
 @dataclass(frozen=True)
 class Inputs:
     """What a criterion may look at besides the model.
 
     batches: re-iterable of (images, labels) on the model's device. generator: source of the random methods. dtype: in
-    which snip and grasp compute; None is the weights' own, at least float32.
+    which snip and grasp compute; None is the weights' own, at least float32. rounds: of synflow.
     """
 
     batches: Iterable[tuple[Tensor, Tensor]] | None = None
     generator: torch.Generator | None = None
     dtype: torch.dtype | None = None
+    rounds: int = SYNFLOW_ROUNDS
 
 
 Scores = Callable[[nn.Module, Sequence[Tensor], Inputs], list[Tensor]]
@@ -64,10 +68,9 @@ def snip_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> li
     The paper's dL/dc for a multiplier c = 1 on each weight is g * w. BN is in eval mode. Three times the model's memory
     (weights, sum of gradients, one batch's gradients) besides activations.
     """
-    with _untouched(model):
-        state, leaves = _leaves(model, inputs.dtype)
-        grads = _summed_gradients(model, state, leaves, inputs)
-        return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
+    state, leaves = _leaves(model, inputs.dtype)
+    grads = _summed_gradients(model, state, leaves, inputs)
+    return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
 
 
 def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
@@ -77,17 +80,16 @@ def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> l
     sums over all of `inputs.batches`: with B batches, g = sum g_b first, then Hg = sum H_b g. BN is in eval mode. Three
     times the model's memory with one batch, four with more, besides the activations of a forward and two backwards.
     """
-    with _untouched(model):
-        state, leaves = _leaves(model, inputs.dtype)
-        stopped = _summed_gradients(model, state, leaves, inputs, GRASP_TEMPERATURE)
-        product: list[Tensor] = []
-        for loss in _losses(model, state, leaves, inputs, GRASP_TEMPERATURE):
-            hessian_vector = _double_backward(loss, leaves, stopped)
-            if product:
-                torch._foreach_add_(product, hessian_vector)
-            else:
-                product = hessian_vector
-        return [each.mul_(leaf.detach()) for each, leaf in zip(product, leaves)]
+    state, leaves = _leaves(model, inputs.dtype)
+    stopped = _summed_gradients(model, state, leaves, inputs, GRASP_TEMPERATURE)
+    product: list[Tensor] = []
+    for loss in _losses(model, state, leaves, inputs, GRASP_TEMPERATURE):
+        hessian_vector = _double_backward(loss, leaves, stopped)
+        if product:
+            torch._foreach_add_(product, hessian_vector)
+        else:
+            product = hessian_vector
+    return [each.mul_(leaf.detach()) for each, leaf in zip(product, leaves)]
 
 
 def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
@@ -105,26 +107,21 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
     images = next((images for images, _ in inputs.batches), None)
     if images is None:
         raise ValueError(NO_BATCH)
-    with _untouched(model):
-        state, by_id = {}, {}
-        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-            state[name] = tensor.detach().to(torch.float64).abs() if tensor.is_floating_point() else tensor
-            by_id[id(tensor)] = state[name]
-        leaves = [by_id[id(param)].mul_(mask) for (_, param, _), mask in zip(masked_params(model), masks)]
-        empty = torch.stack([leaf.any() for leaf in leaves]).logical_not_().tolist()
-        for leaf, mask, is_empty in zip(leaves, masks, empty):
-            if is_empty:
-                leaf.copy_(mask).div_(math.sqrt(max(1, leaf[0].numel())))
-            leaf.requires_grad_()
-        ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
-        flow = functional_call(model, state, (ones,)).sum()
-        grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
-        return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
+    state, leaves = _leaves(model, torch.float64, absolute=True)
+    for leaf, mask in zip(leaves, masks):
+        leaf.detach().mul_(mask.double())  # a mul_ by the bool itself is not vectorised
+    sums = torch.stack([leaf.detach().sum() for leaf in leaves]).tolist()
+    for leaf, mask, total in zip(leaves, masks, sums):
+        if total == 0:
+            leaf.detach().copy_(mask).div_(math.sqrt(max(1, leaf[0].numel())))
+    ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
+    flow = functional_call(model, state, (ones,)).sum()
+    grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
+    return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
 
 
-# --- how the network is called ------------------------------------------------------------------------------------------
+# --- how the network is called ---------------------------------------------------------------------------------------
 
-GRASP_TEMPERATURE = 200.0
 NO_BATCH = "batches gave no (images, labels); an iterator can be read only once, a list as often as needed"
 
 
@@ -134,7 +131,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def scoring(model: nn.Module) -> Iterator[None]:
     """Eval mode, eager, in full precision; then modes, random states and precision as they were."""
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
@@ -157,16 +154,20 @@ def _untouched(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def _leaves(model: nn.Module, dtype: torch.dtype | None) -> tuple[dict[str, Tensor], list[Tensor]]:
+def _leaves(
+    model: nn.Module, dtype: torch.dtype | None, absolute: bool = False
+) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The model's tensors in `dtype`, cut from its autograd, and among them those that are masked, requiring gradients.
 
-    No memory is used for tensors that have the dtype already: they are views.
+    Tensors that have the dtype already are views and take no memory; `absolute` makes copies of all.
     """
     state, by_id = {}, {}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        wanted = dtype or _wide(tensor)
-        state[name] = tensor.detach().to(wanted) if tensor.is_floating_point() else tensor
-        by_id[id(tensor)] = state[name]
+        copy = tensor.detach()
+        if tensor.is_floating_point():
+            copy = copy.to(dtype or _wide(tensor))
+            copy = copy.abs() if absolute else copy
+        state[name] = by_id[id(tensor)] = copy
     # By identity: a parameter shared by two modules has one name here, maybe not the one its mask goes by.
     leaves = [by_id[id(param)].requires_grad_() for _, param, _ in masked_params(model)]
     return state, leaves
