@@ -1,5 +1,7 @@
 """Trees of image files: held in memory when small, through a DataLoader's workers when not."""
 
+import os
+import signal
 from random import Random
 
 import numpy as np
@@ -116,6 +118,19 @@ def test_workers_live_on_and_change_nothing(photos):
     assert same(data.test.batches(), alone.test.batches())
     assert workers is data.train.reader.loader._iterator._workers and all(worker.is_alive() for worker in workers)
     assert torch.equal(before, torch.get_rng_state())
+    data.close()
+    assert not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(photos, signum):
+    alone, data = by_workers(photos), by_workers(photos, num_workers=2)
+    batches = data.train.batches(0, 0)
+    first = next(batches)
+    workers = data.train.reader.loader._iterator._workers
+    for worker in workers:
+        os.kill(worker.pid, signum)
+    assert same([first, *batches], alone.train.batches(0, 0))
     data.close()
     assert not any(worker.is_alive() for worker in workers)
 

@@ -6,6 +6,7 @@ worker takes it, nor on what that worker did before.
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator
 from random import Random
 
@@ -86,6 +87,15 @@ def _collate(items: list[tuple[np.ndarray, int] | str]) -> Batch | str:
     return pixels.view(len(items), -1), torch.tensor([label for _, label in items])
 
 
+def _leave_signals_to_parent(worker: int) -> None:
+    """A stop sent to the whole process group (Ctrl-C, Slurm) is the run's to answer: it still needs its workers.
+
+    They end when the loader is closed, and within seconds of their parent's death, which they watch for.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class _Pass:
     """The batch sampler: batches of keys of the pass that is about to begin."""
 
@@ -108,6 +118,7 @@ class _Reader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_parent,
             pin_memory=self.device.type == "cuda",
             # DataLoader draws a seed for each pass; with a generator of its own the global one stays untouched.
             generator=torch.Generator(),
