@@ -278,7 +278,7 @@ def work(cfg: Config) -> int:
     """What each process does: joins the others and runs the levels. Returns the exit status."""
     d = cfg.dist_params
     configure_kernels(cfg.experiment_params.deterministic)
-    with distributed.join(d.backend, d.timeout_minutes) as ctx:
+    with distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
         return run_levels(cfg, ctx)
 
 

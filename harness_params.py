@@ -129,6 +129,9 @@ _section(
     backend=Option(Choice(["auto", "gloo", "nccl"]), "auto", "", "auto = nccl on GPUs, gloo else"),
     address=Option(Word(), "localhost", "", "where the processes meet"),
     port=Option(Int(0, 65535), 0, "", "port they meet at; 0 = any free one"),
+    threads=Option(
+        Int(0, 1024), 0, "threads", "CPU threads of each process; 0 = its share of the cores, 1 for a small MLP"
+    ),
     sync_bn=Option(Bool(), False, "", "BatchNorm statistics over all processes"),
     timeout_minutes=Option(Float("(0,]"), 10.0, "minutes", "longest wait of one process for another"),
 )

@@ -119,13 +119,14 @@ def started_by_launcher() -> bool:
 
 
 @contextlib.contextmanager
-def join(backend: str = "auto", timeout_minutes: float = 10.0) -> Iterator[Context]:
+def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0) -> Iterator[Context]:
     """Enters this process among the others, and leaves on exit.
 
     Args:
         backend: auto is nccl where each local process has a GPU of its own, gloo otherwise. With nccl, messages
             between CPUs still go by gloo.
         timeout_minutes: how long a collective waits for a rank that says nothing.
+        threads: CPU threads of this process; 0 is its share of the cores.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -136,7 +137,7 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0) -> Iterator[Conte
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cuda", 0) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    share_out_threads(local_world)
+    share_out_threads(local_world, threads)
     ctx = Context(rank, world, local_rank, local_world, device)
     if world == 1:
         yield ctx
@@ -152,9 +153,11 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0) -> Iterator[Conte
         dist.destroy_process_group()
 
 
-def share_out_threads(local_world: int) -> None:
-    """This process's share of the cores, unless OMP_NUM_THREADS says otherwise."""
-    if local_world > 1 and "OMP_NUM_THREADS" not in os.environ:
+def share_out_threads(local_world: int, threads: int = 0) -> None:
+    """`threads` for this process; 0 is its share of the cores, or what OMP_NUM_THREADS says."""
+    if threads:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
 
 

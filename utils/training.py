@@ -46,6 +46,16 @@ def configure_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def is_small_mlp(model: nn.Module) -> bool:
+    """Whether the network has weights in linear layers alone, and under a million of them.
+
+    Such steps are too short to share out: LeNet-300-100 at batch 128 trained 36,000 images/s on one thread and 38,000 on
+    two of two idle cores, but 10,000 on two of two busy ones, where each waits for the other at every layer.
+    """
+    kinds = {type(module) for module in model.modules() if getattr(module, "weight", None) is not None}
+    return kinds <= {nn.Linear} and sum(p.numel() for p in model.parameters()) < 1e6
+
+
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
     """SGD, fused, with the masks kept after every step (`keep_masked`)."""
     o, params = cfg.optimizer, list(model.parameters())
@@ -85,6 +95,8 @@ class Trainer:
     def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
         self.dtype = autocast_dtype(cfg.experiment_params.precision, ctx.device)
+        if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
+            torch.set_num_threads(1)
         if cfg.experiment_params.compile == "on" or (
             cfg.experiment_params.compile == "auto" and ctx.device.type == "cuda"
         ):
