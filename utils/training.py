@@ -49,8 +49,8 @@ def configure_kernels(deterministic: bool) -> None:
 def is_small_mlp(model: nn.Module) -> bool:
     """Whether the network has weights in linear layers alone, and under a million of them.
 
-    Such steps are too short to share out: LeNet-300-100 at batch 128 trained 36,000 images/s on one thread and 38,000 on
-    two of two idle cores, but 10,000 on two of two busy ones, where each waits for the other at every layer.
+    Such steps are too short to share out: LeNet-300-100 at batch 128 trained 36,000 images/s on one thread and 38,000
+    on two of two idle cores, but 10,000 on two of two busy ones, where each waits for the other at every layer.
     """
     kinds = {type(module) for module in model.modules() if getattr(module, "weight", None) is not None}
     return kinds <= {nn.Linear} and sum(p.numel() for p in model.parameters()) < 1e6
