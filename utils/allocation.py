@@ -74,6 +74,27 @@ def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -
     return new
 
 
+@torch.no_grad()
+def global_top_k_alive(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """`global_top_k`, except that a layer that would lose its last weight keeps the best one.
+
+    The same masks wherever no layer would die. Otherwise the best weight of every layer is set aside, and the others
+    compete for what remains, so it differs by at most one weight a dying layer. With fewer weights to keep than layers
+    it is `global_top_k`.
+    """
+    new = global_top_k(scores, masks, keep)
+    alive = [count > 0 for count in kept_counts(masks)]
+    if keep < sum(alive) or not any(was and now == 0 for was, now in zip(alive, kept_counts(new))):
+        return new
+    best = [torch.zeros_like(mask) for mask in masks]
+    for score, mask, chosen, was in zip(scores, masks, best, alive):
+        if was:
+            place = torch.where(mask, score, -torch.inf).flatten().argmax()  # the first of equal ones
+            chosen[torch.unravel_index(place, mask.shape)] = True
+    rest = global_top_k(scores, [mask & ~chosen for mask, chosen in zip(masks, best)], keep - sum(alive))
+    return [other | chosen for other, chosen in zip(rest, best)]
+
+
 # --- how many weights a layer ----------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.allocation import Allocation, balanced, erk, global_top_k, keep_count, kept_counts
+from utils.allocation import Allocation, balanced, erk, global_top_k, global_top_k_alive, keep_count, kept_counts
 from utils.conv_type import apply_masks, masked_params
 from utils.scores import (
     SYNFLOW_ROUNDS,
@@ -47,7 +47,9 @@ CRITERIA: dict[str, Criterion] = {
     "mag": Criterion(mag_scores, global_top_k, "Frankle & Carbin 2019"),
     "snip": Criterion(snip_scores, global_top_k, "Lee et al. 2019", needs_batches=True),
     "grasp": Criterion(grasp_scores, global_top_k, "Wang et al. 2020", needs_batches=True),
-    "synflow": Criterion(synflow_scores, global_top_k, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
+    # Alive: the paper promises that no layer collapses while others have weights. Shortcut and bottleneck layers of
+    # residual networks, which share their flow with another path, would: they keep one weight instead of none.
+    "synflow": Criterion(synflow_scores, global_top_k_alive, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
     "random": Criterion(random_scores, global_top_k, "uniform over all weights"),
     "random_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
     "random_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),

@@ -6,7 +6,6 @@ of its own tensors (`functional_call`), so that weights, BN statistics and ``.gr
 them within `scoring`, which sets eval mode and puts modes and random states back, also when something raises.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from utils.conv_type import masked_params
 
@@ -100,9 +100,12 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
     Weights are multiplied by `masks`, which change from round to round. Labels are not used, of the images only the
     shape. All of it happens on float64 copies: twice the memory of a float32 model, twice again for gradients.
 
-    One case is not the authors': a layer whose weights are all zero, as torchvision's ViT initialises its classifier,
-    stops the flow, and every score of the network would be zero. Its weights count as equal instead; for a layer that
-    all flow goes through, how large they are scales all other scores alike and changes no mask.
+    Two cases are not in the paper, whose networks have neither; both would make every score zero:
+
+    - A clipped ReLU (ReLU6 in MobileNet) is taken as ReLU: the flow is far above 6 and would stop there. The theory
+      asks for a network that is linear for positive activations.
+    - A layer whose weights are all zero, as torchvision's ViT initialises its classifier, counts as if initialised at
+      random (fixed seed). How large it is scales the scores of all layers alike if all flow goes through it.
     """
     images = next((images for images, _ in inputs.batches), None)
     if images is None:
@@ -113,9 +116,12 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
     sums = torch.stack([leaf.detach().sum() for leaf in leaves]).tolist()
     for leaf, mask, total in zip(leaves, masks, sums):
         if total == 0:
-            leaf.detach().copy_(mask).div_(math.sqrt(max(1, leaf[0].numel())))
+            # Not a constant: a LayerNorm's output sums to zero, and so would its flow through equal weights.
+            stand_in = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            leaf.detach().copy_(stand_in.abs_()).mul_(mask)
     ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
-    flow = functional_call(model, state, (ones,)).sum()
+    with _ClippedAsReLU():
+        flow = functional_call(model, state, (ones,)).sum()
     grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
     return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
 
@@ -128,6 +134,15 @@ NO_BATCH = "batches gave no (images, labels); an iterator can be read only once,
 def _wide(tensor: Tensor) -> torch.dtype:
     """The tensor's dtype, or float32 if that is wider: no score is computed or compared in half precision."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+class _ClippedAsReLU(TorchFunctionMode):
+    """Within it relu6 and hardtanh, as functions or as modules, are relu."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (F.relu6, F.hardtanh, F.hardtanh_):
+            return F.relu(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
