@@ -2,9 +2,9 @@
 
 A mask is a bool buffer beside the parameter it masks, named ``<param>_mask`` as in ``torch.nn.utils.prune``. Layers
 keep their class, initialisation and forward: the *weight itself* is kept masked, by one fused multiply after every
-optimizer step (`keep_masked`). For the kept weights this is the same arithmetic as multiplying by the mask in the forward, so the
-trajectories agree bit for bit (tests/test_masks.py), while the forward costs what a dense one costs and a checkpoint's
-weights load into plain torchvision models.
+optimizer step (`keep_masked`). For the kept weights this is the same arithmetic as multiplying by the mask in the
+forward, so the trajectories agree bit for bit (tests/test_masks.py), while the forward costs what a dense one costs and
+a checkpoint's weights load into plain torchvision models.
 """
 
 from collections.abc import Iterator, Sequence
