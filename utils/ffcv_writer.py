@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.distributed import die_with_parent
-from utils.ffcv_decode import IntField, RGBImageField
+from utils.ffcv_decode import JPEG_MODE, IntField, RGBImageField
 from utils.files import RunError
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def write_beton(path: Path, source: "Source", encoding: Encoding, workers: int, 
 
 
 def _write(part: Path, source: "Source", encoding: Encoding, workers: int, skip_broken: bool, name: str) -> list[str]:
+    from ffcv.fields.rgb_image import IMAGE_MODES
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.types import get_metadata_type
 
@@ -109,6 +110,8 @@ def _write(part: Path, source: "Source", encoding: Encoding, workers: int, skip_
     first = _header(fields, 0, page_size, 0)
     part.write_bytes(first)
     allocator = MemoryAllocator(str(part), len(first) + len(source) * rows_type.itemsize, page_size)
+    # Numba compiles the lookup in this dict of FFCV's at its first use: here, rather than once in every worker.
+    assert IMAGE_MODES["jpg"] == JPEG_MODE != IMAGE_MODES["raw"]
     job = Job(source, fields["image"], rows_type, allocator, skip_broken)
     chunks, broken = [], []
     with tqdm(total=len(source), desc=name, unit="image", mininterval=0.5) as bar:
