@@ -167,9 +167,9 @@ def _choose(
                 continue  # nothing goes in this round: nothing to score for
             scores = criterion.score(model, masks, inputs)
             _check_finite(model, scores, masks)
-            masks, left = criterion.allocate(scores, masks, aim), aim
+            before, masks, left = masks, criterion.allocate(scores, masks, aim), aim
             if aim == keep and criterion.score is not random_scores:
-                _warn_of_ties_at_zero(scores, masks)
+                _warn_of_ties_at_zero(scores, before, masks)
     return masks
 
 
@@ -183,12 +183,13 @@ def _check_finite(model: nn.Module, scores: Sequence[Tensor], masks: Sequence[Te
             raise ValueError(f"scores are not finite in {name}: {bad} of {mask.count_nonzero().item()} weights")
 
 
-def _warn_of_ties_at_zero(scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    zeros = sum(kept_counts([mask & (score == 0) for score, mask in zip(scores, masks)]))
-    if zeros:
+def _warn_of_ties_at_zero(scores: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    zeros = [mask & (score == 0) for score, mask in zip(scores, before)]
+    stay = sum(kept_counts([zero & mask for zero, mask in zip(zeros, after)]))
+    if 0 < stay < sum(kept_counts(zeros)):
         log.warning(
-            "%d of the %d weights kept have score 0 and were chosen by their position alone: the criterion tells them "
-            "not apart (weights that are zero, or that no signal reaches past a dead or all-zero layer)",
-            zeros,
-            sum(kept_counts(masks)),
+            "%d of the %d weights kept have score 0, as have weights that go: their position alone decided (no signal "
+            "reaches them, or they are zero)",
+            stay,
+            sum(kept_counts(after)),
         )

@@ -1,0 +1,69 @@
+"""Our masks against tests/reference_criteria.py, an independent implementation of the papers' equations."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.reference_criteria import iou, reference_masks, resnet18_cifar, seeded_batches
+from utils.conv_type import insert_masks, masked_params
+from utils.pruning_utils import prune
+
+
+def small_cnn(seed=0):
+    """Convolutions with and without bias, stride, groups and BN in a state of its own; float64; about 4,500 weights."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=4, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 1, stride=2, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 20),
+        nn.ReLU(),
+        nn.Linear(20, 10),
+    ).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def masks_of(build, method, density, batches):
+    model = insert_masks(build())
+    prune(model, method, density, batches)
+    return [mask for _, _, mask in masked_params(model)]
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+@pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
+def test_small_cnn_masks_are_the_references(method, density):
+    batches = seeded_batches(count=2, size=4)
+    ours = masks_of(small_cnn, method, density, batches)
+    keep = sum(mask.sum().item() for mask in ours)
+    assert iou(ours, reference_masks(small_cnn(), method, keep, batches)) == 1.0
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_resnet18_masks_are_the_references(method):
+    batches = seeded_batches(count=1, size=2)
+    ours = masks_of(resnet18_cifar, method, 0.05, batches)
+    keep = sum(mask.sum().item() for mask in ours)
+    assert iou(ours, reference_masks(resnet18_cifar(), method, keep, batches)) > 0.9999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [0.2, 0.02])
+def test_resnet18_synflow_masks_are_the_references(density):
+    # Not equal to the last weight: the three 1x1 shortcuts keep one weight each where the paper's loop leaves none.
+    batches = seeded_batches(count=1, size=1)
+    ours = masks_of(resnet18_cifar, "synflow", density, batches)
+    keep = sum(mask.sum().item() for mask in ours)
+    assert iou(ours, reference_masks(resnet18_cifar(), "synflow", keep, batches)) > 0.9999
