@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from torchvision import datasets
 
+from utils.files import RunError
+
 Arrays = tuple[np.ndarray, np.ndarray]
 
 DIGITS_TEST_PER_CLASS = 36
@@ -106,7 +108,7 @@ class TorchvisionFiles:
             if made and root.exists() and not any(root.iterdir()):
                 root.rmdir()
             why = " ".join(str(error).split()) or type(error).__name__
-            raise RuntimeError(f"the download of {name} failed ({why}); {advice} (dataset.data_root)") from error
+            raise RunError(f"the download of {name} failed ({why}); {advice} (dataset.data_root)") from error
         finally:
             socket.setdefaulttimeout(patience)
 

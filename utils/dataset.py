@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from utils import data_files
+from utils.files import RunError
 from utils.folder_loader import FolderTestLoader, FolderTrainLoader
 from utils.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
 from utils.memory_loader import MemoryTestLoader, MemoryTrainLoader, Normalizer, pixel_statistics
@@ -191,7 +192,7 @@ def _fetch(cfg: Any, ctx: Any, files: Files) -> None:
     if fault is not None:
         raise fault
     if told is not None:
-        raise RuntimeError(told)
+        raise RunError(told)
 
 
 def _plan(cfg: Any, ctx: Any) -> dict[str, Any]:
