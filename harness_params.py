@@ -56,6 +56,9 @@ _section(
         Choice(["auto", "memory", "torchvision", "ffcv"]), "auto", "", "auto = memory, or torchvision for large sets"
     ),
     augment=Option(Choice(["auto", "none", "flip", "crop", "crop_flip"]), "auto", "", "auto = the set's usual recipe"),
+    alternate_flip=Option(
+        Bool(), False, "", "flips are turned over in each epoch, not drawn anew (sets held in memory)"
+    ),
     drop_last=Option(Bool(), False, "", "leave out an epoch's last, short batch"),
     resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "training image side; 0 = the data set's own"),
     eval_resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "test image side; 0 = as resolution"),

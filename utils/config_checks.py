@@ -77,6 +77,16 @@ def _check_ffcv_only(c: Any) -> Faults:
         yield "dataset.start_resolution", f"at most dataset.end_resolution ({d.end_resolution})"
 
 
+def _check_flip(c: Any) -> Faults:
+    d = c.dataset
+    if not d.alternate_flip:
+        return
+    if d.augment in ("none", "crop"):
+        yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip (it is {d.augment})"
+    if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
+        yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto and a small set)"
+
+
 def _check_batch(c: Any) -> Faults:
     if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
         least = 2 * c.dist_params.nproc
@@ -130,6 +140,7 @@ CHECKS = (
     _check_classes,
     _check_loader,
     _check_ffcv_only,
+    _check_flip,
     _check_batch,
     _check_resume,
     _check_resume_level,

@@ -168,7 +168,13 @@ def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
     name = spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment
     if name not in AUGMENTS:
         raise ValueError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
-    return AUGMENTS[name]
+    crop, flip = AUGMENTS[name]
+    if cfg.dataset.alternate_flip and not flip:
+        raise ValueError(
+            f"dataset.alternate_flip: true is not allowed: dataset.augment {cfg.dataset.augment} flips no image of "
+            f"{spec.name}; with augment flip or crop_flip"
+        )
+    return crop, flip
 
 
 def _check_classes(cfg: Any, own: int | None, name: str) -> None:
@@ -220,7 +226,7 @@ def _in_memory(cfg: Any, ctx: Any, spec: DataSpec, train: data_files.Arrays, tes
     normalize = Normalizer(spec.mean, spec.std, spec.image_shape, ctx.device, spec.full_scale, channels_last)
     crop, flip = augment_recipe(cfg, spec)
     return Data(
-        MemoryTrainLoader(*train, normalize, crop, flip, **_plan(cfg, ctx)),
+        MemoryTrainLoader(*train, normalize, crop, flip, cfg.dataset.alternate_flip, **_plan(cfg, ctx)),
         MemoryTestLoader(*test, normalize, ctx.rank, ctx.world),
         spec.num_classes,
         spec.image_shape,
@@ -268,6 +274,8 @@ def _tree_in_memory(
 
 
 def _tree_by_workers(cfg: Any, ctx: Any, spec: DataSpec, train: Split, test: Split) -> Data:
+    if cfg.dataset.alternate_flip:
+        raise ValueError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
     shorter = min(image_size(train.path(0)))
     own = LARGE_RESOLUTION if shorter > SMALL_PIXELS else shorter
     size = cfg.dataset.resolution or own

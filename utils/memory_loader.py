@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.order import EpochPlan, epoch_generator, epoch_order, share
+from utils.order import EpochPlan, epoch_generator, epoch_order, share, stable_seed
 
 # Zero pixels around an image before a random crop of its own size (He et al. 2016, section 4.2).
 CROP_PADDING = 4
 # Evaluation batches: as many images as keep the input near that of 1000 CIFAR images (12 MB in float32).
 EVAL_IMAGES, EVAL_VALUES = 1000, 1000 * 3 * 32 * 32
+# Sets the draws of alternating flips apart from those of an epoch and of pruning (harness.py).
+FLIP_DRAWS = -2
 
 
 class Normalizer:
@@ -89,12 +91,22 @@ class MemoryTrainLoader(EpochPlan):
     Args:
         crop: pad by `CROP_PADDING` zero pixels (black, before normalisation) and crop at a random offset.
         flip: mirror left to right with probability 1/2.
+        alternate: draw these flips once a level, by image, and turn them all over in each epoch (Jordan 2024).
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, normalize: Normalizer, crop: bool, flip: bool, **plan):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        normalize: Normalizer,
+        crop: bool,
+        flip: bool,
+        alternate: bool = False,
+        **plan,
+    ):
         super().__init__(num_images=len(images), **plan)
-        self.normalize, self.crop, self.flip = normalize, crop, flip
+        self.normalize, self.crop, self.flip, self.alternate = normalize, crop, flip, alternate
         self.device = normalize.factor.device
         pad = CROP_PADDING if crop else 0
         self.shape = images.shape[1:]
@@ -117,10 +129,18 @@ class MemoryTrainLoader(EpochPlan):
         if self.crop:
             dy, dx = torch.randint(2 * CROP_PADDING + 1, (2, self.num_images), generator=generator)
             corners = ((order * self.pad_height + dy) * self.pad_width + dx).to(self.device)
-        if self.flip:
+        if self.flip and self.alternate:
+            flips = self._alternating(level, epoch)[order].to(self.device)
+        elif self.flip:
             flips = torch.randint(2, (self.num_images,), generator=generator).to(self.device)
         order = order.to(self.device)
         return _Epoch(order, self.labels[order], corners, flips)
+
+    def _alternating(self, level: int, epoch: int) -> Tensor:
+        """int64 (num_images,), 0 or 1 by image: two epochs in a row show each image both ways, which chance does for
+        half of them only (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU")."""
+        generator = torch.Generator().manual_seed(stable_seed(self.seed, level, FLIP_DRAWS))
+        return torch.randint(2, (self.num_images,), generator=generator) ^ (epoch & 1)
 
     def _batch(self, draw: _Epoch, places: slice) -> tuple[Tensor, Tensor]:
         size = places.stop - places.start
