@@ -1,0 +1,244 @@
+"""What a grid file asks for: read, checked as a whole, and laid out as runs. utils/run_grid.py runs them."""
+
+import csv
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness_params import Config, ConfigError, load_config
+from utils.checkers import nearest
+from utils.config_sources import read_yaml
+
+GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "seeds", "set", "runs")
+# What the grid itself decides of each run.
+OWN = (
+    "experiment_params.seed", "experiment_params.expt_name", "experiment_params.base_dir",
+    "experiment_params.resume_expt_name", "experiment_params.resume_level",
+)  # fmt: skip
+LONGEST_GRID = 100_000  # runs; more is a slip in a product of lists
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, from its CSVs.
+
+    Attributes:
+        levels: finished ones.
+        epochs: trained so far, over all levels.
+        density, accuracy: of the last finished epoch's level, as far as told: fraction, percent.
+    """
+
+    levels: int = 0
+    epochs: int = 0
+    density: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid: the words after ``harness.py``, and its checked config."""
+
+    name: str
+    words: tuple[str, ...]
+    cfg: Config
+
+    @property
+    def path(self) -> Path:
+        return Path(self.cfg.experiment_params.base_dir) / self.name
+
+    @property
+    def epochs(self) -> int:
+        """All epochs that the run trains."""
+        e, p = self.cfg.experiment_params, self.cfg.prune_params
+        later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
+        return e.epochs_per_level + (p.num_levels - 1) * later
+
+    def progress(self) -> Progress:
+        """What the run's CSVs tell; zeros when there are none yet."""
+        levels = _rows(self.path / "metrics" / "summary.csv")
+        table = self.path / "metrics" / "epochwise_metrics" / f"level_{len(levels)}_metrics.csv"
+        current = _rows(table) if len(levels) < self.cfg.prune_params.num_levels else []
+        last = levels[-1] if levels else {}
+        accuracy = current[-1]["test_acc"] if current else last.get("final_test_acc")
+        return Progress(
+            len(levels),
+            sum(int(row["epochs"]) for row in levels) + len(current),
+            float(last["density"]) if last else None,
+            None if accuracy is None else float(accuracy),
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self.progress().levels >= self.cfg.prune_params.num_levels
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="") as file:  # renamed into place whole: never half a row
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file's runs, in the order they start: all of the first seed, then all of the second, ...
+
+    Attributes:
+        jobs: the runs.
+        parallel: how many run at a time.
+        threads: of each run; 0 = a share of the cores.
+        gpus: CUDA devices given to the parallel places in turn; empty = all runs see all.
+    """
+
+    jobs: tuple[Job, ...]
+    parallel: int = 1
+    threads: int = 0
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass
+class _Reader:
+    """Collects the faults of a grid file, so that all are told at once."""
+
+    faults: list[str] = field(default_factory=list)
+
+    def integer(self, values: Mapping[str, Any], key: str, default: int, least: int) -> int:
+        text = values.get(key, default)
+        if str(text).isascii() and str(text).isdigit() and int(text) >= least:
+            return int(text)
+        self.faults.append(f"{key}: {text!r} is not allowed: a whole number >= {least}")
+        return default
+
+    def integers(self, values: Mapping[str, Any], key: str, default: list) -> tuple[int, ...]:
+        entries = values.get(key, default)
+        entries = entries if isinstance(entries, list) else [entries]
+        if len({str(entry) for entry in entries}) != len(entries):
+            self.faults.append(f"{key}: {entries!r} holds a number twice")
+        return tuple(self.integer({key: entry}, key, 0, 0) for entry in entries)
+
+    def mapping(self, values: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
+        found = values.get(key)
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            self.faults.append(f"{where}{key}: {found!r} is not allowed: a mapping is expected")
+            return {}
+        return found
+
+    def options(self, values: Mapping[str, Any], where: str) -> dict[str, str]:
+        """{section.key: text as after ``--section.key=``}."""
+        found = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                keys = ", ".join(f"{key}.{inner}" for inner in list(value)[:2])
+                self.faults.append(f"{where}: {key}: options are written with a dot, as in {keys or key + '.KEY'}")
+            elif key in OWN:
+                self.faults.append(f"{where}: {key}: the grid itself sets it (seeds, base_dir, names of the runs)")
+            else:
+                found[key] = _text(value)
+        return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_text(entry) for entry in value)
+    return "null" if value is None else str(value)
+
+
+def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
+    """Reads a grid file and checks the config of every run in it (see utils/run_grid.py for the format).
+
+    Args:
+        overrides: {grid key or section.key: text}, from the command line; they win over the file.
+
+    Raises:
+        ConfigError: naming every fault of the file and of all its runs; nothing has been started or created.
+    """
+    try:
+        values, faults = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError([_named(path, text) for text in error.faults]) from None
+    reader = _Reader([_named(path, text) for text in faults])
+    overrides = dict(overrides or {})
+    values |= {key: overrides.pop(key) for key in list(overrides) if key in GRID_KEYS}
+    for key in values.keys() - set(GRID_KEYS):
+        near = nearest(key, GRID_KEYS)
+        hint = f"did you mean {near}?" if near else f"one of {', '.join(GRID_KEYS)}"
+        reader.faults.append(f"{key}: unknown key of a grid: {hint}")
+    seeds = reader.integers(values, "seeds", [0])
+    common = reader.options(reader.mapping(values, "set"), "set")
+    base_dir = str(values.get("base_dir") or "./experiments")
+    parallel, threads = reader.integer(values, "jobs", 1, 1), reader.integer(values, "threads", 0, 0)
+    gpus = reader.integers(values, "gpus", [])
+    entries = _entries(values, reader)
+    if not reader.faults and len(entries) * len(seeds) > LONGEST_GRID:
+        reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {LONGEST_GRID}")
+    jobs = []
+    for seed in seeds if not reader.faults else ():
+        for name, config, options in entries:
+            fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
+            job = _job(f"{name}_seed{seed}", config, {**common, **options, **overrides, **fixed}, reader)
+            jobs += [job] if job else []
+    if reader.faults:
+        raise ConfigError(list(dict.fromkeys(reader.faults)))
+    return Grid(tuple(jobs), parallel, threads, gpus)
+
+
+def _named(path: str, text: str) -> str:
+    return text.removeprefix("--config ").replace(
+        "sections such as `optimizer:` with options below them are expected", "config, seeds, runs, ... are expected"
+    )
+
+
+def _entries(values: Mapping[str, Any], reader: _Reader) -> list[tuple[str, str, dict[str, str]]]:
+    """(name, config file, {section.key: text}) of each run, without seeds."""
+    entries: list[tuple[str, str, dict[str, str]]] = []
+    runs = reader.mapping(values, "runs")
+    if not runs:
+        reader.faults.append("runs: at least one run is expected: {NAME: {section.key: value, ...}, ...}")
+    for name in runs:
+        run, where = dict(reader.mapping(runs, name, "runs: ")), f"run {name}"
+        config = run.pop("config", values.get("config"))
+        if not isinstance(config, str) or not config:
+            reader.faults.append(f"{where}: config: the path of a YAML file is expected, here or for the whole grid")
+            continue
+        each = reader.mapping(run, "each", f"{where}: ")
+        run.pop("each", None)
+        options = reader.options(run, where)
+        lists = {key: value if isinstance(value, list) else [value] for key, value in each.items()}
+        reader.faults += [f"{where}: each: {key}: at least one value is expected" for key in lists if not lists[key]]
+        reader.faults += [f"{where}: {key}: given twice, also in each" for key in lists.keys() & options.keys()]
+        for choice in itertools.product(*lists.values()):
+            chosen = reader.options(dict(zip(lists, choice)), f"{where}: each")
+            entries.append(("_".join([name, *chosen.values()]), config, {**options, **chosen}))
+    names = [name for name, _, _ in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    reader.faults += [f"run {name}: two runs have this name" for name in twice]
+    return entries
+
+
+def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) -> Job | None:
+    """The run, checked as harness.py will check it; None with its faults told to `reader`."""
+    # It pulls in torch, which `--help` and a misspelt grid don't need.
+    from utils.run_directory import check_run_directory
+
+    words = ["--config", config, *(f"--{key}={value}" for key, value in options.items())]
+    try:
+        exists = (Path(options["experiment_params.base_dir"]).expanduser() / name).exists()
+        words.append(f"--experiment_params.{'resume_expt_name' if exists else 'expt_name'}={name}")
+        cfg = load_config(words)
+        check_run_directory(cfg)
+    except ConfigError as error:
+        reader.faults += [f"run {name}: {text}" for text in error.faults]
+        return None
+    return Job(name, tuple(words), cfg)
+
+
+def summary(jobs: Sequence[Job]) -> str:
+    """One line: how many runs are finished, begun and new."""
+    done = sum(job.finished for job in jobs)
+    begun = sum(job.path.exists() and not job.finished for job in jobs)
+    return f"{len(jobs)} runs: {done} finished before, {begun} to resume, {len(jobs) - done - begun} to start"
