@@ -1,0 +1,265 @@
+"""The figures of utils/plot_results.py: each function draws groups of runs and returns a matplotlib figure.
+
+Lines are means over seeds, and bands go from the least to the largest, as the error bars of Frankle & Carbin (2019).
+"""
+
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: figures go to files, and no display is needed
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from utils.plot_data import Group, read_csv
+from utils.plot_style import (
+    COLOURS,
+    DENSE,
+    LEGEND,
+    MARKERS,
+    NICE,
+    STYLE,
+    density_axis,
+    level_colours,
+    percent_ticks,
+    seeds_told,
+)
+
+LAYER_COLUMNS = ["level", "layer", "kept", "total", "density"]
+EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc"]
+# More layers than these are numbered, not named.
+NAMED_LAYERS = 60
+METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
+
+
+# --- accuracy against density ----------------------------------------------------------------------------------------
+
+
+def points(group: Group, column: str) -> pd.DataFrame:
+    """One row a point of the group's line, densest first: density, mean, least, largest, seeds."""
+    by = group.frame.groupby(["start", "level"])
+    found = by.agg(density=("density", "mean"), mean=(column, "mean"), least=(column, "min"), largest=(column, "max"))
+    found["seeds"] = by["seed"].nunique()
+    return found.sort_values("density", ascending=False).reset_index(drop=True)
+
+
+def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
+    """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
+    frame = pd.concat([group.frame for group in groups])
+    return frame[frame["density"] == 1].groupby("seed")[column].mean()
+
+
+def draw_accuracy(
+    groups: Sequence[Group], metric: str = "final", ylim: tuple[float, float] | None = None, title: str = ""
+) -> Figure:
+    """Test accuracy against density, a line a group, densest left.
+
+    Args:
+        metric: ``final`` (after a level's last epoch) or ``max`` (the best epoch: chosen on the test set).
+        ylim: percent.
+    """
+    column = METRICS[metric]
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        sparsest = 1.0
+        for place, group in enumerate(groups):
+            line = points(group, column)
+            sparsest = min(sparsest, line["density"].min())
+            dashes = "--" if group.one_shot else "-"
+            _line(ax, place, 100 * line["density"], line, group.label, dashes)
+        _dense_lines(ax, groups, column)
+        density_axis(ax, sparsest)
+        best = " (best epoch)" if metric == "max" else ""
+        ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
+        if ylim:
+            ax.set_ylim(*ylim)
+        figure.legend(
+            *ax.get_legend_handles_labels(),
+            loc="outside right center",
+            alignment="left",
+            handlelength=2.6,
+            title=seeds_told(groups),
+        )
+    return figure
+
+
+def _line(ax: Axes, place: int, x: pd.Series, line: pd.DataFrame, label: str, dashes: str = "-", marks: bool = True):
+    """Mean and band of one group; `place` chooses colour and marker."""
+    colour = COLOURS[place % len(COLOURS)]
+    marker = MARKERS[place % len(MARKERS)] if marks else ""
+    ax.plot(x, line["mean"], dashes, marker=marker, color=colour, label=label, markeredgecolor="white",
+            markeredgewidth=0.4)  # fmt: skip
+    if (line["seeds"] > 1).any():
+        ax.fill_between(x, line["least"], line["largest"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
+    """A grey line at the dense accuracy; groups trained otherwise have each their own, in their colour."""
+    alike = len({group.training for group in groups}) == 1
+    for place, part in enumerate([groups] if alike else [[group] for group in groups]):
+        accuracy = dense_accuracy(part, column)
+        if len(accuracy):
+            label = "Dense" if alike or place == 0 else None
+            colour = DENSE if alike else COLOURS[place % len(COLOURS)]
+            ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
+
+
+# --- per-layer density -----------------------------------------------------------------------------------------------
+
+
+def layer_table(group: Group) -> pd.DataFrame:
+    """Mean density of each layer over seeds: a row a level, a column a layer in model order; index = total density.
+
+    Raises:
+        ValueError: a run lacks layerwise_density.csv, or runs have different layers.
+    """
+    tables = []
+    for run in group.runs:
+        frame = read_csv(run.path / "metrics" / "layerwise_density.csv", LAYER_COLUMNS)
+        frame = frame[frame["level"].isin(run.summary["level"])]
+        total = frame.groupby("level")[["kept", "total"]].sum()
+        table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
+        tables.append(table.assign(network=total["kept"] / total["total"]))
+        if list(tables[0].columns) != list(tables[-1].columns):
+            raise ValueError(f"{run.path}: other layers than {group.runs[0].path}")
+    return pd.concat(tables).groupby(level=0).mean().set_index("network")
+
+
+def draw_layers(groups: Sequence[Group], density: float | None = None, title: str = "") -> Figure:
+    """Density of each layer. One group: a line a level. Several: of each the level nearest to `density`.
+
+    Args:
+        density: fraction of the network's; None takes the last level of each group.
+
+    Raises:
+        ValueError: as `layer_table`, or the groups have different layers.
+    """
+    tables = [layer_table(group) for group in groups]
+    names = list(tables[0].columns)
+    for group, table in zip(groups, tables):
+        if list(table.columns) != names:
+            raise ValueError(f"{group.label} ({group.model}) has other layers than {groups[0].label}")
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(max(6.4, min(12.0, 2.6 + 0.22 * len(names))), 3.6), layout="constrained")
+        chosen = [(table.index[_nearest(table.index, density)]) for table in tables]
+        if len(groups) == 1 and density is None:
+            floor = _floor(tables)
+            colours = level_colours(figure, ax, list(tables[0].index))
+            for colour, (_, row) in zip(colours, tables[0].iterrows()):
+                _layer_line(ax, row, floor, color=colour, marker=".")
+        else:
+            rows = [table.loc[d] for table, d in zip(tables, chosen)]
+            floor = _floor([row.to_frame() for row in rows])
+            for place, (group, row, d) in enumerate(zip(groups, rows, chosen)):
+                style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+                _layer_line(ax, row, floor, label=f"{group.label} ({100 * d:.3g}%)", **style)
+            figure.legend(**LEGEND, title="method (network density)")
+        _layer_axes(ax, names, floor)
+        ax.set_title(title)
+    return figure
+
+
+def _nearest(densities: pd.Index, density: float | None) -> int:
+    if density is None:
+        return len(densities) - 1
+    return int(np.argmin(np.abs(np.log(densities.to_numpy() / density))))
+
+
+def _floor(tables: Sequence[pd.DataFrame]) -> float:
+    """The bottom of the axis: below all layers that are alive."""
+    alive = np.concatenate([table.to_numpy().ravel() for table in tables])
+    return max(tick for tick in NICE if tick <= alive[alive > 0].min() / 1.1)
+
+
+def _layer_line(ax: Axes, row: pd.Series, floor: float, **style) -> None:
+    """Layers without a single weight are crosses at the bottom: a logarithmic axis has no zero."""
+    x = np.arange(len(row))
+    ax.plot(x, 100 * row.where(row > 0), linewidth=1.1, markeredgecolor="white", markeredgewidth=0.3, **style)
+    dead = row.to_numpy() == 0
+    if dead.any():
+        ax.plot(x[dead], np.full(dead.sum(), 100 * floor), "x", color=style["color"], clip_on=False, markersize=5)
+
+
+def _layer_axes(ax: Axes, names: Sequence[str], floor: float) -> None:
+    ax.set_yscale("log")
+    ax.set_ylim(100 * floor, 100 * 1.15)
+    percent_ticks(ax.yaxis, floor)
+    ax.set_ylabel("Density of the layer (%)")
+    if len(names) <= NAMED_LAYERS:
+        turned = {"rotation": 90} if len(names) > 6 else {}
+        ax.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], **turned)
+        ax.set_xlabel("Layer, input to output" + "; x: no weight left" * any(m.get_marker() == "x" for m in ax.lines))
+    else:
+        ax.set_xlabel(f"Layer, 0 (input) to {len(names) - 1} (output)")
+
+
+# --- training curves -------------------------------------------------------------------------------------------------
+
+PANELS = [
+    ("train_loss", "Training loss (nats)"), ("test_loss", "Test loss (nats)"),
+    ("train_acc", "Training accuracy (%)"), ("test_acc", "Test accuracy (%)"),
+]  # fmt: skip
+
+
+def epoch_table(group: Group, level: int) -> pd.DataFrame:
+    """Epoch rows of one level of all the group's runs; epochs count from 1 here: how many are done.
+
+    Raises:
+        ValueError: a run has no such level.
+    """
+    parts = []
+    for run in group.runs:
+        if level not in set(run.summary["level"]):
+            raise ValueError(f"{run.path}: no level {level}: it has levels 0 to {len(run.summary) - 1}")
+        path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
+        parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
+    return pd.concat(parts).assign(epoch=lambda frame: frame["epoch"] + 1)
+
+
+def draw_curves(groups: Sequence[Group], level: int | None = None, title: str = "") -> Figure:
+    """Loss and accuracy against epochs. One group: a line a level. Several: of each `level` (default: its last).
+
+    Raises:
+        ValueError: as `epoch_table`.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
+        if len(groups) == 1 and level is None:
+            numbers = sorted(groups[0].frame["level"].unique())
+            densities = [groups[0].frame.query("level == @n")["density"].mean() for n in numbers]
+            lines = [(epoch_table(groups[0], n), {"color": c, "label": None})
+                     for n, c in zip(numbers, level_colours(figure, axes, densities))]  # fmt: skip
+        else:
+            lines = []
+            for place, group in enumerate(groups):
+                n = int(group.frame["level"].max()) if level is None else level
+                density = 100 * group.frame.query("level == @n")["density"].mean()
+                label = f"{group.label} ({density:.3g}%)"
+                lines.append((epoch_table(group, n), {"color": COLOURS[place % len(COLOURS)], "label": label}))
+        for ax, (column, label) in zip(axes.flat, PANELS):
+            for table, style in lines:
+                by = table.groupby("epoch")[column]
+                mean = by.mean()
+                ax.plot(mean.index, mean, linewidth=1.2, marker="." if len(mean) < 12 else "", **style)
+                if table["seed"].nunique() > 1 and style["label"]:
+                    ax.fill_between(mean.index, by.min(), by.max(), color=style["color"], alpha=0.18, linewidth=0)
+            ax.set_ylabel(label)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        for ax in axes[1]:
+            ax.set_xlabel("Epochs of the level's schedule")
+        if lines[0][1]["label"]:
+            handles, labels = axes[0, 0].get_legend_handles_labels()
+            figure.legend(
+                handles,
+                labels,
+                loc="outside right center",
+                alignment="left",
+                handlelength=2.6,
+                title="method (density)\n" + seeds_told(groups),
+            )
+        figure.suptitle(title, fontsize=9)
+    return figure
