@@ -203,8 +203,10 @@ def test_base_dir_below_a_file(tmp_path, capsys):
 
 
 def test_name_taken(tmp_path, capsys):
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
     assert run(tmp_path / "runs", ["--experiment_params.expt_name=mine"]) == 2
     err = capsys.readouterr().err
     assert "experiment_params.expt_name" in err and "resume" in err
-    assert list((tmp_path / "runs" / "mine").iterdir()) == []
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]

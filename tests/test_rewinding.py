@@ -12,19 +12,19 @@ from utils.run_directory import open_run
 from utils.signals import StopRequest
 from utils.training import Trainer
 
-K = 2
+K = 1
 
 
 def config(tmp_path, kind: str, **prune_params) -> Config:
     return make_config(
         {
             "model_params": {"model_name": "resnet20"},
-            "dataset": {"batch_size": 256},
+            "dataset": {"batch_size": 512},
             "prune_params": {"prune_rate": 0.5, "rewind_epoch": K, "num_levels": 3, **prune_params},
             "experiment_params": {
-                "training_type": kind, "epochs_per_level": 4, "base_dir": str(tmp_path), "precision": "fp32",
+                "training_type": kind, "epochs_per_level": 2, "base_dir": str(tmp_path), "precision": "fp32",
             },
-            "optimizer": {"warmup_epochs": 1},
+            "optimizer": {"warmup_epochs": 0.5},
         }
     )  # fmt: skip
 
