@@ -121,7 +121,7 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
             leaf.detach().copy_(stand_in.abs_()).mul_(mask)
     ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
     with _ClippedAsReLU():
-        flow = functional_call(model, state, (ones,)).sum()
+        flow = _call(model, state, ones).sum()
     grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
     return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
 
@@ -174,18 +174,32 @@ def _leaves(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The model's tensors in `dtype`, cut from its autograd, and among them those that are masked, requiring gradients.
 
-    Tensors that have the dtype already are views and take no memory; `absolute` makes copies of all.
+    Tensors that have the dtype already are views and take no memory; `absolute` makes copies of all. A tensor shared by
+    several modules is one tensor here too, under each of its names; see `_call`.
     """
     state, by_id = {}, {}
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        copy = tensor.detach()
-        if tensor.is_floating_point():
-            copy = copy.to(dtype or _wide(tensor))
-            copy = copy.abs() if absolute else copy
-        state[name] = by_id[id(tensor)] = copy
-    # By identity: a parameter shared by two modules has one name here, maybe not the one its mask goes by.
+    for prefix, module in model.named_modules():
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is None:
+                continue
+            if id(tensor) not in by_id:
+                copy = tensor.detach()
+                if tensor.is_floating_point():
+                    copy = copy.to(dtype or _wide(tensor))
+                    copy = copy.abs() if absolute else copy
+                by_id[id(tensor)] = copy
+            state[f"{prefix}.{name}" if prefix else name] = by_id[id(tensor)]
     leaves = [by_id[id(param)].requires_grad_() for _, param, _ in masked_params(model)]
     return state, leaves
+
+
+def _call(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """The model's output with the tensors of `state` in place of its own.
+
+    `state` names every tensor of every module once. Left to tie weights itself, functional_call swaps the tensors of a
+    module that has two names twice over, and leaves one of ours in the model.
+    """
+    return functional_call(model, state, (images,), tie_weights=False)
 
 
 def _losses(
@@ -194,7 +208,7 @@ def _losses(
     """Mean cross-entropy of each batch; the graph of one is freed before the next is made if the caller lets go."""
     loss = None
     for images, labels in inputs.batches:
-        logits = functional_call(model, state, (images.to(leaves[0].dtype),))
+        logits = _call(model, state, images.to(leaves[0].dtype))
         loss = F.cross_entropy(logits / temperature, labels)
         del logits
         yield loss
