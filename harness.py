@@ -5,7 +5,13 @@
 Loads the config, starts the workers (or finds that torchrun did), and runs the levels: prune, rewind, train, log.
 """
 
+if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below take seconds
+    from utils.signals import exit_quietly
+
+    exit_quietly(worker=__name__ == "__mp_main__")
+
 import contextlib
+import re
 import sys
 import time
 import traceback
@@ -40,15 +46,17 @@ from utils.training import Tally, Trainer, configure_kernels
 
 # Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
 PRUNING_DRAWS = -1
+OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
 
 def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: every level pruned, rewound, trained and logged. Returns the exit status."""
     stop = StopRequest(ctx)
     data = load_data(cfg, ctx)
-    model = build_model(cfg, data, ctx)
+    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    # From here on there is something on disk.
     with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
-        harness = Harness(cfg, ctx, model, data, run, stop)
+        harness = Harness(cfg, ctx, trainer, run, stop)
         resume.restore(harness)
         try:
             while harness.level < cfg.prune_params.num_levels:
@@ -100,15 +108,18 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_d
         return
     # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
     needs_batches = method in CRITERIA and CRITERIA[method].needs_batches
-    prune(
-        model,
-        method,
-        target,
-        batches=data.train.score_batches(level, p.score_batches) if needs_batches else None,
-        generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
-        rounds=p.synflow_rounds,
-        dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
-    )
+    try:
+        prune(
+            model,
+            method,
+            target,
+            batches=data.train.score_batches(level, p.score_batches) if needs_batches else None,
+            generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
+            rounds=p.synflow_rounds,
+            dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
+        )
+    except ValueError as error:  # no such density, or scores that are not finite: the line says which
+        raise RunError(f"level {level}: {error}") from error
 
 
 class Harness:
@@ -122,10 +133,9 @@ class Harness:
         initial_density: d0, the density left by pruning at initialization.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data, run: Run | None, stop: StopRequest):
-        self.cfg, self.ctx, self.model, self.run, self.stop = cfg, ctx, model, run, stop
-        self.trainer = Trainer(cfg, ctx, model, data)
-        self.data = data
+    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: StopRequest):
+        self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
+        self.model, self.data = trainer.model, trainer.data
         self.level, self.begun, self.epoch = 0, False, 0
         self.tally: Tally | None = None
         self.initial_density = 1.0
@@ -187,14 +197,15 @@ class Harness:
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_loss", "test_acc", "images_per_second")})
 
     def _train_epoch(self) -> dict[str, Any]:
-        start, epoch = time.perf_counter(), self.epoch
-        tally = self.tally or self.trainer.new_tally()
+        epoch = self.epoch
         if self.tally is None:  # dropout's draws depend on the epoch alone, so a resumed run makes the same
+            self.tally = self.trainer.new_tally()
             torch.manual_seed(stable_seed(self.cfg.experiment_params.seed, self.level, epoch, self.ctx.rank))
+        tally = self.tally
+        start = time.perf_counter() - tally.seconds
         finished = self.trainer.train_epoch(self.level, epoch, tally, self.stop)
-        self.tally = tally
-        if not finished:
-            self.seconds += time.perf_counter() - start
+        tally.seconds = time.perf_counter() - start
+        if not finished or self.stop.agreed():
             self._save_and_stop()
         train_loss, train_acc = self.trainer.epoch_result(self.level, epoch, tally)
         trained = time.perf_counter() - start
@@ -284,7 +295,7 @@ def work(cfg: Config) -> int:
 
 def _work_for_parent(cfg: Config) -> int:
     distributed.die_with_parent()
-    return work(cfg)
+    return distributed.leave(work(cfg))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -303,6 +314,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in error.faults:
             print(f"harness: {fault}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"harness: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     except WorkerFailure as failure:
         return _tell(failure.kind, str(failure), failure.traceback)
     except Exception as error:  # the last resort: whatever it is, one clear line comes last
@@ -310,13 +324,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(kind: str, message: str, trace: str) -> int:
+    """Prints what went wrong, the one clear line last; a traceback only where the fault may be the program's own."""
     if kind == "ConfigError":
         print(*(f"harness: {fault}" for fault in message.splitlines()), sep="\n", file=sys.stderr)
         return 2
-    if kind not in ("RunError", "ValueError", ""):
-        print(trace, file=sys.stderr)
-    line = " ".join(message.split()) or kind
-    print(f"harness: {line}" if kind in ("RunError", "ValueError", "") else f"harness: {kind}: {line}", file=sys.stderr)
+    line = " ".join(message.split())
+    # Faults of data, options or disk say so themselves: RunError, or an error that names an option.
+    if kind == "RunError" or OPTION.match(line) or not trace:
+        print(f"harness: {line}", file=sys.stderr)
+    else:
+        print(f"{trace}\nharness: {kind}: {line}".rstrip(": "), file=sys.stderr)
     return 1
 
 

@@ -44,6 +44,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
         RunError: names or shapes are another model's.
     """
     own = model.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise RunError(f"{source} holds no weights of a network")
     masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
     wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
@@ -83,21 +85,66 @@ class Run:
 
     def save_checkpoint(self, name: str, state: dict[str, Tensor]) -> None:
         """Queues ``checkpoints/model_{name}.pt`` (a plain state_dict)."""
-        self.writer.submit(lambda: write_whole(self.checkpoint(name), pack(state)))
+        self.writer.submit(lambda: self._write(self.checkpoint(name), state))
 
     def load_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """The state_dict of ``checkpoints/model_{name}.pt``, once what is queued is on disk."""
-        self.writer.flush()
-        return load(self.checkpoint(name))
+        """The state_dict of ``checkpoints/model_{name}.pt``, once what is queued is on disk.
+
+        Raises:
+            RunError: it is missing, damaged, or no longer what this run has written.
+        """
+        return self._read(self.checkpoint(name))
 
     def save_artifact(self, name: str, obj: Any) -> None:
         """Queues ``artifacts/{name}.pt``."""
-        self.writer.submit(lambda: write_whole(self.path / "artifacts" / f"{name}.pt", pack(obj)))
+        self.writer.submit(lambda: self._write(self.path / "artifacts" / f"{name}.pt", obj))
 
     def load_artifact(self, name: str) -> Any:
-        """Content of ``artifacts/{name}.pt``, once what is queued is on disk."""
+        """Content of ``artifacts/{name}.pt``, as `load_checkpoint`."""
+        return self._read(self.path / "artifacts" / f"{name}.pt")
+
+    def remove_checkpoints(self, first_level: int) -> None:
+        """Queues the removal of the checkpoints of `first_level` and later ones, which are to be trained again."""
+
+        def remove() -> None:
+            for path in (self.path / "checkpoints").glob("model_level_*.pt"):
+                number = path.stem.removeprefix("model_level_")
+                if number.isdecimal() and int(number) >= first_level:
+                    path.unlink()
+
+        self.writer.submit(remove)
+
+    @property
+    def _digests_file(self) -> Path:
+        return self.path / "artifacts" / "checkpoints.json"
+
+    def _write(self, path: Path, obj: Any) -> None:
+        """The file's digest first, beside the one before: whichever of the two a crash leaves, it is known."""
+        data = pack(obj)
+        digests = self._digests()
+        digest = hashlib.sha256(data).hexdigest()
+        old = [known for known in digests.get(path.name, []) if known != digest]
+        digests[path.name] = [digest, *old][:2]
+        write_whole(self._digests_file, json.dumps(digests, indent=1).encode())
+        write_whole(path, data)
+
+    def _read(self, path: Path) -> Any:
         self.writer.flush()
-        return load(self.path / "artifacts" / f"{name}.pt")
+        known = self._digests().get(path.name)
+        if known and path.exists() and sha256(path) not in known:
+            raise RunError(f"{path} was changed since this run wrote it: it is damaged, or another checkpoint")
+        return load(path)
+
+    def _digests(self) -> dict[str, list[str]]:
+        try:
+            digests = json.loads(self._digests_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self._digests_file} is damaged: {error}; remove it to go on unchecked") from error
+        if not isinstance(digests, dict):
+            raise RunError(f"{self._digests_file} is damaged; remove it to go on unchecked")
+        return digests
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
@@ -126,14 +173,10 @@ class Run:
         Raises:
             RunError: states were saved, and every one of them is damaged.
         """
-        index = self.path / "artifacts" / "state.json"
-        if not index.exists():
+        entries = self._states()
+        if not entries:
             return None
-        try:
-            entries = json.loads(index.read_text())
-            files = [(entry["file"], entry["sha256"]) for entry in entries]
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{index} is damaged: {error}") from error
+        files = [(entry["file"], entry["sha256"]) for entry in entries]
         for position, (name, digest) in enumerate(files):
             path = self.path / "artifacts" / name
             if name in ("state_0.pt", "state_1.pt") and sha256(path) == digest:
@@ -144,6 +187,26 @@ class Run:
             f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
         )
 
+    def is_finished(self) -> bool:
+        """Whether this config only takes up the run's end: it resumes a run that has trained all of its levels."""
+        e = self.cfg.experiment_params
+        if not e.resume_expt_name or e.resume_level:
+            return False
+        return any(entry["level"] >= self.cfg.prune_params.num_levels for entry in self._states()[:1])
+
+    def _states(self) -> list[dict[str, Any]]:
+        """The index of resume states, newest first; empty when none was saved."""
+        index = self.path / "artifacts" / "state.json"
+        try:
+            entries = json.loads(index.read_text())
+            if all(isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries):
+                return list(entries)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
+        raise RunError(f"{index} is damaged; start a level again with resume_level")
+
     # --- CSV logs ----------------------------------------------------------------------------------------------------
 
     def add_rows(self, table: str, rows: list[dict[str, Any]]) -> None:
@@ -152,11 +215,16 @@ class Run:
         self.write_table(table)
 
     def write_table(self, table: str) -> None:
-        """Queues ``metrics/{table}.csv`` as it now stands in memory."""
+        """Queues ``metrics/{table}.csv`` as it now stands in memory; nothing when it stands so on disk."""
         buffer = io.StringIO()
         pd.DataFrame(self.tables[table], columns=_columns(table)).to_csv(buffer, index=False)
-        path = self.path / "metrics" / f"{table}.csv"
-        self.writer.submit(lambda: write_whole(path, buffer.getvalue().encode()))
+        path, data = self.path / "metrics" / f"{table}.csv", buffer.getvalue().encode()
+
+        def write() -> None:
+            if not (path.exists() and path.read_bytes() == data):
+                write_whole(path, data)
+
+        self.writer.submit(write)
 
     def restore_tables(self, tables: dict[str, list[dict[str, Any]]]) -> None:
         """Cuts the CSVs on disk back to `tables`: files of levels it does not know go, the rest is rewritten."""
@@ -205,6 +273,8 @@ def _parsed(column: str, text: str) -> Any:
         return text
     if column == "dead":
         return text == "True"
+    if text == "":  # how not-a-number is written
+        return float("nan")
     return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)
 
 

@@ -7,25 +7,34 @@ One process needs no process group: every collective below is then a no-op.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import inspect
+import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.config import ConfigError
+from utils.files import scratch_folder
+from utils.signals import ECHO_SECONDS, Stopped, die_with_parent, handled  # noqa: F401 (for other modules)
+
 # What a stopped run has to save its state before its workers are killed.
 SHUTDOWN_SECONDS = 60
+# Each worker imports all afresh: CUDA does not survive a fork.
+START_METHOD = "spawn"
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,17 @@ class Context:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_sum(self, tensor: Tensor) -> torch.futures.Future:
+        """Starts summing over the ranks, in place; the future ends when `tensor` holds the sum."""
+        return dist.all_reduce(tensor, async_op=True).get_future()
+
+    @property
+    def backend(self) -> str:
+        """What carries this device's tensors between the ranks: gloo or nccl; empty with one process."""
+        if self.world == 1:
+            return ""
+        return "nccl" if f"{self.device.type}:nccl" in dist.get_backend_config() else "gloo"
 
     def gather_objects(self, obj: Any) -> list[Any]:
         """Every rank's (picklable) object, by rank, on every rank."""
@@ -133,7 +153,7 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     gpus = torch.cuda.device_count()
     on_gpu = gpus >= local_world and backend != "gloo"
     if backend == "nccl" and not on_gpu:
-        raise ValueError(f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found")
+        raise ConfigError([f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found"])
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cuda", 0) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -161,21 +181,15 @@ def share_out_threads(local_world: int, threads: int = 0) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies, also by kill -9 (Linux's PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-
 def free_port(address: str, port: int) -> int:
     """`port` where it can be bound, else 0, which lets the rendezvous choose any free one."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that ended a minute ago is no hindrance
         try:
             sock.bind((address, port))
-        except OSError:
+        except OSError as error:
+            why = error.strerror or error
+            print(f"harness: note: dist_params.port: {port} on {address}: {why}; took a free one", file=sys.stderr)
             return 0
     return port
 
@@ -200,22 +214,43 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
     The workers live until `worker` returns; when one dies, the others are ended.
 
     Returns:
-        the largest exit status that a worker returned; 128 + signal when a signal stopped the parent.
+        the largest exit status that a worker returned; 128 + signal when a signal stopped the workers, which then
+        `leave`.
 
     Raises:
         WorkerFailure: a worker died; tells of the first that died of itself.
+        Stopped: a signal came before the workers could save their state, or they did not end in time.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     # The agent tells of a failure in a page of its own; ours is one line (and the worker's traceback).
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
     quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
-    config = LaunchConfig(
+    with scratch_folder() as logs, _raised_once(SignalException) as children:
+        try:
+            return max(elastic_launch(_launch_config(nproc, address, port, logs), worker)(*args).values())
+        except SignalException as stop:
+            signum = int(stop.sigval)
+            if children and all(child.exitcode > 128 for child in children):
+                return 128 + signum
+            raise Stopped(signum) from None
+        except ChildFailedError as error:
+            ((rank, failure),) = list(error.failures.items())[:1]
+            if failure.exitcode > 128:  # the signal came to a worker, and all of them have stopped
+                return failure.exitcode
+            raise _first_cause(rank, failure.exitcode, logs) from None
+
+
+def _launch_config(nproc: int, address: str, port: int, logs: Path) -> Any:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
@@ -225,35 +260,64 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
         local_addr=address,
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="spawn",
-        logs_specs=DefaultLogsSpecs(),
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1",
+        start_method=START_METHOD,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
+        signals_to_handle="SIGUSR2",  # the agent wants to handle some; the others are ours (`_raised_once`)
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
+
+
+def leave(status: int) -> int:
+    """How a worker ends: with a status that says whether a signal stopped it, which its launcher does not wait for."""
+    if status > 128:
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+@contextlib.contextmanager
+def _raised_once(exception: type[Exception]) -> Iterator[list]:
+    """The first stopping signal raises `exception`, on which the agent passes it on to the workers and waits for them.
+
+    A second one ends this process at once, and the kernel its workers (`die_with_parent`). Yields a list that holds the
+    workers once a signal has come.
+    """
+    children: list = []
+    since = 0.0
+
+    def stop(signum: int, frame: Any) -> None:
+        nonlocal since
+        now = time.monotonic()
+        if not since:
+            since = now
+            children.extend(multiprocessing.active_children())
+            raise exception(f"got signal {signum}", signal.Signals(signum))
+        if now - since > ECHO_SECONDS:
+            os._exit(128 + signum)
+
+    before = {signum: signal.signal(signum, stop) for signum in handled()}
     try:
-        results = elastic_launch(config, worker)(*args)
-    except SignalException as stop:
-        return 128 + int(stop.sigval)
-    except ChildFailedError as error:
-        raise _first_cause(error.failures) from None
-    return max(results.values())
+        yield children
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-def _first_cause(failures: dict) -> WorkerFailure:
-    """The failure that the others follow from: a killed worker, else the earliest that is no broken connection."""
-    told = []
-    for rank, failure in failures.items():
-        data = failure.error_file_data.get("message", {}) if isinstance(failure.error_file_data, dict) else {}
-        data = data if isinstance(data, dict) else {}
-        trace = data.get("extraInfo", {}).get("py_callstack", "")
-        kind, _, message = data.get("message", "").partition(": ")
-        killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-        # Peers of a dead worker fail in a collective ("DistBackendError", or gloo's "Connection closed by peer").
-        echo = "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
-        told.append((not killed, echo, failure.timestamp, rank, failure.exitcode, trace, kind, message))
-    killed, _, _, rank, exitcode, trace, kind, message = min(told)
-    if not killed:
+def _first_cause(rank: int, exitcode: int, logs: Path) -> WorkerFailure:
+    """What worker `rank` died of, or, where that was a lost connection, what another one died of."""
+    if exitcode < 0:
         name = signal.Signals(-exitcode).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return WorkerFailure(f"worker {rank} was killed by {name}{hint}")
-    return WorkerFailure(message or f"worker {rank} ended with exit code {exitcode}", trace, kind)
+    told = []
+    for file in sorted(logs.glob("*/attempt_0/*/error.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(file.read_text())["message"]
+            kind, _, message = data["message"].partition(": ")
+            # Peers of a dead worker fail in a collective ("DistBackendError", or gloo's "Connection closed by peer").
+            echo = "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
+            told.append((echo, file.parent.name, kind, message, data["extraInfo"]["py_callstack"]))
+    if not told:
+        return WorkerFailure(f"worker {rank} ended with exit code {exitcode}")
+    echo, _, kind, message, trace = min(told)
+    return WorkerFailure(f"a worker was lost: {message}" if echo else message, trace, kind)

@@ -1,12 +1,16 @@
 """Files that are there whole or not at all, and checkpoints that are data, never code."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
+import pickle
 import queue
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file:
+        part.unlink(missing_ok=True)  # never written through a link that somebody left there
+        with open(part, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -49,6 +54,34 @@ def sweep_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(prefix: str = "ticket_harness_") -> Iterator[Path]:
+    """A temporary folder that is gone afterwards; removes those of processes that were killed, too.
+
+    Its owner holds a lock on it, which the kernel drops when the owner dies, however it dies.
+    """
+    for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), _locked(old):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        with _locked(folder):
+            folder.mkdir(exist_ok=True)  # another start may have swept it before it was locked
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
 def pack(obj: Any) -> memoryview:
     """The bytes of ``torch.save(obj)``."""
     buffer = io.BytesIO()
@@ -66,6 +99,8 @@ def load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
+    except pickle.UnpicklingError:
+        raise RunError(f"{path} is no checkpoint: it is damaged, or holds more than tensors and plain values") from None
     except Exception as error:  # torch.load raises a different class for each way a file can be damaged
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{path} is no readable checkpoint: {reason}") from error

@@ -5,18 +5,17 @@ import datetime
 import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
-import torch
 import yaml
 
-from harness_params import Config, ConfigError, dump_yaml
+from harness_params import Config, ConfigError, dump_yaml, make_config
 from harness_utils import Run
+from utils.environment import describe
 from utils.files import RunError, sweep_parts, write_whole
 
 # Options that say where and how a run executes, not what the experiment is: free to differ on resume.
@@ -29,6 +28,11 @@ FREE_ON_RESUME = {
     },
     "dist_params": {"threads", "distributed", "nproc", "backend", "address", "port", "timeout_minutes"},
 }  # fmt: skip
+
+
+# The processes of a run that was just killed are gone within this time: a DataLoader's worker looks for its parent
+# every 5 seconds, and holds the run's lock until then.
+LOCK_SECONDS = 10.0
 
 
 def check_run_directory(cfg: Config) -> None:
@@ -44,35 +48,61 @@ def check_run_directory(cfg: Config) -> None:
             if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
                 raise ConfigError([f"experiment_params.base_dir: {str(base)!r}: {folder} is not a writable folder"])
             break
-    if not e.resume_expt_name:
-        if e.expt_name and (base / e.expt_name).exists():
-            raise ConfigError(
-                [f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
-                 f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"]
-            )  # fmt: skip
-        return
-    path = base / e.resume_expt_name
+    key, name = ("resume_expt_name", e.resume_expt_name) if e.resume_expt_name else ("expt_name", e.expt_name)
+    path = base / name
+    if name and path.resolve().parent != base.resolve():
+        raise ConfigError([f"experiment_params.{key}: {name!r} leaves {base}: it is a link to {path.resolve()}"])
+    if e.resume_expt_name:
+        faults = _faults_of_resuming(cfg, path)
+    elif e.expt_name and path.exists() and not _never_began(path):
+        faults = [
+            f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
+            f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"
+        ]
+    else:
+        faults = []
+    if faults:
+        raise ConfigError(faults)
+
+
+def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
+    e = cfg.experiment_params
+    no_run = f"experiment_params.resume_expt_name: {e.resume_expt_name!r}: no run to resume at {path}"
+    if path.is_dir() and _never_began(path):
+        return [f"{no_run}: it was stopped before it began; start it with expt_name instead"]
     try:
         saved = yaml.safe_load((path / "expt_config.yaml").read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            [f"experiment_params.resume_expt_name: {e.resume_expt_name!r}: no run to resume at {path}: {error}"]
-        ) from error
+        return [f"{no_run}: {' '.join(str(error).split())}"]
+    if not isinstance(saved, dict) or not all(isinstance(options, dict) for options in saved.values()):
+        return [f"{no_run}: expt_config.yaml does not hold sections of options"]
     faults = []
+    defaults = make_config().to_dict()  # an option that is newer than the run had its default's effect then
     for section, options in cfg.to_dict().items():
         for key, value in options.items():
-            old = (saved.get(section) or {}).get(key, value)
+            old = saved.get(section, {}).get(key, defaults[section][key])
             if key not in FREE_ON_RESUME.get(section, set()) and old != value:
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
-    if e.resume_level and not (path / "checkpoints" / f"model_level_{e.resume_level - 1}.pt").exists():
-        faults.append(
-            f"experiment_params.resume_level: {e.resume_level} starts from level {e.resume_level - 1}'s checkpoint, "
-            f"which {path} does not hold"
-        )
-    if faults:
-        raise ConfigError(faults)
+    if e.resume_level:
+        needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
+        if e.training_type == "wr":
+            needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
+        missing = [name for name in needed if not (path / name).exists()]
+        if missing:
+            faults.append(
+                f"experiment_params.resume_level: {e.resume_level} starts from {' and '.join(missing)}, "
+                f"which {path} does not hold"
+            )
+    return faults
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a run directory was left before its config was written: empty folders, a lock, and temporary files."""
+    return path.is_dir() and all(
+        file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
+    )
 
 
 @contextlib.contextmanager
@@ -87,29 +117,42 @@ def open_run(cfg: Config) -> Iterator[Run]:
     path = Path(e.base_dir) / name
     try:
         if not e.resume_expt_name:
-            Path(e.base_dir).mkdir(parents=True, exist_ok=True)
-            path.mkdir()
+            path.mkdir(parents=True, exist_ok=True)
         for folder in ("checkpoints", "artifacts", "metrics/epochwise_metrics"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        lock = open(path / "artifacts" / "lock", "w")  # noqa: SIM115 - held for the life of the run
+        lock = open(path / "artifacts" / "lock", "a")  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise RunError(f"experiment_params.base_dir: cannot create {path}: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is running in {path}") from None
+        _acquire(lock, path)
+        if not e.resume_expt_name and not _never_began(path):
+            raise RunError(f"experiment_params.expt_name: another process has just run in {path}")
         sweep_parts(path)
         run = Run(path, cfg)
         try:
             if not e.resume_expt_name:
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
-            _record_environment(path)
+            if not run.is_finished():
+                _record_environment(path)
             yield run
             run.writer.flush()
         finally:
             run.writer.close()
+
+
+def _acquire(lock: IO[Any], path: Path) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RunError(f"another process is running in {path}") from None
+            time.sleep(0.2)
+        except OSError as error:  # some network file systems cannot
+            raise RunError(f"experiment_params.base_dir: cannot lock {path}: {error.strerror}") from error
 
 
 def _default_name() -> str:
@@ -123,26 +166,5 @@ def _record_environment(path: Path) -> None:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    here = Path(__file__).parent.parent
-    entries.append(
-        {
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "git_commit": _git(here, "rev-parse", "HEAD"),
-            "git_dirty": bool(_git(here, "status", "--porcelain")),
-        }
-    )
+    entries = [*(entries if isinstance(entries, list) else []), describe()]
     write_whole(file, json.dumps(entries, indent=1).encode())
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness_params import Config
+from harness_params import Config, ConfigError
 from utils.conv_type import MASK_SUFFIX, keep_masked, mask_gradients
 from utils.dataset import Data
 from utils.distributed import Context
@@ -24,10 +24,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     auto: bfloat16 where the hardware multiplies it (on a CPU: AVX512-BF16 or AMX), float32 elsewhere.
 
     Raises:
-        ValueError: fp16 on a CPU, where it would be slow and overflow unscaled.
+        ConfigError: fp16 on a CPU, where it would be slow and overflow unscaled.
     """
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("experiment_params.precision: fp16 needs a GPU; allowed here: auto, fp32, bf16")
+        raise ConfigError(["experiment_params.precision: fp16 needs a GPU; allowed here: auto, fp32, bf16"])
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -73,14 +73,17 @@ class Tally:
     """What an epoch has counted so far, on the device, so that no step waits for it.
 
     Attributes:
-        losses: (steps,) this rank's part of each step's mean loss over the global batch.
+        losses: (steps,) this rank's part of each step's mean loss over the global batch; float64, so that sums over
+            ranks come out the same however often the epoch was stopped.
         correct: (), images classified right by this rank.
         step: steps done.
+        seconds: what they took in the runs before this one, when the epoch was stopped in its middle.
     """
 
     losses: Tensor
     correct: Tensor
     step: int = 0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -102,6 +105,7 @@ class Trainer:
         ):
             model.compile(dynamic=False)  # in place: the state_dict keeps its names
         self.net = ctx.wrap(model)
+        self.buckets_settled = ctx.world == 1
         self.timeline = Timeline(
             epochs=cfg.experiment_params.epochs_per_level,
             steps_per_epoch=data.train.steps_per_epoch,
@@ -131,7 +135,7 @@ class Trainer:
 
     def new_tally(self) -> Tally:
         """Zeros, for the start of an epoch."""
-        losses = torch.zeros(self.timeline.steps_per_epoch, device=self.ctx.device)
+        losses = torch.zeros(self.timeline.steps_per_epoch, dtype=torch.float64, device=self.ctx.device)
         return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device))
 
     def train_epoch(self, level: int, epoch: int, tally: Tally, stop: Callable[[int], bool]) -> bool:
@@ -149,6 +153,8 @@ class Trainer:
             rate = self.rate(epoch, tally.step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            if not self.buckets_settled:
+                self._settle_buckets(images, labels)
             with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.net(images)
                 # Sum over this rank's images / global count: the global mean, however unequal the ranks' shares.
@@ -170,20 +176,56 @@ class Trainer:
                 break
         return tally.step == self.timeline.steps_per_epoch
 
+    def _settle_buckets(self, images: Tensor, labels: Tensor) -> None:
+        """One step for nothing: after its first, a process's DDP lays out its buckets of gradients anew.
+
+        With three processes and more the layout decides in which order their gradients are summed, hence the last bits:
+        without this, the first step after a resume would differ from the same step of a run that went on.
+        """
+        devices = [self.ctx.device] if self.ctx.device.type == "cuda" else []
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.random.fork_rng(devices):
+            with torch.autocast(self.ctx.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                loss = F.cross_entropy(self.net(images), labels)
+            loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), before):
+            buffer.copy_(value)
+        self.buckets_settled = True
+
+    def check_finite(self, level: int, epoch: int, tally: Tally) -> list[float]:
+        """The losses of the steps so far over all ranks, once it is sure that they and the network are finite.
+
+        All ranks call it, before a state is saved; its cost is one pass over the network and one wait for the device.
+
+        Raises:
+            RunError: a step's loss was not finite, or a gradient was while the losses were: tells where.
+        """
+        losses = self.ctx.sum(tally.losses.clone())[: tally.step]
+        tensors = {name: t for name, t in self.model.state_dict().items() if t.is_floating_point()}
+        broken = torch.stack([~t.isfinite().all() for t in tensors.values()]).to(torch.int32)
+        flags = self.ctx.sum(broken)
+        numbers, flags = losses.tolist(), flags.tolist()
+        for step, loss in enumerate(numbers):
+            if not math.isfinite(loss):
+                raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
+        for name, flag in zip(tensors, flags):
+            if flag:
+                raise RunError(
+                    f"{name} is no longer finite at level {level}, epoch {epoch}, after step {tally.step - 1}, though "
+                    "every loss was: a gradient was not"
+                )
+        return numbers
+
     def epoch_result(self, level: int, epoch: int, tally: Tally) -> tuple[float, float]:
         """(mean training loss over the epoch's images, training accuracy in percent), summed over the ranks.
 
         Raises:
-            RunError: a step's loss was not finite; tells level, epoch and step.
+            RunError: see `check_finite`.
         """
         train = self.data.train
-        losses = self.ctx.sum(tally.losses.double())
         correct = self.ctx.sum(tally.correct.clone())
-        # The epoch's one wait for the device.
-        losses, right = losses.tolist(), int(correct)
-        for step, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
+        losses, right = self.check_finite(level, epoch, tally), int(correct)
         sizes = [train.global_batch(step) for step in range(len(losses))]
         return math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes), 100 * right / sum(sizes)
 
