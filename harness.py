@@ -40,7 +40,7 @@ from utils.files import RunError
 from utils.models import create_model
 from utils.order import stable_seed
 from utils.pruning_utils import CRITERIA, prune
-from utils.run_directory import check_run_directory, open_run
+from utils.run_directory import check_run_directory, open_run, taken_up_again
 from utils.signals import Stopped, StopRequest
 from utils.training import Tally, Trainer, configure_kernels
 
@@ -302,9 +302,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
     try:
         cfg = load_config(argv)
-        check_run_directory(cfg)
-        for note in cfg.notes:
-            print(f"harness: note: {note}", file=sys.stderr)
+        if distributed.started_rank() == 0:  # the other machines of a run may not even see its directory
+            cfg = taken_up_again(cfg) if distributed.started_again() else cfg
+            check_run_directory(cfg)
+            for note in cfg.notes:
+                print(f"harness: note: {note}", file=sys.stderr)
         d = cfg.dist_params
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
         if nproc == 1 or distributed.started_by_launcher():

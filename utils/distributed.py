@@ -116,8 +116,13 @@ class Context:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return len(set(self.gather_objects(digest.hexdigest()))) == 1
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """DDP without buffer broadcast: masks and BN statistics never travel with a step."""
+    def wrap(self, model: nn.Module, gradient_hook: Callable | None = None) -> nn.Module:
+        """DDP without buffer broadcast: masks and BN statistics never travel with a step.
+
+        Args:
+            gradient_hook: averages a bucket of gradients over the ranks in DDP's stead; takes DDP's ``GradBucket``,
+                returns the future of its flat tensor.
+        """
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -125,7 +130,10 @@ class Context:
         # The option has got a new name; the old one warns where both are known.
         known = inspect.signature(ddp).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return ddp(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        wrapped = ddp(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        if gradient_hook is not None:
+            wrapped.register_comm_hook(None, lambda state, bucket: gradient_hook(bucket))
+        return wrapped
 
 
 def default_nproc(nproc: int) -> int:
@@ -136,6 +144,16 @@ def default_nproc(nproc: int) -> int:
 def started_by_launcher() -> bool:
     """Whether torchrun (or our own launcher) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def started_rank() -> int:
+    """This process's rank as its launcher gave it; 0 where there is none."""
+    return int(os.environ.get("RANK", 0))
+
+
+def started_again() -> bool:
+    """Whether torchrun has started the workers anew after a fault (``--max-restarts``)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextlib.contextmanager

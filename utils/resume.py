@@ -72,10 +72,8 @@ def restore(harness: "Harness") -> None:
     Does nothing in a fresh run, and starts from the beginning one that was killed before its first state was saved.
     """
     e, run = harness.cfg.experiment_params, harness.run
-    if not e.resume_expt_name:
-        return
     state = None
-    if run:
+    if run and e.resume_expt_name:  # the other ranks' configs may not know: torchrun may have started them anew
         state = _from_level(harness, e.resume_level) if e.resume_level else run.load_state()
         if state and state["level"] < harness.cfg.prune_params.num_levels:
             _tell_of_changes(state.get("surroundings"), surroundings(harness))

@@ -105,6 +105,17 @@ def _never_began(path: Path) -> bool:
     )
 
 
+def taken_up_again(cfg: Config) -> Config:
+    """The config of workers that torchrun starts anew: their run is there already, and is resumed.
+
+    A run without ``expt_name`` cannot be found again, and starts afresh under another name.
+    """
+    e = cfg.experiment_params
+    if e.resume_expt_name or not e.expt_name or not (Path(e.base_dir) / e.expt_name / "expt_config.yaml").exists():
+        return cfg
+    return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
+
+
 @contextlib.contextmanager
 def open_run(cfg: Config) -> Iterator[Run]:
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
