@@ -1,0 +1,123 @@
+"""The figures of utils.plot_results: what is drawn where, and how it is told."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
+from utils.plot_figures import draw_accuracy, draw_curves, draw_layers, layer_table
+from utils.plot_results import main
+from utils.plot_style import COLOURS
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    return write_study(tmp_path)
+
+
+def test_accuracy_figure(study):
+    figure = draw_accuracy(groups_of(study))
+    [ax] = figure.axes
+    assert ax.get_xscale() == "log"
+    left, right = ax.get_xlim()
+    assert left > 100 > 10 > right, "densest left"
+    assert ax.get_xlabel() == "Density (% of prunable weights kept)"
+    assert ax.get_ylabel() == "Test accuracy (%)"
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "20", "50", "100"]
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["IMP", "SNIP", "Dense"]
+    np.testing.assert_allclose(lines["IMP"].get_xydata(), [[100, 90], [50, 92], [25, 83]])
+    assert set(lines["Dense"].get_ydata()) == {90}
+    assert (lines["IMP"].get_linestyle(), lines["SNIP"].get_linestyle()) == ("-", "--")
+    low, high = ax.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
+    assert (low, high) == (80, 93)
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["IMP", "SNIP", "Dense"]
+    assert legend.get_title().get_text() == "mean and range\nof 2 to 3 seeds"
+    assert legend.get_window_extent().x0 > ax.get_window_extent().x1, "outside the data"
+
+
+def test_networks_trained_otherwise_have_a_dense_line_each(tmp_path):
+    write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1})
+    write_run(tmp_path, "b", [70, 60], **{"optimizer.lr": 0.01})
+    figure = draw_accuracy(groups_of(tmp_path))
+    dense = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [(line.get_ydata()[0], line.get_color()) for line in dense] == [(90, COLOURS[0]), (70, COLOURS[1])]
+
+
+def test_eight_methods_look_different(tmp_path):
+    for kind in ("imp", "wr", "lrr"):
+        write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
+    for method in ("snip", "synflow", "random", "random_erk", "random_balanced"):
+        one_shot(tmp_path, method, 0.5, 70)
+    figure = draw_accuracy(groups_of(tmp_path))
+    lines = [line for line in figure.axes[0].lines if line.get_label() != "Dense"]
+    assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 8
+    assert [line.get_label() for line in lines][:3] == ["IMP", "IMP + weight rewinding", "IMP + LR rewinding"]
+
+
+def test_layers_of_one_method_at_every_level(tmp_path):
+    write_run(tmp_path, "a", [90, 80], layers=[[1, 1, 1], [0.4, 0, 0.8]])
+    write_run(tmp_path, "b", [90, 80], seed=1, layers=[[1, 1, 1], [0.2, 0, 1.0]])
+    [group] = groups_of(tmp_path, "layers")
+    table = layer_table(group)
+    assert list(table.columns) == LAYERS
+    np.testing.assert_allclose(table.loc[0.4], [0.3, 0, 0.9])
+    figure = draw_layers([group])
+    ax = figure.axes[0]
+    assert ax.get_yscale() == "log"
+    [dead] = [line for line in ax.lines if line.get_marker() == "x"]
+    assert dead.get_xdata() == [1] and dead.get_ydata() == ax.get_ylim()[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["fc1", "fc2", "fc3"]
+    assert "no weight left" in ax.get_xlabel()
+    assert figure.axes[1].get_ylabel() == "Density of the network (%)"
+
+
+def test_layers_of_several_methods_at_one_density(study):
+    figure = draw_layers(groups_of(study, "layers"), density=0.2)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["IMP (25%)", "SNIP (10%)", "SNIP (50%)"]
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [25, 25, 25])
+
+
+def test_layers_of_other_networks_are_refused(tmp_path):
+    write_run(tmp_path, "a", [90, 80])
+    other = write_run(tmp_path, "b", [90, 80], **{"model_params.model_name": "conv2"})
+    path = other / "metrics" / "layerwise_density.csv"
+    path.write_text(path.read_text().replace("fc1.weight", "conv1.weight"))
+    with pytest.raises(ValueError, match=r"conv2.* has other layers than"):
+        draw_layers(groups_of(tmp_path, "layers"))
+
+
+def test_curves(study):
+    figure = draw_curves(groups_of(study, "curves"), level=0)
+    assert [ax.get_ylabel() for ax in figure.axes] == [
+        "Training loss (nats)", "Test loss (nats)", "Training accuracy (%)", "Test accuracy (%)",
+    ]  # fmt: skip
+    imp = figure.axes[2].lines[0]
+    np.testing.assert_allclose(imp.get_xydata(), [[1, 51], [2, 51]])  # mean of 50 + seed; epochs count from 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["IMP (100%)", "SNIP (10%)", "SNIP (50%)"]
+    figure = draw_curves(groups_of(study, "curves")[:1])
+    assert len(figure.axes[0].lines) == 3, "a line a level"
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers", "curves"])
+@pytest.mark.parametrize(("suffix", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_files(study, kind, suffix, head):
+    out = study / f"f.{suffix}"
+    assert main([str(study), "--kind", kind, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(head)
+    assert not plt.get_fignums(), "no figure is left open"
+    if suffix == "png":
+        pixels = matplotlib.image.imread(out)
+        assert pixels.shape[1] >= 1000 and pixels[..., :3].std() > 0.05, "not blank"

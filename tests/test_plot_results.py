@@ -1,0 +1,194 @@
+"""utils.plot_results: runs into groups and tables; what is refused. Figures worked out by hand."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.plot_helpers import groups_of, one_shot, write_run, write_study
+from utils.plot_data import find_runs
+from utils.plot_figures import dense_accuracy, points
+from utils.plot_results import load_groups, main, method_table, time_to_ticket
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    return write_study(tmp_path)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_averaged_and_starting_densities_are_points_of_one_line(study):
+    imp, snip = groups_of(study)
+    assert [(g.label, g.seeds, g.one_shot) for g in (imp, snip)] == [("IMP", 3, False), ("SNIP", 2, True)]
+    line = points(imp, "final_test_acc")
+    assert line.to_dict("list") == {
+        "density": [1, 0.5, 0.25], "mean": [90, 92, 83], "least": [88, 91, 80], "largest": [92, 93, 85],
+        "seeds": [3, 3, 3],
+    }  # fmt: skip
+    line = points(snip, "max_test_acc")
+    assert line.to_dict("list") == {
+        "density": [0.5, 0.1], "mean": [88, 71.5], "least": [87, 71], "largest": [89, 72], "seeds": [2, 2],
+    }  # fmt: skip
+    assert dense_accuracy([imp, snip]).to_dict() == {0: 90, 1: 92, 2: 88}
+
+
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ({}, "IMP"),
+        ({"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1}, "IMP + weight rewinding"),
+        ({"experiment_params.training_type": "lrr"}, "IMP + LR rewinding"),
+        ({"prune_params.prune_method": "snip"}, "Iterative pruning by SNIP"),
+        ({"prune_params.er_method": "er_erk", "prune_params.er_init": 0.5}, "ERK, then IMP"),
+        ({"prune_params.er_method": "synflow"}, "IMP"),  # er_init is 1: nothing was pruned
+    ],
+)
+def test_names_of_methods(tmp_path, options, label):
+    write_run(tmp_path, "run", [90, 80], **options)
+    assert groups_of(tmp_path)[0].label == label
+
+
+def test_legend_tells_what_differs_and_ignores_where_and_how_a_run_executed(tmp_path):
+    write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1, "experiment_params.base_dir": "x"})
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"optimizer.lr": 0.1, "dataset.data_root": "/elsewhere"})
+    write_run(tmp_path, "c", [90, 80], **{"optimizer.lr": 0.03, "experiment_params.epochs_per_level": 5})
+    assert [(g.label, g.seeds) for g in groups_of(tmp_path)] == [
+        ("E = 20 epochs, lr 0.1", 2),
+        ("E = 5 epochs, lr 0.03", 1),
+    ]
+
+
+def test_method_and_option_that_differ_are_both_told(tmp_path):
+    write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1})
+    write_run(tmp_path, "b", [90, 80], **{"optimizer.lr": 0.03, "experiment_params.training_type": "lrr"})
+    # prune_rate and training_type say nothing where nothing is pruned between levels.
+    one_shot(tmp_path, "random", 0.5, 70, **{"optimizer.lr": 0.1, "prune_params.prune_rate": 0.7})
+    assert [g.label for g in groups_of(tmp_path)] == ["IMP, lr 0.1", "IMP + LR rewinding, lr 0.03", "Random, lr 0.1"]
+
+
+def test_networks_pruned_once_are_apart_where_density_is_no_axis(study):
+    assert [g.label for g in groups_of(study, "layers")] == ["IMP", "SNIP", "SNIP"]
+
+
+def test_a_run_given_twice_counts_once(study):
+    assert len(find_runs([str(study), str(study / "imp_0"), str(study / "." / "imp_0")])) == 7
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *words) -> str:
+    assert main([*map(str, words)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("plot_results: ")
+    return told[0]
+
+
+def test_missing_and_unfinished_runs(tmp_path, capsys):
+    out = tmp_path / "f.png"
+    assert "none: no such directory" in refused(capsys, tmp_path / "none", "--out", out)
+    (tmp_path / "empty").mkdir()
+    assert "neither a run nor a directory of runs" in refused(capsys, tmp_path / "empty", "--out", out)
+    run = write_run(tmp_path, "half", [90, 80], planned=12)
+    assert "half: unfinished: 2 of 12 levels are there; --partial takes them" in refused(capsys, run, "--out", out)
+    assert main([str(run), "--partial", "--out", str(out)]) == 0
+    (run / "metrics" / "summary.csv").unlink()
+    assert "half: unfinished: 0 of 12 levels are there" in refused(capsys, run, "--partial", "--out", out)
+
+
+def test_damaged_runs(tmp_path, capsys):
+    run = write_run(tmp_path, "a", [90, 80])
+    summary = run / "metrics" / "summary.csv"
+    whole = summary.read_text()
+    summary.write_text(whole.replace("final_test_acc", "accuracy"))
+    assert "summary.csv: column final_test_acc missing" in refused(capsys, run, "--out", tmp_path / "f.png")
+    first, second, third = whole.splitlines()
+    summary.write_text("\n".join([first, third, second]))
+    assert "does not hold each level once: 1, 0" in refused(capsys, run, "--out", tmp_path / "f.png")
+    (run / "expt_config.yaml").write_text("optimizer: {lrr: 1}")
+    assert "unknown option" in refused(capsys, run, "--out", tmp_path / "f.png")
+
+
+def test_runs_that_do_not_go_together(tmp_path, capsys):
+    a = write_run(tmp_path, "a", [90, 80])
+    b = write_run(tmp_path, "b", [90, 80], **{"dataset.dataset_name": "MNIST"})
+    told = refused(capsys, a, b, "--out", tmp_path / "f.png")
+    assert "different data sets" in told and "Digits" in told and "MNIST" in told
+    again = write_run(tmp_path, "again", [90, 80])
+    assert "same experiment with the same seed 0" in refused(capsys, a, again, "--out", tmp_path / "f.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--out: a file to write is expected"),
+        (["--out", "f.doc"], "--out: f.doc: ends in none of .png, .pdf"),
+        (["--out", "no/such/f.png"], "no/such: no such directory"),
+        (["--kind", "table", "--out", "f.png"], "ends in none of .csv"),
+        (["--out", "f.png", "--level", "2"], "--level: only with --kind curves (it is accuracy)"),
+        (["--out", "f.png", "--kind", "layers", "--ylim", "0", "1"], "--ylim: only with --kind accuracy"),
+        (["--out", "f.png", "--kind", "layers", "--density", "5"], "--density: 5 is not allowed"),
+        (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
+    ],
+)
+def test_bad_command_lines(study, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(study)
+    assert told in refused(capsys, "imp_0", *words)
+    assert not list(study.glob("f.*"))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def ladder(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["density", "final_test_acc", "seconds"])
+
+
+def test_time_to_ticket():
+    levels = [
+        (1.0, 90.0, 10.0),
+        (0.5, 95.0, 20.0),
+        (0.1, 95.0, 30.0),
+        (0.09, 89.9, 40.0),
+        (0.08, 90.0, 50.0),
+        (0.05, 91.0, 60.0),
+    ]
+    assert time_to_ticket(ladder(*levels)) == 150.0  # 10% is not below 10%; equal to dense is enough
+    assert time_to_ticket(ladder(*levels), density=0.6) == 30.0
+    assert time_to_ticket(ladder(*levels), dense_accuracy=90.5) == 210.0
+    assert time_to_ticket(ladder(*levels), dense_accuracy=99.0) is None
+    with pytest.raises(ValueError, match="level 0 has density"):
+        time_to_ticket(ladder(*levels[1:]))
+
+
+def test_table_of_methods(study, capsys):
+    """SNIP has no dense network of its own: it is measured against that of the same training and seed."""
+    one_shot(study, "synflow", 0.05, 90, seed=0)
+    one_shot(study, "synflow", 0.05, 91, seed=1)
+    table = method_table(groups_of(study), density=0.3).set_index("method")
+    assert table.loc["IMP", "dense acc. (%)"] == "90.00 ± 2.00"
+    assert table.loc["IMP", "sparsest >= dense (%)"] == "50.0 ± 0.0"
+    assert table.loc["IMP", "time to ticket (s)"] == "- (0 of 3 runs)"
+    assert table.loc["SynFlow", "time to ticket (s)"] == "10 (1 of 2 runs)"
+    assert table.loc["SNIP", "acc. there (%)"] == "70.50 ± 0.71"
+    assert main([str(study), "--kind", "table"]) == 0
+    assert "time to ticket" in capsys.readouterr().out
+
+
+def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys):
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    assert main([str(study), "--kind", "table", "--out", str(path)]) == 0
+    before, after = groups_of(study), load_groups([str(path)])
+    assert [g.label for g in after] == [g.label for g in before]
+    for old, new in zip(before, after):
+        assert new.one_shot == old.one_shot
+        pd.testing.assert_frame_equal(points(old, "final_test_acc"), points(new, "final_test_acc"), check_dtype=False)
+    capsys.readouterr()
+    assert main([str(path), "--kind", "table"]) == 0
+    assert "SNIP" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a table holds no layers"):
+        load_groups([str(path)], "layers")
+    with pytest.raises(ValueError, match="a table goes alone"):
+        load_groups([str(path), str(study)])

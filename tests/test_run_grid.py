@@ -1,0 +1,281 @@
+"""utils.run_grid: grids checked as a whole, run, stopped, gone on with; all on real runs of the harness."""
+
+import fcntl
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness_params import ConfigError
+from tests.conftest import ROOT, SMALL
+from utils.grid import Grid, read_grid
+from utils.plot_data import method_name
+from utils.plot_results import main as plot
+from utils.run_grid import environment, main, parse
+
+CONFIG = str(ROOT / "configs" / "digits_lenet.yaml")
+
+
+def write(folder: Path, **grid) -> str:
+    grid = {"config": CONFIG, "base_dir": str(folder / "runs"), "runs": {"a": {}}, **grid}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in grid.items() if value is not None}, sort_keys=False))
+    return str(path)
+
+
+def faults(folder: Path, overrides=None, **grid) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_grid(write(folder, **grid), overrides)
+    assert not (folder / "runs").exists()
+    return caught.value.faults
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_the_product_of_names_lists_and_seeds(tmp_path):
+    runs = {
+        "imp": {"experiment_params.training_type": "imp"},
+        "snip": {
+            "prune_params.er_method": "snip",
+            "each": {"prune_params.er_init": [0.5, 0.1], "optimizer.milestones": [[0.5], [0.5, 0.75]]},
+        },
+    }
+    grid = read_grid(write(tmp_path, seeds=[0, 7], jobs=3, runs=runs, set={"optimizer.lr": 0.3}))
+    variants = [f"snip_{d}_{m}" for d in ("0.5", "0.1") for m in ("0.5", "0.5,0.75")]
+    assert [job.name for job in grid.jobs] == [f"{n}_seed{s}" for s in (0, 7) for n in ("imp", *variants)]
+    assert grid.parallel == 3
+    last = grid.jobs[-1].cfg
+    assert (last.prune_params.er_init, last.experiment_params.seed, last.optimizer.lr) == (0.1, 7, 0.3)
+    assert last.optimizer.milestones == (0.5, 0.75)
+    assert last.experiment_params.expt_name == "snip_0.1_0.5,0.75_seed7"
+    assert grid.jobs[-1].path == tmp_path / "runs" / grid.jobs[-1].name
+
+
+def test_a_run_wins_over_set_and_the_command_line_over_both(tmp_path):
+    path = write(tmp_path, set={"optimizer.lr": 0.3, "optimizer.gamma": 0.5}, runs={"a": {"optimizer.lr": 0.2}})
+    assert read_grid(path).jobs[0].cfg.optimizer.lr == 0.2
+    grid = read_grid(path, {"optimizer.lr": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
+    assert (grid.jobs[0].cfg.optimizer.lr, grid.jobs[0].cfg.optimizer.gamma) == (0.7, 0.5)
+    assert (grid.parallel, grid.jobs[0].path.parent) == (4, tmp_path / "other")
+
+
+def test_values_are_text_that_the_options_read(tmp_path):
+    """YAML's own guesses would make 5e-4 a word, and `on` true."""
+    path = tmp_path / "g.yaml"
+    path.write_text(
+        f"config: {CONFIG}\nruns: {{a: {{optimizer.weight_decay: 5e-4, experiment_params.compile: on, "
+        "prune_params.exclude: [fc3, fc1*]}}\n"
+    )
+    cfg = read_grid(str(path), {"base_dir": str(tmp_path)}).jobs[0].cfg
+    assert (cfg.optimizer.weight_decay, cfg.experiment_params.compile) == (5e-4, "on")
+    assert cfg.prune_params.exclude == ("fc3", "fc1*")
+
+
+@pytest.mark.parametrize(
+    ("grid", "fault"),
+    [
+        ({"seed": [0]}, "seed: unknown key of a grid: did you mean seeds?"),
+        ({"jobs": 0}, "jobs: '0' is not allowed: a whole number >= 1"),
+        ({"seeds": [0, "x"]}, "seeds: 'x' is not allowed: a whole number >= 0"),
+        ({"seeds": [1, 1]}, "seeds: ['1', '1'] holds a number twice"),
+        ({"runs": None}, "runs: at least one run is expected: {NAME: {section.key: value, ...}, ...}"),
+        ({"runs": ["a"]}, "runs: ['a'] is not allowed: a mapping is expected"),
+        ({"config": None}, "run a: config: the path of a YAML file is expected, here or for the whole grid"),
+        (
+            {"runs": {"a": {"optimizer": {"lr": 1}}}},
+            "run a: optimizer: options are written with a dot, as in optimizer.lr",
+        ),
+        (
+            {"set": {"experiment_params.seed": 1}},
+            "set: experiment_params.seed: the grid itself sets it (seeds, base_dir, names of the runs)",
+        ),
+        (
+            {"runs": {"a": {"optimizer.lr": 1, "each": {"optimizer.lr": [1]}}}},
+            "run a: optimizer.lr: given twice, also in each",
+        ),
+        ({"runs": {"a": {"each": {"optimizer.lr": []}}}}, "run a: each: optimizer.lr: at least one value is expected"),
+        (
+            {"runs": {"a_1": {}, "a": {"each": {"optimizer.lr": [1]}}}},
+            "run a_1: two runs have this name",
+        ),
+    ],
+)
+def test_faults_of_the_grid(tmp_path, grid, fault):
+    assert fault in faults(tmp_path, **grid)
+
+
+def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
+    runs = {
+        "good": {},
+        "typo": {"optimizer.lrr": 1},
+        "wr": {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 99},
+        "gone": {"config": str(tmp_path / "no.yaml")},
+        "bad/name": {},
+    }
+    assert main([write(tmp_path, runs=runs)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 4
+    assert "run typo_seed0: optimizer.lrr: unknown option" in told[0]
+    assert "run wr_seed0: prune_params.rewind_epoch: 99 is not allowed" in told[1]
+    assert "run gone_seed0:" in told[2] and "no such file" in told[2]
+    assert "bad/name_seed0" in told[3]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/grids/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(str(path), {"base_dir": str(tmp_path)})
+    assert len(grid.jobs) == 3 * (3 + 5 * 5)
+    methods = {method_name(job.cfg) for job in grid.jobs}
+    between = {"IMP", "IMP + weight rewinding", "IMP + LR rewinding"}
+    assert methods == between | {"SNIP", "SynFlow", "Random ERK", "Random balanced", "Random"}
+    assert all(job.cfg.notes == () for job in grid.jobs), "no option without effect"
+
+
+def test_a_file_that_is_no_grid(tmp_path):
+    (tmp_path / "g.yaml").write_text("just text")
+    with pytest.raises(ConfigError, match="is not a mapping"):
+        read_grid(str(tmp_path / "g.yaml"))
+    with pytest.raises(ConfigError, match="no such file"):
+        read_grid(str(tmp_path / "none.yaml"))
+
+
+def test_command_line():
+    assert parse(["g.yaml", "--jobs=2", "--optimizer.lr=1"]) == ("g.yaml", {"jobs": "2", "optimizer.lr": "1"})
+    for words in ([], ["a", "b"], ["a", "--job=2"], ["a", "--jobs"], ["a", "--jobs=1", "--jobs=2"]):
+        with pytest.raises(ConfigError):
+            parse(words)
+
+
+def test_help_tells_the_format(capsys):
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "base_dir:" in told and "seeds:" in told and "Exit status" in told
+    assert main([]) == 2
+
+
+def test_threads_and_gpus_of_a_place(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    cores = len(os.sched_getaffinity(0))
+    shared = environment(Grid((), parallel=2), 0)
+    assert shared["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    assert "RANK" not in shared
+    grid = Grid((), parallel=3, threads=5, gpus=(4, 6))
+    assert [environment(grid, place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
+    assert environment(grid, 0)["OMP_NUM_THREADS"] == "5"
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """``python -m utils.run_grid`` in progress; on a terminal, or with its output in a pipe."""
+
+    def __init__(self, path: str, terminal: bool = False):
+        self.near, far = pty.openpty() if terminal else os.pipe()
+        if terminal:
+            fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+        words = [sys.executable, "-m", "utils.run_grid", path]
+        self.process = subprocess.Popen(words, cwd=ROOT, stdout=far, stderr=subprocess.STDOUT)
+        os.close(far)
+
+    def children(self) -> list[int]:
+        tasks = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in tasks.read_text().split()]
+
+    def finish(self) -> tuple[int, str]:
+        said = b""
+        while True:
+            try:
+                part = os.read(self.near, 4096)
+            except OSError:  # how a terminal says that its other end is closed
+                break
+            if not part:
+                break
+            said += part
+        os.close(self.near)
+        return self.process.wait(timeout=60), said.decode()
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_stopped_gone_on_with_and_a_failure_that_stops_no_other(tmp_path, capsys):
+    """Stopped halfway by SIGINT; the same run goes on beside one that fails; a finished grid has nothing left to do."""
+    options = {key: value for key, value in SMALL.items() if not key.startswith(("model", "dist"))}
+    options |= {"experiment_params.epochs_per_level": 20, "prune_params.num_levels": 3}
+    path = write(tmp_path, threads=1, set=options, runs={"imp": {}})
+    tables = tmp_path / "runs" / "imp_seed0" / "metrics"
+
+    first = Running(path)
+    wait_for(lambda: any(tables.rglob("level_0*.csv")))
+    [child] = first.children()
+    first.process.send_signal(signal.SIGINT)
+    status, said = first.finish()
+    assert status == 130
+    assert gone(child)
+    lines = said.splitlines()
+    assert lines[0] == "run_grid: 1 runs: 0 finished before, 0 to resume, 1 to start; 1 at a time"
+    assert lines[1] == "imp_seed0: started"
+    assert any(line.startswith("imp_seed0: stopped: ") for line in lines)
+    assert lines[-1].startswith("run_grid: stopped by SIGINT")
+    assert (tmp_path / "runs" / "imp_seed0" / "artifacts" / "state.json").exists()
+    before = pd.read_csv(tables / "epochwise_metrics" / "level_0_metrics.csv", dtype=str)
+
+    hot = {"optimizer.lr": "1e30", "optimizer.warmup_epochs": 0}
+    both = write(tmp_path, jobs=2, threads=1, set=options, runs={"hot": hot, "imp": {}})
+    status, said = Running(both, terminal=True).finish()
+    assert status == 1
+    assert "2 runs: 0 finished before, 1 to resume, 1 to start" in said
+    log = tmp_path / "runs" / ".logs" / "hot_seed0.log"
+    assert "hot_seed0: FAILED, exit 1: harness: training loss is" in said and str(log) in said
+    assert "imp_seed0: done in " in said and "3 of 3 levels, density 0.25" in said
+    assert "/60 [" in said, "the progress bar of imp, in epochs"
+    assert "run_grid: 1 of 2 runs failed: hot_seed0" in said
+    after = pd.read_csv(tables / "epochwise_metrics" / "level_0_metrics.csv", dtype=str)
+    pd.testing.assert_frame_equal(after.head(len(before)), before)  # with its times: those epochs were not run again
+    assert len(pd.read_csv(tables / "summary.csv")) == 3
+
+    assert [job.finished for job in read_grid(both).jobs] == [False, True]
+    for kind in ("accuracy", "layers", "curves"):  # figures of a real run
+        figure = tmp_path / f"{kind}.png"
+        assert plot([str(tmp_path / "runs" / "imp_seed0"), "--kind", kind, "--out", str(figure)]) == 0
+        assert figure.exists()
+    path = write(tmp_path, set=options, runs={"imp": {}})
+    [job] = read_grid(path).jobs
+    assert job.progress().epochs == job.epochs == 60
+    assert main([path]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run_grid: all 1 runs are finished"
+    with pytest.raises(ConfigError, match=r"run imp_seed0: optimizer.lr: 0.2 would change the experiment"):
+        read_grid(path, {"optimizer.lr": "0.2"})
+
+
+def test_a_run_does_not_outlive_a_killed_grid(tmp_path):
+    grid = Running(write(tmp_path, threads=1, set={"experiment_params.epochs_per_level": 100000}))
+    wait_for(grid.children)
+    [child] = grid.children()
+    grid.process.kill()
+    grid.finish()
+    wait_for(lambda: gone(child), 30)
