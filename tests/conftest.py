@@ -109,3 +109,19 @@ def launch(tmp_path) -> Launcher:
 def shared_launch(tmp_path_factory) -> Launcher:
     """For runs that several tests of a module look at."""
     return Launcher(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """Starts runs without the cost of a start (tests/processes.py)."""
+    from tests.processes import Forks
+
+    return Forks(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """The same, for runs that several tests of a module look at."""
+    from tests.processes import Forks
+
+    return Forks(tmp_path_factory.mktemp("runs"))

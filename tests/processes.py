@@ -153,8 +153,3 @@ def all_gone(session: int, seconds: float = 10) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-@pytest.fixture
-def fork(tmp_path) -> Forks:
-    return Forks(tmp_path)

@@ -1,0 +1,157 @@
+"""What a resume is: which options may change, what becomes of tables and later levels, what is recorded."""
+
+import json
+import platform
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Finished
+from tests.traps import KINDS, SHORT, DieAt, StopAt, begun
+
+
+@pytest.fixture(scope="module")
+def undisturbed(forks) -> dict[str, Finished]:
+    return {kind: forks(kind, **options) for kind, options in KINDS.items()}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def copy_of(run: Finished, folder: Path, name: str = "copy") -> Finished:
+    shutil.copytree(run.path, folder / name)
+    return Finished(folder / name, 0, "", "")
+
+
+def test_finished_run_resumed_does_nothing(undisturbed, fork):
+    run = copy_of(undisturbed["wr"], fork.folder)
+    before = {name: (run.path / name).stat().st_mtime_ns for name in contents(run.path)}, contents(run.path)
+    again = fork("copy", resume=True, **KINDS["wr"])
+    assert again.err == ""
+    assert {name: (run.path / name).stat().st_mtime_ns for name in contents(run.path)} == before[0]
+    assert contents(run.path) == before[1]
+
+
+def test_more_levels_prolong_a_study(undisturbed, fork):
+    two = fork("longer", **{**KINDS["lrr"], "prune_params.num_levels": 2})
+    assert len(two.csv("summary")) == 2
+    fork("longer", resume=True, **KINDS["lrr"]).assert_same_figures(undisturbed["lrr"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [1, 2])
+def test_resume_level_starts_a_level_again(undisturbed, fork, kind, level):
+    copy_of(undisturbed[kind], fork.folder)
+    options = {**KINDS[kind], "experiment_params.resume_level": level}
+    # Stopped in its middle, a plain resume goes on with the new attempt rather than with the old, finished run.
+    stopped = fork("copy", resume=True, status=143, trap=StopAt(5), **options)
+    assert not (stopped.path / "checkpoints" / "model_level_2.pt").exists()
+    assert list(stopped.csv("summary")["level"]) == list(range(level))
+    again = fork("copy", resume=True, **KINDS[kind])
+    again.assert_same_figures(undisturbed[kind])
+
+
+def test_edited_tables_are_put_right(undisturbed, fork):
+    """A plain resume goes by its state's tables, so that no row is lost or doubled."""
+    fork("edited", status=143, trap=StopAt(50), **KINDS["imp"])
+    metrics = fork.folder / "edited" / "metrics"
+    (metrics / "summary.csv").write_text("level\n0\n0\n")
+    (metrics / "epochwise_metrics" / "level_2_metrics.csv").write_text("rows of another attempt")
+    with open(metrics / "epochwise_metrics" / "level_1_metrics.csv", "a") as file:
+        file.write("1,2,3,4,5,6,7,8\n")
+    fork("edited", resume=True, **KINDS["imp"]).assert_same_figures(undisturbed["imp"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["level,density\n0,1\n", "", None, "0,1", "not,a\ntable"],
+    ids=["columns", "empty", "missing", "row", "other"],
+)
+def test_damaged_table_stops_resume_level(undisturbed, fork, damage):
+    run = copy_of(undisturbed["imp"], fork.folder)
+    summary = run.path / "metrics" / "summary.csv"
+    summary.unlink() if damage is None else summary.write_text(damage)
+    before = contents(run.path)
+    options = {**KINDS["imp"], "experiment_params.resume_level": 2}
+    last = fork("copy", resume=True, status=1, **options).last_line
+    assert last.startswith("harness: ") and "summary.csv" in last
+    before.pop("artifacts/environment.json")
+    after = contents(run.path)
+    assert {name: after[name] for name in before} == before
+
+
+CHANGED = {
+    "optimizer.lr": 0.2,
+    "optimizer.milestones": "0.5",
+    "dataset.batch_size": 64,
+    "model_params.model_name": "conv2",
+    "prune_params.prune_rate": 0.4,
+    "prune_params.prune_method": "random",
+    "experiment_params.seed": 1,
+    "experiment_params.epochs_per_level": 4,
+    "experiment_params.training_type": "lrr",
+    "experiment_params.precision": "bf16",
+}
+
+
+def test_options_that_change_the_experiment_are_refused_by_name(undisturbed, fork):
+    run = copy_of(undisturbed["imp"], fork.folder)
+    before = contents(run.path)
+    done = fork("copy", resume=True, status=2, **{**KINDS["imp"], **CHANGED})
+    for name in CHANGED:
+        (line,) = [line for line in done.err.splitlines() if line.startswith(f"harness: {name}: ")]
+        assert "would change the experiment being resumed, where it is " in line
+    assert len(done.err.splitlines()) == len(CHANGED)
+    assert contents(run.path) == before
+
+
+def test_free_options_and_other_processes(undisturbed, fork):
+    """What says where and how a run executes may change; that the last bits may, too, is said once."""
+    fork("free", status=143, trap=StopAt(5), **KINDS["imp"])
+    free = {
+        "dist_params.timeout_minutes": 5, "experiment_params.save_every_epochs": 2, "experiment_params.compile": "off",
+        "experiment_params.channels_last": "false", "dataset.data_root": "elsewhere",
+    }  # fmt: skip
+    ranks = fork.ranks("free", 2, resume=True, **KINDS["imp"], **free)
+    done = [rank.finish() for rank in ranks]
+    note = "harness: note: resumed with processes 2 (was 1): the last bits of figures may differ"
+    assert (done[0].err + done[1].err).strip() == note
+    gap = undisturbed["imp"].csv("summary")["final_test_loss"] - done[0].csv("summary")["final_test_loss"]
+    assert gap.abs().max() < 0.05
+    assert len(done[0].csv("epochwise_metrics/level_0_metrics")) == 3
+
+
+def test_two_runs_in_one_directory(fork):
+    first = fork.start("one", **{**KINDS["imp"], "experiment_params.epochs_per_level": 10000})
+    first.wait_for_rows(1)
+    second = fork("one", resume=True, status=1, **{**KINDS["imp"], "experiment_params.epochs_per_level": 10000})
+    assert second.last_line == f"harness: another process is running in {fork.folder / 'one'}"
+    first.kill()
+    first.finish(None)
+
+
+def test_directory_left_before_the_run_began(fork):
+    """Death before the config is written leaves nothing to resume, and nothing in the way of starting."""
+    first = fork.start("early", trap=DieAt(0), **SHORT).finish(None)
+    assert first.status == -signal.SIGKILL and first.path.exists() and not begun(first.path)
+    refused = fork("early", resume=True, status=2, **SHORT)
+    assert "stopped before it began; start it with expt_name instead" in refused.last_line
+    assert fork("early", **SHORT).csv("summary").shape[0] == 2
+
+
+def test_environment_is_recorded_at_every_start(fork):
+    fork("told", status=143, trap=StopAt(3), **SHORT)
+    run = fork("told", resume=True, **SHORT)
+    first, second = json.loads((run.path / "artifacts" / "environment.json").read_text())
+    assert first["command"] != second["command"]
+    assert second["command"][0] == "harness.py" and any("resume_expt_name=told" in word for word in second["command"])
+    assert second["torch"] == torch.__version__ and second["host"] == platform.node()
+    assert second["started"] >= first["started"]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if commit.returncode == 0:
+        assert second["git_commit"] == commit.stdout.strip() and isinstance(second["git_dirty"], bool)

@@ -1,0 +1,93 @@
+"""Faults that a test lays in a run before it begins (`Forks.start`'s `trap`), and the runs they are laid in."""
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SYNFLOW = {
+    "prune_params.er_method": "synflow",
+    "prune_params.er_init": 0.5,
+    "prune_params.synflow_rounds": 10,
+    "experiment_params.training_type": "lrr",
+}
+KINDS = {
+    "imp": {"experiment_params.training_type": "imp"},
+    "wr": {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1},
+    "lrr": {"experiment_params.training_type": "lrr"},
+    "synflow": SYNFLOW,
+}
+SHORT = {"prune_params.num_levels": 2, "experiment_params.epochs_per_level": 2, "dataset.batch_size": 500}
+
+
+def begun(path: Path) -> bool:
+    """Whether there is a run to resume at `path`."""
+    return (path / "expt_config.yaml").exists()
+
+
+class DieAt:
+    """Ends the process, as kill -9 would, before or after its n-th call of one of the functions that make files."""
+
+    def __init__(self, place: int):
+        self.place = place
+
+    def __call__(self) -> None:
+        self.count = 0
+        for name in ("fsync", "replace"):
+            setattr(os, name, functools.partial(self.counted, getattr(os, name)))
+
+    def counted(self, function: Callable, *args):
+        if self.count == self.place:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        return function(*args)
+
+
+class StopAt:
+    """Sends the process a signal while it takes step `step` of an epoch, once."""
+
+    def __init__(self, *steps: int, signum: int = signal.SIGTERM):
+        self.steps, self.signum = steps, signum
+
+    def __call__(self) -> None:
+        from utils.signals import StopRequest
+
+        plain, self.calls = StopRequest.__call__, 0
+
+        def asked(request, steps: int) -> bool:
+            self.calls += 1
+            if self.calls in self.steps:
+                os.kill(os.getpid(), self.signum)
+            return plain(request, steps)
+
+        StopRequest.__call__ = asked
+
+
+class Dropout:
+    """Dropout after every activation of the network, which none of the small models has."""
+
+    def __call__(self) -> None:
+        import harness
+
+        plain = harness.create_model
+
+        def create(*args, **kwargs):
+            model = plain(*args, **kwargs)
+            for module in model.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.register_forward_hook(lambda m, _, out: torch.dropout(out, 0.1, m.training))
+            return model
+
+        harness.create_model = create
+
+
+class Both:
+    def __init__(self, *traps: Callable):
+        self.traps = traps
+
+    def __call__(self) -> None:
+        for trap in self.traps:
+            trap()
