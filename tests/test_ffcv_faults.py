@@ -26,6 +26,7 @@ from tests.ffcv_helpers import (
     write,
     write_raw,
 )
+from utils.ffcv_decode import compile_decoder, decode_images
 from utils.ffcv_prefetch import Prefetcher
 from utils.files import RunError
 
@@ -65,6 +66,19 @@ def test_a_damaged_image_is_an_error_not_a_hang(name, tmp_path, request):
     with pytest.raises(RunError, match=rf"{path.name}: .*image 9 in the file is damaged"):
         list(ffcv(tmp_path).train.batches(0, 0))
     assert not threads()
+
+
+def test_the_decoder_is_compiled_before_anyone_waits(raw, monkeypatch):
+    compile_decoder()
+    list(ffcv(raw).train.batches(0, 0))
+    assert len(decode_images.signatures) == 1  # it was compiled for just what batches need
+
+    def refuse() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("utils.ffcv_decode.compile_decoder", refuse)
+    with pytest.raises(ZeroDivisionError):
+        ffcv(raw)
 
 
 def prefetcher(fill, patience: float = 30) -> Prefetcher:

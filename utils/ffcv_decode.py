@@ -239,3 +239,10 @@ def decode_images(stored, starts, sizes, is_jpeg, shapes, crops, resizes, flips,
             _resize(image, crops[b], resizes[b], out[b])
             if flips[b]:
                 _mirror(out[b])
+
+
+def compile_decoder() -> None:
+    """Compiles `decode_images`, which takes some seconds a process: before anyone waits for a batch by the clock."""
+    many, four = np.zeros(0, np.int64), np.zeros((0, 4), np.int32)
+    flags, shapes, out = np.zeros(0, bool), np.zeros((0, 2), np.int64), np.zeros((0, 1, 1, 3), np.uint8)
+    decode_images(np.frombuffer(b"", np.uint8), many, many, flags, shapes, four, four, flags, out, flags)

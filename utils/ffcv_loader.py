@@ -35,6 +35,7 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
     _need_ffcv()
     from utils.ffcv_batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
     from utils.ffcv_crops import epoch_resolution
+    from utils.ffcv_decode import compile_decoder
 
     d, e = cfg.dataset, cfg.experiment_params
     train, test = open_betons(cfg, tell=ctx.rank == 0)
@@ -52,6 +53,7 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
     )
     threads, patience = _threads(d.num_workers, tell=ctx.rank == 0), 60 * cfg.dist_params.timeout_minutes
     readers = [BetonReader(beton, normalizer, ctx.device, threads, patience) for beton in (train, test)]
+    compile_decoder()
     plan = {"batch_size": d.batch_size, "drop_last": d.drop_last, "seed": e.seed, "rank": ctx.rank, "world": ctx.world}
     return Data(
         FFCVTrainLoader(readers[0], sizes, *augment_recipe(cfg, spec), **plan),

@@ -6,7 +6,10 @@ TREE has train/CLASS/* and val/CLASS/*. It is written to .beton files with the u
 temporary folder. Then each loader makes its training batches (random resized crop, flip, normalisation), one epoch of
 the one and one of the other in turn; the first of each is a warm-up. Both give the same crops.
 
-RESULTS
+200 photographs of ImageNet's kind, 2 cores of an AMD EPYC that other jobs were using too (load 3.3), n = 5 epochs each:
+    ffcv           243.4 images/s, median of 5 (188.7 to 332.9)
+    torchvision     99.7 images/s, median of 5 (90.3 to 133.8)
+    ratio 2.44
 """
 
 import argparse
