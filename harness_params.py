@@ -136,6 +136,10 @@ _section(
         Int(0, 1024), 0, "threads", "CPU threads of each process; 0 = its share of the cores, 1 for a small MLP"
     ),
     sync_bn=Option(Bool(), False, "", "BatchNorm statistics over all processes"),
+    sparse_allreduce=Option(
+        Choice(AUTO_ON_OFF), "auto", "", "send the gradients of kept weights alone; auto = by gloo, where it pays"
+    ),
+    wire=Option(Choice(["fp32", "bf16"]), "fp32", "", "type of gradients on their way; bf16 halves the bytes, rounded"),
     timeout_minutes=Option(Float("(0,]"), 10.0, "minutes", "longest wait of one process for another"),
 )
 

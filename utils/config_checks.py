@@ -179,7 +179,7 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
     if d.dataset_name in ("Digits", *TREES):
         yield "dataset.download", f"{d.dataset_name} is never fetched"
     if not c.dist_params.distributed:
-        for key in ("nproc", "backend", "address", "port", "sync_bn", "timeout_minutes"):
+        for key in ("nproc", "backend", "address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes"):
             yield f"dist_params.{key}", "distributed is false: one process"
     if e.resume_expt_name and e.expt_name != e.resume_expt_name:
         yield "experiment_params.expt_name", f"the run continues in {e.resume_expt_name}"

@@ -26,7 +26,9 @@ FREE_ON_RESUME = {
         "base_dir", "expt_name", "resume_level", "resume_expt_name", "compile", "channels_last",
         "save_every_epochs", "save_every_minutes", "deterministic",
     },
-    "dist_params": {"threads", "distributed", "nproc", "backend", "address", "port", "timeout_minutes"},
+    "dist_params": {
+        "threads", "distributed", "nproc", "backend", "address", "port", "sparse_allreduce", "timeout_minutes",
+    },
 }  # fmt: skip
 
 

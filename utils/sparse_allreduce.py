@@ -1,7 +1,7 @@
 """Sparse all-reduce: only the gradients of kept weights travel.
 
 Masks are the same on every rank, so the ranks agree on which entries of a gradient bucket matter without saying a word
-about it: the kept entries (and all of the unmasked parameters') are packed into one vector, reduced, and unpacked. What
+about it: the kept entries (and all of the unmasked parameters') are packed into one vector, summed, and unpacked. What
 crosses the wire is density x the dense bytes. The entries of pruned weights come out as zero; their weights are zero
 whatever their gradients were.
 """
@@ -12,16 +12,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.conv_type import masked_params
+from harness_params import Config, ConfigError
+from utils.conv_type import MASK_SUFFIX, masked_params
+from utils.distributed import Context
 
-# Above this density of a bucket packing costs more than it saves; tests/benchmarks/allreduce.py measures it.
-PAYS_BELOW = 0.7
+# Up to this share of kept entries packing a bucket costs less than it saves, by tests/benchmarks/allreduce.py between
+# two processes of one machine: over any real network it pays sooner. By nccl nothing was measured, so only "on" packs.
+PAYS_BELOW = {"gloo": 0.3, "nccl": 0.0}
+WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients | None":
+    """What ``dist_params.sparse_allreduce`` and ``dist_params.wire`` ask for; None is DDP's own all-reduce.
+
+    Raises:
+        ConfigError: the backend cannot sum bfloat16.
+    """
+    d = cfg.dist_params
+    if ctx.world == 1 or (d.sparse_allreduce == "off" and d.wire == "fp32"):
+        return None
+    if d.wire == "bf16":
+        try:
+            ctx.start_sum(torch.ones(1, dtype=torch.bfloat16, device=ctx.device)).wait()
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError([f"dist_params.wire: bf16 is not allowed: {ctx.backend} does not: {reason}"]) from error
+    pays_below = {"auto": PAYS_BELOW[ctx.backend], "on": 1.0, "off": 0.0}[d.sparse_allreduce]
+    return KeptGradients(model, ctx.world, ctx.start_sum, WIRES[d.wire], pays_below)
 
 
 class KeptGradients:
-    """A DDP communication hook (``ddp.register_comm_hook(None, hook)``) that averages kept gradients over the ranks.
+    """Averages the kept gradients of a bucket over the ranks: the ``gradient_hook`` of `Context.wrap`.
 
-    In float32 with two ranks the result is the dense all-reduce's to the last bit: the same halves are added.
+    In float32 with two ranks the result is the dense all-reduce's to the last bit: the same halves are added. With more
+    ranks the backend adds them in an order that depends on a value's place in what is sent.
 
     Attributes:
         sent: bytes handed to the all-reduce since the hook was made, for benchmarks and tests.
@@ -31,59 +55,70 @@ class KeptGradients:
         self,
         model: nn.Module,
         world: int,
-        all_reduce: Callable[[Tensor], torch.futures.Future],
+        start_sum: Callable[[Tensor], torch.futures.Future],
         wire: torch.dtype = torch.float32,
-        pays_below: float = PAYS_BELOW,
+        pays_below: float = 1.0,
     ):
         """
         Args:
             model: the bare network.
             world: number of ranks.
-            all_reduce: starts summing a flat tensor over the ranks in place; its future ends with the sum.
+            start_sum: starts summing a flat tensor over the ranks in place; its future ends with the sum.
             wire: float32, or bfloat16 for half the bytes, rounded.
-            pays_below: buckets with a larger share of kept entries are sent whole.
+            pays_below: buckets with this share of kept entries or more are sent whole.
         """
-        self.model, self.world, self.all_reduce = model, world, all_reduce
-        self.wire, self.pays_below = wire, pays_below
+        self.world, self.start_sum, self.wire, self.pays_below = world, start_sum, wire, pays_below
         self.sent = 0
-        self.__name__ = self.__qualname__ = type(self).__name__  # DDP logs the hook by its name
-        self._masks: dict[int, Tensor] = {}
-        self._kept: dict[int, tuple[tuple, Tensor | None]] = {}
+        # Where each masked parameter's mask is found: pruning changes masks in place, and `model.to` replaces them.
+        self._owners: dict[int, tuple[nn.Module, str]] = {}
+        for full, param, _ in masked_params(model):
+            owner, _, name = full.rpartition(".")
+            self._owners[id(param)] = (model.get_submodule(owner), name + MASK_SUFFIX)
+        self._known: dict[int, tuple[list[tuple], Tensor | None]] = {}
 
-    def __call__(self, state: Any, bucket: Any) -> torch.futures.Future[Tensor]:
+    def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
         buffer, kept = bucket.buffer(), self._kept_entries(bucket)
         values = buffer if kept is None else buffer.index_select(0, kept)
-        values = values.div_(self.world).to(self.wire)
+        values = values.mul_(1 / self.world).to(self.wire)  # as DDP does without a hook
         self.sent += values.numel() * values.element_size()
 
         def unpack(future: torch.futures.Future) -> Tensor:
-            total = values.to(buffer.dtype)  # summed in place
+            future.value()  # raises what went wrong on the way
             if kept is None:
-                return total if total is buffer else buffer.copy_(total)
-            return buffer.zero_().index_copy_(0, kept, total)
+                return buffer if values is buffer else buffer.copy_(values)
+            return buffer.zero_().scatter_(0, kept, values.to(buffer.dtype))
 
-        return self.all_reduce(values).then(unpack)
+        return self.start_sum(values).then(unpack)
 
     def _kept_entries(self, bucket: Any) -> Tensor | None:
         """int64 (kept,): positions in the bucket that travel; None for all. Worked out once a level."""
-        params = bucket.parameters()
-        if not self._masks or any(id(p) not in self._masks for p in params):
-            self._masks = {id(p): torch.ones_like(p, dtype=torch.bool) for p in self.model.parameters()}
-            self._masks |= {id(p): mask for _, p, mask in masked_params(self.model)}
-        masks = [self._masks[id(p)] for p in params]
-        # DDP makes its buckets anew after a process's first step, and pruning changes masks in place.
-        made_of = tuple((id(p), mask._version) for p, mask in zip(params, masks))
-        known = self._kept.get(bucket.index())
-        if known is None or known[0] != made_of:
-            known = self._kept[bucket.index()] = (made_of, self._find(params, masks, bucket.buffer()))
+        masks = [self._mask(param) for param in bucket.parameters()]
+        # DDP makes its buckets anew after a process's first step.
+        made_of = [(param, mask, mask._version if mask is not None else 0) for param, mask in masks]
+        known = self._known.get(bucket.index())
+        if known is None or not _same(known[0], made_of):
+            known = self._known[bucket.index()] = (made_of, self._find(masks, bucket.buffer()))
         return known[1]
 
-    def _find(self, params: list[Tensor], masks: list[Tensor], buffer: Tensor) -> Tensor | None:
-        # A bucket holds each gradient in its parameter's own memory order (channels_last: NHWC), one after another.
-        flat = [
-            torch.empty_like(p, dtype=torch.bool).copy_(m).as_strided((m.numel(),), (1,)) for p, m in zip(params, masks)
-        ]
-        kept = torch.cat(flat).to(buffer.device).nonzero().squeeze(1)
-        if buffer.numel() != sum(m.numel() for m in masks):
+    def _mask(self, param: Tensor) -> tuple[Tensor, Tensor | None]:
+        owner, name = self._owners.get(id(param), (None, ""))
+        return param, owner._buffers[name] if owner is not None else None
+
+    def _find(self, masks: list[tuple[Tensor, Tensor | None]], buffer: Tensor) -> Tensor | None:
+        if buffer.numel() != sum(param.numel() for param, _ in masks):
             raise RuntimeError(f"a gradient bucket of {buffer.numel()} entries does not hold its parameters alone")
+        # A bucket holds each gradient in its parameter's own memory order (channels_last: NHWC), one after another.
+        flags = []
+        for param, mask in masks:
+            ordered = torch.ones_like(param, dtype=torch.bool)
+            if mask is not None:
+                ordered.copy_(mask)
+            flags.append(ordered.as_strided((param.numel(),), (1,)))
+        kept = torch.cat(flags).nonzero().squeeze(1)
         return kept if kept.numel() < self.pays_below * buffer.numel() else None
+
+
+def _same(one: list[tuple], other: list[tuple]) -> bool:
+    return len(one) == len(other) and all(
+        p is q and m is n and version == at for (p, m, version), (q, n, at) in zip(one, other)
+    )

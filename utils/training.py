@@ -16,6 +16,7 @@ from utils.dataset import Data
 from utils.distributed import Context
 from utils.files import RunError
 from utils.schedulers import Timeline, learning_rate
+from utils.sparse_allreduce import gradient_hook
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -104,7 +105,7 @@ class Trainer:
             cfg.experiment_params.compile == "auto" and ctx.device.type == "cuda"
         ):
             model.compile(dynamic=False)  # in place: the state_dict keeps its names
-        self.net = ctx.wrap(model)
+        self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
         self.timeline = Timeline(
             epochs=cfg.experiment_params.epochs_per_level,

@@ -1,0 +1,278 @@
+"""Averaging gradients between two machines: dense against sparse, over a network of a given speed.
+
+    python tests/benchmarks/allreduce.py [--rates 1000,100] [--densities 1,0.2,0.05,0.01] [--rounds 5]
+
+The two machines are network namespaces of this one, joined by a veth pair whose ends are both shaped by the kernel's
+token bucket (tc tbf) to the rate in Mbit/s; each holds one process, started as torchrun starts it. That takes root and
+iproute2. Rate 0 is the loopback of one machine, unshaped, which takes neither.
+
+Dense is DDP's own all-reduce, sparse the hook of utils/sparse_allreduce.py, in fp32, on two copies of one network with
+the same random masks; they take turns, step by step. Two kinds of step: "gradients" makes the gradients at no cost and
+averages them; "training" is forward, backward and optimizer on `--batch` images a process. Bytes are what the sender's
+interface counted (headers included), a step; allowed are density x dense + 1% + the parameters that have no mask.
+Each row's gradients are compared: the sparse ones must be the dense ones times the mask, bit for bit.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+PREFIX, LINK, PORT = "tickets", "tickets0", 29400
+NETWORK = "10.213.77"
+
+
+# --- one of the two machines -----------------------------------------------------------------------------------------
+
+
+def work(args: argparse.Namespace) -> None:
+    """Measures, as one of two ranks; rank 0 writes the rows to ``args.worker``."""
+    import torch
+
+    from utils.distributed import join
+
+    torch.set_num_threads(args.threads)
+    with join("gloo", timeout_minutes=args.limit / 60) as ctx:
+        rows = [row for kind in args.kinds.split(",") for row in measure(args, ctx, kind)]
+        if ctx.is_main:
+            Path(args.worker).write_text(json.dumps(rows))
+
+
+def measure(args: argparse.Namespace, ctx, kind: str) -> Iterator[dict]:
+    """Rows of one kind of step, a density each."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from utils.conv_type import apply_masks, insert_masks, keep_masked, masked_params
+    from utils.models import create_model
+    from utils.sparse_allreduce import KeptGradients
+
+    class Given(nn.Module):
+        """A network whose gradients are given numbers, at the cost of one product."""
+
+        def __init__(self, net: nn.Module):
+            super().__init__()
+            self.net = net
+            generator = torch.Generator().manual_seed(ctx.rank)
+            self.gradients = [torch.empty_like(p).normal_(generator=generator) for p in net.parameters()]
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return sum(torch.sum(p * g) for p, g in zip(self.net.parameters(), self.gradients))
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        net = insert_masks(create_model(args.model, 10, (3, 32, 32))).to(memory_format=torch.channels_last)
+        return Given(net) if kind == "gradients" else net
+
+    models = {"dense": build(), "sparse": build()}
+    hook = KeptGradients(models["sparse"], ctx.world, ctx.start_sum)
+    nets = {"dense": ctx.wrap(models["dense"]), "sparse": ctx.wrap(models["sparse"], hook)}
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for name, model in models.items()}
+    for name, model in models.items():
+        keep_masked(optimizers[name], model)
+    generator = torch.Generator().manual_seed(ctx.rank)
+    images, labels = torch.randn(args.batch, 3, 32, 32, generator=generator), torch.arange(args.batch) % 10
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def step(name: str) -> None:
+        out = nets[name](images)
+        (out if kind == "gradients" else F.cross_entropy(out, labels)).backward()
+        if kind == "training":
+            optimizers[name].step()
+
+    def unequal() -> list[str]:
+        masks = {name: mask for name, _, mask in masked_params(models["sparse"])}
+        pairs = zip(models["sparse"].named_parameters(), models["dense"].parameters())
+        wanted = ((name, p.grad, q.grad * masks[name] if name in masks else q.grad) for (name, p), q in pairs)
+        return [name for name, mine, theirs in wanted if not torch.equal(mine, theirs)]
+
+    for density in map(float, args.densities.split(",")):
+        for model in models.values():
+            generator = torch.Generator().manual_seed(1)
+            for _, _, mask in masked_params(model):
+                mask.copy_(torch.rand(mask.shape, generator=generator) < density)
+            apply_masks(model)
+        seconds, sent, gaps = {name: [] for name in nets}, {}, []
+        # The first step finds the indices (and lays out buckets, or gradients would be compared across layouts).
+        started = time.perf_counter()
+        for number in range(1 + args.rounds):
+            for name in nets:
+                models[name].zero_grad(set_to_none=True)
+                ctx.barrier()
+                counted, start = _counted(), time.perf_counter()
+                step(name)
+                seconds[name].append(time.perf_counter() - start)
+                ctx.barrier()
+                sent[name] = _counted() - counted
+            gaps = gaps or unequal()
+            if number and ctx.any(time.perf_counter() - started > args.seconds):
+                break
+        masks = [mask for _, _, mask in masked_params(models["sparse"])]
+        kept, maskable = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+        total = sum(p.numel() for p in models["sparse"].parameters())
+        yield {
+            "kind": kind, "density": kept / maskable, "dense": seconds["dense"][1:], "sparse": seconds["sparse"][1:],
+            "dense_bytes": sent["dense"], "sparse_bytes": sent["sparse"], "unmasked": 4 * (total - maskable),
+            "unequal": gaps,
+        }  # fmt: skip
+
+
+def _counted() -> int:
+    """Bytes that left by the shaped link so far; 0 on the loopback, which carries everyone's."""
+    try:
+        return int(Path(f"/sys/class/net/{LINK}/statistics/tx_bytes").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
+
+
+def missing() -> str:
+    """Why no namespaces can be made here; empty where they can."""
+    tools = [tool for tool in ("ip", "tc") if not shutil.which(tool)]
+    if tools:
+        return f"{' and '.join(tools)} not found (apt install iproute2)"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    return ""
+
+
+@contextlib.contextmanager
+def two_machines(mbit: int) -> Iterator[list[str]]:
+    """Names of two namespaces joined by a link of `mbit` Mbit/s each way; gone afterwards, whatever happens."""
+    for name in os.listdir("/run/netns") if os.path.isdir("/run/netns") else []:
+        parts = name.split("_")  # left by a killed run
+        if parts[0] == PREFIX and len(parts) == 3 and not os.path.exists(f"/proc/{parts[1]}"):
+            _run("ip", "netns", "del", name)
+    spaces = [f"{PREFIX}_{os.getpid()}_{i}" for i in range(2)]
+    made = []
+    try:
+        for space in spaces:
+            _run("ip", "netns", "add", space)
+            made.append(space)
+        _run("ip", "-n", spaces[0], "link", "add", LINK, "type", "veth", "peer", "name", LINK, "netns", spaces[1])
+        for number, space in enumerate(spaces, start=1):
+            _run("ip", "-n", space, "address", "add", f"{NETWORK}.{number}/30", "dev", LINK)
+            _run("ip", "-n", space, "link", "set", "lo", "up")
+            _run("ip", "-n", space, "link", "set", LINK, "up")
+            # A bucket of 2 ms: the kernel refills it at its own ticks, and a smaller one would not reach the rate.
+            shape = ["rate", f"{mbit}mbit", "burst", str(max(65536, mbit * 250)), "latency", "100ms"]
+            _run("tc", "-n", space, "qdisc", "add", "dev", LINK, "root", "tbf", *shape)
+        yield spaces
+    finally:
+        for space in made:
+            _run("ip", "netns", "del", space)
+
+
+def run_pair(args: argparse.Namespace, mbit: int) -> list[dict]:
+    """Both processes at one rate; their rows.
+
+    Raises:
+        RuntimeError: one failed, or they took longer than ``args.limit`` seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        spaces = stack.enter_context(two_machines(mbit)) if mbit else ["", ""]
+        processes: list[subprocess.Popen] = []
+        stack.callback(_end, processes)
+        for rank, space in enumerate(spaces):
+            place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": PORT}
+            env = os.environ | {key: str(value) for key, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+            env["MASTER_ADDR"] = f"{NETWORK}.1" if space else "127.0.0.1"
+            env["GLOO_SOCKET_IFNAME"] = LINK if space else "lo"
+            words = [sys.executable, __file__, *sys.argv[1:], "--worker", str(folder / "rows.json")]
+            words = ["ip", "netns", "exec", space, *words] if space else words
+            processes.append(subprocess.Popen(words, env=env))
+        end = time.monotonic() + args.limit
+        while any(process.poll() is None for process in processes):
+            if time.monotonic() > end or any(process.poll() for process in processes):
+                raise RuntimeError(f"the processes failed, or took more than {args.limit} s")
+            time.sleep(0.1)
+        if any(process.returncode for process in processes):
+            raise RuntimeError("a process failed")
+        return json.loads((folder / "rows.json").read_text())
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def line(rate: str, row: dict) -> str:
+    """One row of the table; times are medians (smallest to largest)."""
+
+    def told(name: str) -> str:
+        middle, *ends = (f"{1000 * f(row[name]):.0f}" for f in (statistics.median, min, max))
+        return f"{middle} ({ends[0]}-{ends[1]})"
+
+    gain = statistics.median(row["dense"]) / statistics.median(row["sparse"])
+    sent = "| | | "
+    if row["dense_bytes"]:
+        allowed = (row["density"] + 0.01) * row["dense_bytes"] + row["unmasked"]
+        figures = [row["dense_bytes"], row["sparse_bytes"], allowed]
+        sent = "".join(f"| {bytes_ / 1e6:.2f} " for bytes_ in figures)
+    equal = f"no: {', '.join(row['unequal'][:3])}" if row["unequal"] else "yes"
+    times = f"{told('dense')} | {told('sparse')} | {gain:.2f}"
+    return f"| {rate} | {row['kind']} | {row['density']:.3f} | {times} {sent}| {equal} | {len(row['dense'])} |"
+
+
+def main(check: Callable[[], str] = missing) -> int:
+    """Prints the table; returns 0, or 3 where a network was asked for that cannot be made here."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rates", default="1000,100", help="Mbit/s, comma separated; 0 = loopback")
+    parser.add_argument("--densities", default="1,0.2,0.05,0.01")
+    parser.add_argument("--kinds", default="gradients,training", help="of step")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--batch", type=int, default=8, help="images a process, in a training step")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each kind, dense and sparse in turn")
+    parser.add_argument("--seconds", type=float, default=60, help="after which a row has no further rounds")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one rate")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args)
+        return 0
+    rates = [int(rate) for rate in args.rates.split(",")]
+    if any(rates) and (reason := check()):
+        print(f"allreduce.py: SKIPPED, nothing was measured: {reason}; --rates 0 needs neither", file=sys.stderr)
+        return 3
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # so that namespaces are removed
+    from utils.benchmark import machine
+
+    print(machine())
+    print(f"{args.model}, fp32, 2 processes of {args.threads} thread(s), batch {args.batch} each in a training step\n")
+    print("| Mbit/s | step | density | dense ms | sparse ms | dense / sparse | dense MB | sparse MB | allowed MB "
+          "| equal | n |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for rate in rates:
+        for row in run_pair(args, rate):
+            print(line(f"{rate:,}" if rate else "loopback", row), flush=True)
+    print(f"\nload average {os.getloadavg()[0]:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
