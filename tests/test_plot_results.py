@@ -94,8 +94,11 @@ def test_missing_and_unfinished_runs(tmp_path, capsys):
     run = write_run(tmp_path, "half", [90, 80], planned=12)
     assert "half: unfinished: 2 of 12 levels are there; --partial takes them" in refused(capsys, run, "--out", out)
     assert main([str(run), "--partial", "--out", str(out)]) == 0
+    other = write_run(tmp_path, "whole", [90, 80], seed=1)
     (run / "metrics" / "summary.csv").unlink()
     assert "half: unfinished: 0 of 12 levels are there" in refused(capsys, run, "--partial", "--out", out)
+    assert main([str(run), str(other), "--partial", "--out", str(out)]) == 0
+    assert "half is left out: not one level is finished" in capsys.readouterr().err
 
 
 def test_damaged_runs(tmp_path, capsys):

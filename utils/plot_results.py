@@ -114,7 +114,14 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
         if kind in ("layers", "curves"):
             raise ValueError(f"{tables[0]}: --kind {kind} needs run directories: a table holds no layers and no epochs")
         return read_tidy(Path(tables[0]))
-    runs = [read_run(path, partial) for path in find_runs(paths)]
+    found = find_runs(paths)
+    if partial:
+        begun = [path for path in found if (path / "metrics" / "summary.csv").exists()]
+        for path in found if begun else ():
+            if path not in begun:
+                print(f"plot_results: note: {path} is left out: not one level is finished", file=sys.stderr)
+        found = begun or found
+    runs = [read_run(path, partial) for path in found]
     # Elsewhere each run that starts at a density of its own is a network of its own.
     return group_runs(runs, by_start=kind in ("layers", "curves"))
 
