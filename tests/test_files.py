@@ -1,0 +1,206 @@
+"""Files that are there whole or not at all; loading that runs no code; the writer in the background."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from utils.files import BackgroundWriter, RunError, load, pack, scratch_folder, sha256, sweep_parts, write_whole
+
+
+class Hostile:
+    """A pickle that makes a file when it is loaded."""
+
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_write_whole_replaces(tmp_path):
+    path = tmp_path / "a.bin"
+    for data in (b"old", b"", os.urandom(3_000_000)):
+        write_whole(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_write_whole_tells_of_a_folder_that_is_gone(tmp_path):
+    with pytest.raises(RunError, match=r"cannot write .*/gone/a.bin: No such file or directory"):
+        write_whole(tmp_path / "gone" / "a.bin", b"x")
+
+
+def test_write_whole_does_not_write_through_a_link(tmp_path):
+    target = tmp_path / "precious"
+    target.write_bytes(b"precious")
+    (tmp_path / ".a.bin.part").symlink_to(target)
+    write_whole(tmp_path / "a.bin", b"new")
+    assert target.read_bytes() == b"precious" and (tmp_path / "a.bin").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_death_while_writing_leaves_the_old_file(tmp_path, name):
+    path = tmp_path / "below" / "a.bin"
+    path.parent.mkdir()
+    write_whole(path, b"old")
+    process = multiprocessing.get_context("fork").Process(target=_die_writing, args=(path, name))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert path.read_bytes() == b"old" and len(list(path.parent.iterdir())) == 2
+    sweep_parts(tmp_path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _die_writing(path: Path, name: str) -> None:
+    setattr(os, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    write_whole(path, b"new")
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_load_gives_back_tensors_and_plain_values(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(pack({"a": torch.arange(3), "b": [1, 2.5, None, "x", True, {"c": {}}]}))
+    state = load(path)
+    assert torch.equal(state.pop("a"), torch.arange(3))
+    assert state == {"b": [1, 2.5, None, "x", True, {"c": {}}]}
+
+
+@pytest.mark.parametrize("wrap", [pickle.dumps, pack], ids=["pickle", "checkpoint"])
+def test_a_hostile_file_runs_no_code(tmp_path, wrap):
+    target = tmp_path / "owned"
+    path = tmp_path / "a.pt"
+    path.write_bytes(wrap({"a": torch.zeros(2), "b": Hostile(target)}))
+    with pytest.raises(RunError, match=r"a\.pt is no checkpoint: it is damaged, or holds more than tensors"):
+        load(path)
+    assert not target.exists()
+
+
+def test_load_tells_of_damage_in_one_line(tmp_path):
+    path, whole = tmp_path / "a.pt", bytes(pack({"a": torch.arange(1000)}))
+    for data in (b"", b"weights", whole[:100], whole[: len(whole) // 2], whole[:-1], b"PK\3\4" + bytes(100)):
+        path.write_bytes(data)
+        with pytest.raises(RunError, match=r"a\.pt is no") as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(RunError, match=r"a\.pt is missing"):
+        load(path)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert sha256(tmp_path / "b") == ""
+
+
+def test_nothing_in_the_program_loads_more_than_weights():
+    """Every torch.load says weights_only=True, every YAML loader is a safe one, and nothing unpickles.
+
+    But for CIFAR, which is published as pickles: those are read when their checksum is the published one.
+    """
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True)
+    files = [ROOT / name for name in tracked.stdout.split()] if tracked.returncode == 0 else list(ROOT.rglob("*.py"))
+    files = [file for file in files if file.parent in (ROOT, ROOT / "utils")]
+    assert len(files) > 20
+    for file in files:
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            place = f"{file.name}:{number}: {line.strip()}"
+            assert "torch.load(" not in line or "weights_only=True" in line or "``" in line, place
+            if file.name == "data_files.py" and "pickle.loads" in line:
+                assert "self.checked(root, name)" in file.read_text().splitlines()[number - 2]
+                continue
+            assert "pickle.load" not in line and "yaml.load(" not in line and "allow_pickle=True" not in line, place
+
+
+# --- in the background -----------------------------------------------------------------------------------------------
+
+
+def test_writer_keeps_the_order():
+    done, writer = [], BackgroundWriter()
+    for i in range(50):
+        writer.submit(lambda i=i: done.append(i))
+    writer.flush()
+    assert done == list(range(50))
+    writer.close()
+    assert "writer" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_nothing_is_written_after_a_write_that_failed():
+    done, writer = [], BackgroundWriter(depth=10)
+    hold = threading.Event()
+    writer.submit(hold.wait)
+    writer.submit(lambda: write_whole(Path("/nowhere/at/all"), b""))
+    writer.submit(lambda: done.append("state"))
+    hold.set()
+    with pytest.raises(RunError, match="cannot write /nowhere/at/all"):
+        writer.flush()
+    with pytest.raises(RunError, match="cannot write /nowhere/at/all"):
+        writer.submit(lambda: done.append("later"))
+    writer.close()
+    assert done == []
+
+
+def test_writer_bounds_what_waits():
+    """Snapshots are memory: no more than `depth` of them wait for a slow disk."""
+    writer, hold, asked = BackgroundWriter(depth=2), threading.Event(), []
+
+    def submit():
+        for i in range(5):
+            writer.submit(hold.wait)
+            asked.append(i)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    time.sleep(0.3)
+    assert asked == [0, 1, 2]  # one at work, two waiting
+    hold.set()
+    thread.join(10)
+    writer.close()
+    assert asked == list(range(5))
+
+
+# --- scratch folders -------------------------------------------------------------------------------------------------
+
+SCRATCH = """
+import sys, time
+from utils.files import scratch_folder
+with scratch_folder("ours_") as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_scratch_folders_of_the_dead_are_swept_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    other = tmp_path / "other_"
+    other.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRATCH], cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE
+    ) as process:
+        theirs = Path(process.stdout.readline().decode().strip())
+        assert theirs.parent == tmp_path
+        with scratch_folder("ours_") as mine:
+            assert mine.exists() and theirs.exists()
+        assert not mine.exists() and theirs.exists()
+        process.kill()
+        process.wait()
+        assert theirs.exists()
+        with scratch_folder("ours_"):
+            assert not theirs.exists()
+    assert os.listdir(tmp_path) == ["other_"]
