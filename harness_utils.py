@@ -199,8 +199,9 @@ class Run:
         index = self.path / "artifacts" / "state.json"
         try:
             entries = json.loads(index.read_text())
-            if all(isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries):
-                return list(entries)
+            sound = [isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries]
+            if isinstance(entries, list) and entries and all(sound):
+                return entries
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, Finished
+from utils.environment import git_commit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "torch.distributed.launcher.api", "tests.processes"])
@@ -22,11 +23,15 @@ _CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "torch.distribut
 Trap = Callable[[], None]
 
 
-class Forks:
-    """Starts runs below one folder."""
+# Asked for once, by the server: a commit made while tests run would be told of as other code at the next resume.
+git_commit()
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class Forks:
+    """Starts runs below one folder, with what they print in files in `logs`, another one if asked for."""
+
+    def __init__(self, folder: Path, logs: Path | None = None):
+        self.folder, self.logs = folder, logs or folder
         self.count = 0
 
     def start(self, name: str, resume: bool = False, trap: Trap | None = None, env: dict | None = None, **options):
@@ -40,7 +45,7 @@ class Forks:
         key = "resume_expt_name" if resume else "expt_name"
         values = {**SMALL, "experiment_params.base_dir": self.folder, f"experiment_params.{key}": name, **options}
         argv = [f"--{k}={v}" for k, v in values.items() if v is not None]
-        logs = [self.folder / f"{name}.{self.count}.{stream}" for stream in ("out", "err")]
+        logs = [self.logs / f"{name}.{self.count}.{stream}" for stream in ("out", "err")]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the server, once it starts
         process = _CONTEXT.Process(target=_run, args=(argv, [str(log) for log in logs], trap, env or {}))
         process.start()

@@ -1,6 +1,7 @@
 """Faults that a test lays in a run before it begins (`Forks.start`'s `trap`), and the runs they are laid in."""
 
 import functools
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,12 @@ SHORT = {"prune_params.num_levels": 2, "experiment_params.epochs_per_level": 2, 
 def begun(path: Path) -> bool:
     """Whether there is a run to resume at `path`."""
     return (path / "expt_config.yaml").exists()
+
+
+def states_of(path: Path) -> list[Path]:
+    """Files of the saved states, newest first."""
+    index = json.loads((path / "artifacts" / "state.json").read_text())
+    return [path / "artifacts" / entry["file"] for entry in index]
 
 
 class DieAt:
@@ -91,3 +98,23 @@ class Both:
     def __call__(self) -> None:
         for trap in self.traps:
             trap()
+
+
+class KillAfterWrite:
+    """kill -9 once a file of this name has been written `count` times."""
+
+    def __init__(self, name: str, count: int):
+        self.name, self.count = name, count
+
+    def __call__(self) -> None:
+        import harness_utils
+
+        plain = harness_utils.write_whole
+
+        def write(path: Path, data) -> None:
+            plain(path, data)
+            self.count -= path.name == self.name
+            if self.count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        harness_utils.write_whole = write

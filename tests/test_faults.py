@@ -1,0 +1,249 @@
+"""Faults of disks, numbers, clocks and ports: one clear line, the last good state intact; or survived."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Finished
+from tests.processes import Forks
+from tests.traps import KINDS, SHORT, Both, KillAfterWrite, StopAt, states_of
+
+IMP = KINDS["imp"]
+
+
+@pytest.fixture(scope="module")
+def whole(forks) -> Finished:
+    return forks("whole", **IMP)
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk():
+    """A file system of 16 MB."""
+    folder = Path(tempfile.mkdtemp(prefix="small_disk_"))
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        folder.rmdir()
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.rmdir()
+
+
+class FillDisk:
+    """Fills the disk right before the n-th write of a file of this name: the kernel refuses that write."""
+
+    def __init__(self, disk: Path, name: str, count: int = 1):
+        self.disk, self.name, self.count = disk, name, count
+
+    def __call__(self) -> None:
+        import harness_utils
+        from utils import run_directory
+
+        plain = harness_utils.write_whole
+
+        def write(path: Path, data) -> None:
+            if path.name == self.name:
+                self.count -= 1
+                if self.count == 0:
+                    fill(self.disk)
+            plain(path, data)
+
+        harness_utils.write_whole = run_directory.write_whole = write
+
+
+def fill(disk: Path) -> None:
+    with open(disk / "ballast", "wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+
+WRITES = {
+    "first_checkpoint": ("model_init.pt", 1),
+    "checkpoint": ("model_level_1.pt", 1),
+    "digests": ("checkpoints.json", 2),
+    "csv_row": ("level_1_metrics.csv", 2),
+    "summary": ("summary.csv", 2),
+    "state": ("state_0.pt", 3),
+    "index": ("state.json", 4),
+    "rewind": ("model_rewind.pt", 1),
+    "config": ("expt_config.yaml", 1),
+}
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_full_disk(small_disk, whole, case, tmp_path):
+    """The run ends with one line; once there is space it is taken up where it stood, and no bit is lost."""
+    forks, (name, count) = Forks(small_disk, tmp_path), WRITES[case]
+    options = KINDS["wr"] if case == "rewind" else IMP
+    run = forks("full", status=1, trap=FillDisk(small_disk, name, count), **options)
+    assert re.fullmatch(rf"harness: cannot write {run.path}/.*{name}: No space left on device\n", run.err)
+    assert not list(run.path.rglob("*.part"))
+    (small_disk / "ballast").unlink()
+    again = forks("full", resume=case != "config", **options)
+    if options is IMP:
+        again.assert_same_figures(whole)
+    assert len(again.csv("summary")) == 3
+
+
+def test_full_disk_with_two_processes(small_disk, tmp_path):
+    """The line is of the disk, not of the connection that the other process lost."""
+    forks = Forks(small_disk, tmp_path)
+    trap = FillDisk(small_disk, "state_0.pt", 1)
+    run = forks("full", status=1, trap=trap, **SHORT, **{"dist_params.nproc": 2})
+    assert run.last_line == f"harness: cannot write {run.path}/artifacts/state_0.pt: No space left on device"
+
+
+def test_disk_too_full_to_begin(small_disk, tmp_path):
+    fill(small_disk)
+    run = Forks(small_disk, tmp_path)("full", status=1, **SHORT)
+    assert len(run.err.splitlines()) == 1 and "No space left on device" in run.err
+
+
+def test_read_only_base_dir(small_disk, tmp_path):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    run = Forks(small_disk / "below", tmp_path)("new", status=2, **SHORT)
+    assert run.err == (
+        f"harness: experiment_params.base_dir: '{small_disk}/below': {small_disk} is not a writable folder\n"
+    )
+
+
+def test_disk_that_becomes_read_only(small_disk):
+    """By the immutable flag of a folder: what a run meets when its disk is remounted read-only after an error."""
+    forks = Forks(Path(tempfile.mkdtemp(prefix="read_only_", dir=Path(__file__).parent)))
+    try:
+        run = forks.start("run", **{**SHORT, "experiment_params.epochs_per_level": 100000})
+        run.wait_for_rows(2)
+        folder = run.path / "artifacts"
+        if subprocess.run(["chattr", "+i", str(folder)], capture_output=True).returncode:
+            run.kill()
+            pytest.skip("folders cannot be made immutable here")
+        done = run.finish(1)
+        assert re.fullmatch(rf"harness: cannot write {folder}/state.*: Operation not permitted\n", done.err)
+        subprocess.run(["chattr", "-i", str(folder)], check=True)
+        done = forks.start("run", resume=True, **{**SHORT, "experiment_params.epochs_per_level": 100000})
+        rows = len((run.path / "metrics/epochwise_metrics/level_0_metrics.csv").read_text().splitlines()) - 1
+        done.wait_for_rows(rows + 2)
+        done.kill()
+    finally:
+        subprocess.run(["chattr", "-R", "-i", str(forks.folder)], capture_output=True)
+        shutil.rmtree(forks.folder, ignore_errors=True)
+
+
+def test_vanished_base_dir(fork):
+    run = fork.start("gone", **{**SHORT, "experiment_params.epochs_per_level": 100000})
+    run.wait_for_rows(2)
+    shutil.rmtree(run.path)
+    done = run.finish(1)
+    assert re.fullmatch(rf"harness: cannot write {run.path}/.*: No such file or directory\n", done.err)
+
+
+# --- numbers, clocks, ports ------------------------------------------------------------------------------------------
+
+
+class BadGradient:
+    """A gradient that is not a number, in one step, while the losses up to it are finite."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def __call__(self) -> None:
+        import harness
+
+        plain, self.calls = harness.create_model, 0
+
+        def create(*args, **kwargs):
+            model = plain(*args, **kwargs)
+            next(model.parameters()).register_hook(self.spoilt)
+            return model
+
+        harness.create_model = create
+
+    def spoilt(self, gradient: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return gradient * float("nan") if self.calls == self.step else gradient
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_bad_gradient_in_the_last_step_of_an_epoch(fork, nproc):
+    """Step 24 is the last of epoch 1: its loss was finite, the weights after it are not, and are saved nowhere."""
+    step = 24 if nproc == 1 else 25  # the first step of several processes is taken twice, once for nothing
+    if nproc == 1:
+        run = fork("bad", status=1, trap=BadGradient(step), **IMP)
+    else:
+        run, _ = [rank.finish(1) for rank in fork.ranks("bad", nproc, trap=BadGradient(step), **IMP)]
+    assert run.last_line == (
+        "harness: fc1.weight is no longer finite at level 0, epoch 1, after step 11, though every loss was: "
+        "a gradient was not"
+    )
+    assert list(run.csv("epochwise_metrics/level_0_metrics")["epoch"]) == [0]
+    for state in states_of(run.path):
+        model = torch.load(state, weights_only=True)["model"]
+        assert all(tensor.isfinite().all() for tensor in model.values())
+
+
+def test_bad_gradient_before_a_stop(fork):
+    run = fork("bad", status=1, trap=Both(BadGradient(15), StopAt(15)), **IMP)
+    assert "fc1.weight is no longer finite at level 0, epoch 1, after step 2" in run.last_line
+    assert json.loads((run.path / "artifacts" / "state.json").read_text())[0]["step"] == 0
+
+
+class ClockGoesBack:
+    """A wall clock that is set back by an hour again and again."""
+
+    def __call__(self) -> None:
+        plain, self.calls = time.time, 0
+
+        def back() -> float:
+            self.calls += 1
+            return plain() - 3600 * self.calls
+
+        time.time = back
+
+
+def test_clock_that_jumps_back(whole, fork):
+    options = {**IMP, "experiment_params.save_every_epochs": 0, "experiment_params.save_every_minutes": 0.0001}
+    run = fork("clock", trap=ClockGoesBack(), **options)
+    run.assert_same_figures(whole)
+    rows = run.csv("epochwise_metrics/level_1_metrics")
+    assert (rows["seconds"] > 0).all() and (rows["images_per_second"] > 0).all()
+
+
+def test_port_in_use(fork):
+    """The port of a YAML is a wish: two runs of one YAML run beside each other, and the second one says so."""
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        run = fork("port", **SHORT, **{"dist_params.nproc": 2, "dist_params.port": port})
+    assert run.err == (
+        f"harness: note: dist_params.port: {port} on localhost: Address already in use; took a free one\n"
+    )
+    assert len(run.csv("summary")) == 2
+
+
+def test_states_by_the_minute_or_by_epochs(fork):
+    """Fewer states cost the epochs since the last one, and no bit."""
+    options = {**IMP, "experiment_params.save_every_epochs": 2}
+    run = fork.start("rare", trap=KillAfterWrite("level_1_metrics.csv", 3), **options).finish(None)
+    assert run.status < 0
+    (newest, *_) = json.loads((run.path / "artifacts" / "state.json").read_text())
+    assert (newest["level"], newest["epoch"]) == (1, 2)
+    again = fork("rare", resume=True, **options)
+    again.assert_same_figures(fork("whole", **IMP))
