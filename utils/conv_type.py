@@ -117,15 +117,17 @@ class _MaskHook:
             owner._buffers.get(name) is not mask or mask._version != version for owner, name, mask, version in self.seen
         ):
             self._refresh()
-        torch._foreach_mul_(self.weights, self.factors)
+        if self.weights:
+            torch._foreach_mul_(self.weights, self.factors)
 
     def _refresh(self) -> None:
         self.seen, self.weights, self.factors = [], [], []
         for full, param, mask in masked_params(self.model):
             owner, _, name = full.rpartition(".")
             self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
-            self.weights.append(param)
-            self.factors.append(mask.to(param.dtype))
+            if not mask.all():  # a weight times one is the weight: a dense level costs nothing
+                self.weights.append(param)
+                self.factors.append(mask.to(param.dtype))
         if not self.seen:
             raise ValueError("the model has no masks: call insert_masks first")
 
