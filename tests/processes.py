@@ -4,10 +4,12 @@ They are whole runs of `harness.main`, on their own files and with their own pro
 torch are saved, so that a test can kill and resume one a hundred times.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +78,9 @@ class Forked:
         return self.process.pid
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, signum)
+        """Sends a signal; nothing happens when the run has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
 
     def finish(self, status: int | None = 0, timeout: float = 120) -> Finished:
         """Waits for its end; `status` is what it must exit with, None anything."""
@@ -122,6 +126,7 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update({key: str(value) for key, value in env.items()})
+    tempfile.tempdir = None  # what TMPDIR says now
     import harness
     from utils import distributed
 

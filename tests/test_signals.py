@@ -1,0 +1,167 @@
+"""Asked to stop: the step ends, the state is saved, 128 + signal; a second time: at once. Nobody is left behind."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import alive_in_session, all_gone
+from tests.traps import KINDS, SHORT, begun, states_of
+
+ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
+# Minutes of pruning at initialization.
+STUCK = {"prune_params.er_method": "synflow", "prune_params.er_init": 0.1, "prune_params.synflow_rounds": 1000000}
+HINT = "resume with --experiment_params.resume_expt_name="
+
+
+@pytest.fixture
+def scratch(tmp_path) -> Path:
+    """Where a run's TMPDIR points to, to see what it leaves there."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+def left_in(scratch: Path) -> list[Path]:
+    """Files there but torch's own cache, which it keeps for every program of its user."""
+    return [file for file in scratch.iterdir() if not file.name.startswith("torchinductor_")]
+
+
+def shared_memory_of(pids: list[int]) -> list[Path]:
+    """Shared memory named after one of `pids`."""
+    return [file for file in Path("/dev/shm").iterdir() if any(str(pid) in file.name for pid in pids)]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_stop_saves_and_tells_how_to_go_on(fork, name, nproc):
+    options = {**ENDLESS, "dist_params.nproc": nproc}
+    run = fork.start("run", **options)
+    run.wait_for_rows(1)
+    run.kill(signal.Signals[name])
+    done = run.finish(128 + signal.Signals[name])
+    assert done.err == f"harness: stopped by {name}; {HINT}run\n"
+    assert all_gone(run.pid, seconds=1)
+    rows = len(done.csv("epochwise_metrics/level_0_metrics"))
+    again = fork.start("run", resume=True, **options)
+    again.wait_for_rows(rows + 1)
+    again.kill(signal.SIGTERM)
+    again.finish(143)
+    epochs = again.path / "metrics/epochwise_metrics/level_0_metrics.csv"
+    written = [int(line.split(",")[0]) for line in epochs.read_text().splitlines()[1:]]
+    assert written == list(range(len(written)))
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4, 0.8, 1.6])
+def test_stop_at_any_moment_of_starting(fork, nproc, seconds):
+    """Before there is a state: the same status, one line, and the run can be started or resumed."""
+    options = {**KINDS["imp"], "dist_params.nproc": nproc}
+    run = fork.start("early", **options)
+    run.wait_for(lambda: run.logs[1].exists())
+    run.process.join(seconds)
+    run.kill(signal.SIGTERM)
+    done = run.finish(None)
+    if done.status != 0:
+        assert done.status in (143, -signal.SIGTERM)  # the latter before harness.py's first lines, which a fork lacks
+        assert len(done.err.splitlines()) == (done.status == 143)
+    assert all_gone(run.pid, seconds=1)
+    fork("early", resume=begun(run.path), **options)
+
+
+def test_second_signal_ends_at_once(fork):
+    """Two processes in the middle of a long pruning, which a first signal waits for."""
+    run = fork.start("stuck", **{**SHORT, **STUCK, "dist_params.nproc": 2})
+    run.wait_for(lambda: begun(run.path))
+    run.process.join(1)
+    run.kill(signal.SIGINT)
+    run.process.join(1)
+    assert run.process.exitcode is None
+    run.kill(signal.SIGINT)
+    begin = time.monotonic()
+    run.finish(130)
+    assert time.monotonic() - begin < 5
+    assert all_gone(run.pid, seconds=5)
+
+
+# --- as typed by a user ----------------------------------------------------------------------------------------------
+
+
+def wait_for(process, what, seconds: float = 100) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signal_while_torch_is_imported(launch, name):
+    process = launch.start("early", **SHORT)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.Signals[name])
+    done = launch.finish("early", process)
+    assert done.status == 128 + signal.Signals[name]
+    assert done.err == f"harness: stopped by {name}\n"
+    assert not done.path.exists()
+
+
+def test_second_ctrl_c_of_a_single_process(launch):
+    process = launch.start("stuck", **SHORT, **STUCK)
+    wait_for(process, lambda: begun(launch.folder / "stuck"))
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    begin = time.monotonic()
+    done = launch.finish("stuck", process)
+    assert done.status == 130 and time.monotonic() - begin < 5
+    assert done.err == ""
+
+
+def test_ctrl_c_reaches_the_whole_group(launch, fork, scratch):
+    """A terminal sends it to the launcher and to its workers, and the launcher passes it on: one stop all the same."""
+    options = {**KINDS["imp"], "dist_params.nproc": 2, "experiment_params.epochs_per_level": 40}
+    process = launch.start("group", env={"TMPDIR": str(scratch)}, **options)
+    epochs = launch.folder / "group" / "metrics" / "epochwise_metrics"
+    wait_for(process, lambda: any(epochs.glob("*.csv")))
+    pids = alive_in_session(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    done = launch.finish("group", process)
+    assert done.status == 130
+    assert done.err == f"harness: stopped by SIGINT; {HINT}group\n"
+    assert all_gone(process.pid, seconds=1)
+    assert not shared_memory_of(pids) and not left_in(scratch)
+    assert states_of(done.path)[0].exists() and not list(done.path.rglob("*.part"))
+    resumed = fork("group", resume=True, **options)
+    resumed.assert_same_figures(fork("whole", **options))
+
+
+def test_nothing_is_left_after_the_next_start(fork, scratch):
+    """kill -9 of the launcher leaves its scratch folder; the next start of any run removes it."""
+    env = {"TMPDIR": str(scratch)}
+    run = fork.start("killed", env=env, **{**ENDLESS, "dist_params.nproc": 2})
+    run.wait_for_rows(1)
+    pids = alive_in_session(run.pid)
+    run.kill()
+    run.finish(None)
+    assert all_gone(run.pid, seconds=5)
+    fork("next", env=env, **SHORT, **{"dist_params.nproc": 2})
+    assert not shared_memory_of(pids) and not left_in(scratch)
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_stop_on(launch, fork):
+    options = {**KINDS["imp"], "dist_params.nproc": 2, "experiment_params.epochs_per_level": 40}
+    program = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "harness.py")
+    process = launch.start("torchrun", program=program, **options)
+    epochs = launch.folder / "torchrun" / "metrics" / "epochwise_metrics"
+    wait_for(process, lambda: any(epochs.glob("*.csv")))
+    os.killpg(process.pid, signal.SIGINT)
+    done = launch.finish("torchrun", process)
+    assert f"harness: stopped by SIGINT; {HINT}torchrun" in done.err
+    assert all_gone(process.pid, seconds=5)
+    resumed = fork("torchrun", resume=True, **options)
+    resumed.assert_same_figures(fork("whole", **options))
