@@ -160,11 +160,13 @@ def scoring(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # neither can compiled graphs
         try:
-            torch.set_float32_matmul_precision("highest")
+            if matmul_precision != "highest":
+                # Never needlessly: to set it to what it is already changes state that compiled graphs are guarded by.
+                torch.set_float32_matmul_precision("highest")
+                stack.callback(torch.set_float32_matmul_precision, matmul_precision)
             model.eval()
             yield
         finally:
-            torch.set_float32_matmul_precision(matmul_precision)
             for module, training in modes:
                 module.training = training
 
