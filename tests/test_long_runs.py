@@ -55,7 +55,7 @@ def watch(folder: Path, name: str) -> tuple[dict[int, dict[int, Held]], list[flo
             if levels < LEVELS:  # at the end they are leaving
                 seen[levels] = {pid: held(pid) for pid in alive_in_session(process.pid)}
         time.sleep(0.01)
-    out, err = process.communicate()
+    _out, err = process.communicate()
     assert process.returncode == 0, err
     return seen, moments
 
