@@ -85,7 +85,7 @@ class Launcher:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
-    def finish(self, name: str, process: subprocess.Popen, timeout: float = 120) -> Finished:
+    def finish(self, name: str, process: subprocess.Popen, timeout: float = 300) -> Finished:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
