@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, Finished, Launcher
+from tests.processes import alive_in_session, all_gone
 
 EPOCHS, REWIND = 3, 1
 
@@ -169,7 +170,7 @@ def test_dead_worker_ends_the_run_and_leaves_no_orphan(launch):
     done = launch.finish("killed", process, timeout=30)
     assert done.status == 1
     assert "was killed by SIGKILL" in done.last_line
-    assert _all_gone(process.pid)
+    assert all_gone(process.pid)
 
 
 def test_workers_do_not_outlive_a_killed_parent(launch):
@@ -177,27 +178,18 @@ def test_workers_do_not_outlive_a_killed_parent(launch):
     _a_worker(process, launch.folder / "orphan" / "metrics" / "epochwise_metrics")
     process.kill()
     process.wait()
-    assert _all_gone(process.pid)
-
-
-def _all_gone(session: int) -> bool:
-    """Whether every process that a run started has ended, within seconds."""
-    for _ in range(50):
-        if not _alive_in_session(session):
-            return True
-        time.sleep(0.1)
-    return False
+    assert all_gone(process.pid)
 
 
 def _a_worker(process: subprocess.Popen, until) -> int:
     """PID of a training worker, once the run has written its first epoch."""
-    for _ in range(600):
+    for _ in range(1200):
         if any(until.glob("*.csv")):
             break
         if process.poll() is not None:
             pytest.fail(process.communicate()[1])
         time.sleep(0.1)
-    children = [pid for pid in _alive_in_session(process.pid) if pid != process.pid]
+    children = [pid for pid in alive_in_session(process.pid) if pid != process.pid]
     spawned = [pid for pid in children if "spawn_main" in _cmdline(pid)]
     assert len(spawned) == 2
     return spawned[-1]
@@ -209,17 +201,3 @@ def _cmdline(pid: int) -> str:
             return file.read().replace("\0", " ")
     except OSError:
         return ""
-
-
-def _alive_in_session(session: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat") as file:
-                    fields = file.read().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry))
-    return found
