@@ -237,9 +237,9 @@ class Harness:
     def finish_level(self) -> None:
         """The level's checkpoint, its rows in the CSVs, and a state that says the next level is to begin."""
         if self.run:
-            level, d = self.level, density(self.model)
+            level, d, layers = self.level, density(self.model), layer_rows(self.model, self.level)
             self.run.save_checkpoint(f"level_{level}", cpu_copy(self.model.state_dict()))
-            self.run.add_rows("layerwise_density", layer_rows(self.model, level))
+            self.run.add_rows("layerwise_density", layers)
             epochs = len(self.run.tables[self._epoch_table])
             values = (level, d, 1 - d, self.last["test_acc"], self.best, self.last["test_loss"], epochs, self.seconds)
             self.run.add_rows("summary", [dict(zip(SUMMARY_COLUMNS, values))])

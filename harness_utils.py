@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Run:
         self.path, self.cfg = path, cfg
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.writer = BackgroundWriter()
+        self._queued: dict[Path, threading.Event] = {}
         self._generation = 0
         self._index: list[dict[str, Any]] = []
 
@@ -85,10 +87,10 @@ class Run:
 
     def save_checkpoint(self, name: str, state: dict[str, Tensor]) -> None:
         """Queues ``checkpoints/model_{name}.pt`` (a plain state_dict)."""
-        self.writer.submit(lambda: self._write(self.checkpoint(name), state))
+        self._submit(self.checkpoint(name), state)
 
     def load_checkpoint(self, name: str) -> dict[str, Tensor]:
-        """The state_dict of ``checkpoints/model_{name}.pt``, once what is queued is on disk.
+        """The state_dict of ``checkpoints/model_{name}.pt``, once it is on disk.
 
         Raises:
             RunError: it is missing, damaged, or no longer what this run has written.
@@ -97,7 +99,7 @@ class Run:
 
     def save_artifact(self, name: str, obj: Any) -> None:
         """Queues ``artifacts/{name}.pt``."""
-        self.writer.submit(lambda: self._write(self.path / "artifacts" / f"{name}.pt", obj))
+        self._submit(self.path / "artifacts" / f"{name}.pt", obj)
 
     def load_artifact(self, name: str) -> Any:
         """Content of ``artifacts/{name}.pt``, as `load_checkpoint`."""
@@ -118,6 +120,9 @@ class Run:
     def _digests_file(self) -> Path:
         return self.path / "artifacts" / "checkpoints.json"
 
+    def _submit(self, path: Path, obj: Any) -> None:
+        self._queued[path] = self.writer.submit(lambda: self._write(path, obj))
+
     def _write(self, path: Path, obj: Any) -> None:
         """The file's digest first, beside the one before: whichever of the two a crash leaves, it is known."""
         data = pack(obj)
@@ -129,7 +134,8 @@ class Run:
         write_whole(path, data)
 
     def _read(self, path: Path) -> Any:
-        self.writer.flush()
+        if path in self._queued:
+            self.writer.wait(self._queued[path])
         known = self._digests().get(path.name)
         if known and path.exists() and sha256(path) not in known:
             raise RunError(f"{path} was changed since this run wrote it: it is damaged, or another checkpoint")
@@ -225,7 +231,7 @@ class Run:
             if not (path.exists() and path.read_bytes() == data):
                 write_whole(path, data)
 
-        self.writer.submit(write)
+        self.writer.submit(write, snapshot=False)
 
     def restore_tables(self, tables: dict[str, list[dict[str, Any]]]) -> None:
         """Cuts the CSVs on disk back to `tables`: files of levels it does not know go, the rest is rewritten."""
@@ -285,8 +291,10 @@ def _columns(table: str) -> list[str]:
 
 def layer_rows(model: nn.Module, level: int) -> list[dict[str, Any]]:
     """One row a masked layer: its name, kept and total weights, density, and whether it is dead (none kept)."""
+    entries = [(name, mask) for name, _, mask in masked_params(model)]
+    counts = torch.stack([mask.count_nonzero() for _, mask in entries]).tolist()  # one transfer to the host for all
     rows = []
-    for name, _, mask in masked_params(model):
-        kept, total = int(mask.count_nonzero()), mask.numel()
+    for (name, mask), kept in zip(entries, counts):
+        total = mask.numel()
         rows.append(dict(zip(LAYER_COLUMNS, (level, name, kept, total, kept / total, kept == 0))))
     return rows

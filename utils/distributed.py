@@ -111,6 +111,8 @@ class Context:
 
     def same_everywhere(self, tensors: list[Tensor]) -> bool:
         """Whether all ranks hold the same bits, by SHA-256 of each rank's own."""
+        if self.world == 1:
+            return True
         digest = hashlib.sha256()
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

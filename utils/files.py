@@ -130,29 +130,44 @@ class BackgroundWriter:
     """
 
     def __init__(self, depth: int = 2):
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=depth)
+        self._jobs: queue.Queue[tuple[Callable[[], None], bool, threading.Event] | None] = queue.Queue()
+        self._room = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while entry := self._jobs.get():
+            job, snapshot, done = entry
+            if snapshot:
+                self._room.release()
             try:
-                if job is None:
-                    return
                 if self._error is None:
                     job()
             except BaseException as error:  # handed to the main thread, which raises it
                 self._error = error
             finally:
+                done.set()
                 self._jobs.task_done()
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Queues `job`; waits while `depth` jobs are already waiting, which bounds the memory of snapshots."""
+    def submit(self, job: Callable[[], None], snapshot: bool = True) -> threading.Event:
+        """Queues `job`; what it returns is for `wait`.
+
+        A snapshot waits while `depth` others are already waiting, which bounds their memory.
+        """
         if self._error is not None:
             raise self._error
-        self._jobs.put(job)
+        if snapshot:
+            self._room.acquire()
+        done = threading.Event()
+        self._jobs.put((job, snapshot, done))
+        return done
+
+    def wait(self, done: threading.Event) -> None:
+        """Waits until one job is done, and not for those queued behind it."""
+        done.wait()
+        if self._error is not None:
+            raise self._error
 
     def flush(self) -> None:
         """Waits until everything is on disk."""
