@@ -137,7 +137,7 @@ _section(
     ),
     sync_bn=Option(Bool(), False, "", "BatchNorm statistics over all processes"),
     sparse_allreduce=Option(
-        Choice(AUTO_ON_OFF), "auto", "", "send the gradients of kept weights alone; auto = by gloo, where it pays"
+        Choice(AUTO_ON_OFF), "off", "", "send the gradients of kept weights alone; auto = by gloo, where it pays"
     ),
     wire=Option(Choice(["fp32", "bf16"]), "fp32", "", "type of gradients on their way; bf16 halves the bytes, rounded"),
     timeout_minutes=Option(Float("(0,]"), 10.0, "minutes", "longest wait of one process for another"),
