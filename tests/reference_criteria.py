@@ -4,7 +4,7 @@ Weights are multiplied by explicit mask variables in every forward, as the paper
 is forward-mode over reverse-mode differentiation; SynFlow is its algorithm 1, a loop of rounds on a copy of the network
 whose parameters are made positive; and top-k is a full sort.
 
-    python tests/reference_criteria.py [density ...]
+    python tests/reference_criteria.py [snip | grasp | synflow | density ...]
 
 compares the harness's masks with these on ResNet-18 with the CIFAR stem, seed 0, float64 (some minutes).
 """
@@ -154,13 +154,13 @@ def iou(masks, others):
     return both / either
 
 
-def main(densities):
+def main(methods, densities):
     from utils.conv_type import insert_masks, masked_params
     from utils.pruning_utils import prune
 
     batches = seeded_batches(count=2, size=8)
     print("method   density   kept     IoU          weights that differ   seconds (harness, reference)")
-    for method in ("snip", "grasp", "synflow"):
+    for method in methods:
         for density in densities:
             model = insert_masks(resnet18_cifar())
             started = time.perf_counter()
@@ -177,4 +177,6 @@ def main(densities):
 
 if __name__ == "__main__":
     sys.path.insert(0, ".")
-    main([float(argument) for argument in sys.argv[1:]] or [0.2, 0.05, 0.01])
+    known = ("snip", "grasp", "synflow")
+    asked = [argument for argument in sys.argv[1:] if argument in known]
+    main(asked or known, [float(argument) for argument in sys.argv[1:] if argument not in known] or [0.2, 0.05, 0.01])
