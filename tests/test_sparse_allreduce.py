@@ -3,6 +3,8 @@
 import functools
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch.multiprocessing import spawn
 from torch.nn import functional as F
 
 from harness_params import ConfigError, make_config
+from tests.conftest import ROOT
 from utils import sparse_allreduce
 from utils.conv_type import insert_masks, masked_params
 from utils.distributed import Context, join
@@ -299,3 +302,37 @@ def test_clipped_and_rewound_runs_are_equal_with_and_without(launch):
     }  # fmt: skip
     runs = [launch(word, **options, **{"dist_params.sparse_allreduce": word}) for word in ("off", "on")]
     runs[0].assert_same_figures(runs[1])
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+PROGRAM = [sys.executable, str(ROOT / "tests" / "benchmarks" / "allreduce.py")]
+
+
+def test_benchmark_without_its_tools_says_that_it_was_skipped():
+    done = subprocess.run(PROGRAM, capture_output=True, text=True, env={"PATH": ""}, timeout=60)
+    assert done.returncode == 3 and done.stdout == ""
+    assert done.stderr.startswith("allreduce.py: SKIPPED, nothing was measured: ip and tc not found")
+
+
+@pytest.mark.slow
+def test_benchmark_between_two_namespaces():
+    """The interface's own counters: at most density x dense, 1% and the unmasked parameters; equal gradients."""
+    words = ["--rates=100", "--densities=1,0.05", "--rounds=2", "--model=resnet20", "--limit=300"]
+    done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=400)
+    if done.returncode == 3:
+        pytest.skip(done.stderr.strip())
+    if "netns add" in done.stderr or "tc -n" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"][
+        2:
+    ]
+    assert [(row[1], row[2]) for row in rows] == [
+        (kind, density) for kind in ("gradients", "training") for density in ("1.000", "0.050")
+    ]
+    for row in rows:
+        dense, sparse, allowed = map(float, row[6:9])
+        assert sparse <= allowed + 0.005 and dense >= 1.07  # MB: 268,976 parameters and headers
+        assert row[9] == "yes"
+    assert not any(name.startswith("tickets_") for name in os.listdir("/run/netns"))
