@@ -41,7 +41,7 @@ from utils.models import create_model
 from utils.order import stable_seed
 from utils.pruning_utils import CRITERIA, prune
 from utils.run_directory import check_run_directory, open_run, taken_up_again
-from utils.signals import Stopped, StopRequest
+from utils.signals import Stopped, StopRequest, end_at_once
 from utils.training import Tally, Trainer, configure_kernels
 
 # Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
@@ -295,7 +295,10 @@ def work(cfg: Config) -> int:
 
 def _work_for_parent(cfg: Config) -> int:
     distributed.die_with_parent()
-    return distributed.leave(work(cfg))
+    try:
+        return distributed.leave(work(cfg))
+    finally:
+        end_at_once()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -102,12 +102,16 @@ def test_full_disk(small_disk, whole, case, tmp_path):
     assert len(again.csv("summary")) == 3
 
 
-def test_full_disk_with_two_processes(small_disk, tmp_path):
-    """The line is of the disk, not of the connection that the other process lost."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_full_disk_with_two_processes(small_disk, tmp_path, count):
+    """The line is of the disk, not of the connection that the other process lost.
+
+    The second state_0.pt is the run's last file: the other process has done its work, and must not be waited for.
+    """
     forks = Forks(small_disk, tmp_path)
-    trap = FillDisk(small_disk, "state_0.pt", 1)
-    run = forks("full", status=1, trap=trap, **SHORT, **{"dist_params.nproc": 2})
-    assert run.last_line == f"harness: cannot write {run.path}/artifacts/state_0.pt: No space left on device"
+    run = forks.start("full", trap=FillDisk(small_disk, "state_0.pt", count), **SHORT, **{"dist_params.nproc": 2})
+    done = run.finish(1, timeout=25)
+    assert done.last_line == f"harness: cannot write {run.path}/artifacts/state_0.pt: No space left on device"
 
 
 def test_disk_too_full_to_begin(small_disk, tmp_path):

@@ -56,6 +56,12 @@ def exit_quietly(worker: bool) -> None:
         signal.signal(signum, leave)
 
 
+def end_at_once() -> None:
+    """From now on a signal simply ends this process: its work is done or has failed, and nobody should wait for it."""
+    for signum in handled():
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when its parent dies, also by kill -9 (Linux's PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
