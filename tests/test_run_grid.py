@@ -17,7 +17,7 @@ import yaml
 
 from harness_params import ConfigError
 from tests.conftest import ROOT, SMALL
-from utils.grid import Grid, read_grid
+from utils.grid import Grid, read_grid, summary
 from utils.plot_data import method_name
 from utils.plot_results import main as plot
 from utils.run_grid import environment, main, parse
@@ -149,6 +149,16 @@ def test_a_file_that_is_no_grid(tmp_path):
         read_grid(str(tmp_path / "g.yaml"))
     with pytest.raises(ConfigError, match="no such file"):
         read_grid(str(tmp_path / "none.yaml"))
+
+
+def test_a_run_left_before_its_config_was_written_is_started(tmp_path):
+    """As after a full disk or a kill at the start; it stops no other run of the grid."""
+    artifacts = tmp_path / "runs" / "a_seed0" / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "lock").touch()
+    grid = read_grid(write(tmp_path, seeds=[0, 1]))
+    assert [job.cfg.experiment_params.expt_name for job in grid.jobs] == ["a_seed0", "a_seed1"]
+    assert summary(grid.jobs) == "2 runs: 0 finished before, 0 to resume, 2 to start"
 
 
 def test_command_line():

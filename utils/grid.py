@@ -49,6 +49,10 @@ class Job:
         return Path(self.cfg.experiment_params.base_dir) / self.name
 
     @property
+    def begun(self) -> bool:
+        return begun(self.path)
+
+    @property
     def epochs(self) -> int:
         """All epochs that the run trains."""
         e, p = self.cfg.experiment_params, self.cfg.prune_params
@@ -72,6 +76,11 @@ class Job:
     @property
     def finished(self) -> bool:
         return self.progress().levels >= self.cfg.prune_params.num_levels
+
+
+def begun(path: Path) -> bool:
+    """Whether a run can be resumed there: its directory is made before its config is, and the disk may be full."""
+    return (path / "expt_config.yaml").exists()
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -227,8 +236,8 @@ def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) ->
 
     words = ["--config", config, *(f"--{key}={value}" for key, value in options.items())]
     try:
-        exists = (Path(options["experiment_params.base_dir"]).expanduser() / name).exists()
-        words.append(f"--experiment_params.{'resume_expt_name' if exists else 'expt_name'}={name}")
+        resumed = begun(Path(options["experiment_params.base_dir"]).expanduser() / name)
+        words.append(f"--experiment_params.{'resume_expt_name' if resumed else 'expt_name'}={name}")
         cfg = load_config(words)
         check_run_directory(cfg)
     except ConfigError as error:
@@ -240,5 +249,5 @@ def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) ->
 def summary(jobs: Sequence[Job]) -> str:
     """One line: how many runs are finished, begun and new."""
     done = sum(job.finished for job in jobs)
-    begun = sum(job.path.exists() and not job.finished for job in jobs)
-    return f"{len(jobs)} runs: {done} finished before, {begun} to resume, {len(jobs) - done - begun} to start"
+    half = sum(job.begun and not job.finished for job in jobs)
+    return f"{len(jobs)} runs: {done} finished before, {half} to resume, {len(jobs) - done - half} to start"
