@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
-from utils.plot_data import find_runs
+from utils.plot_data import IGNORED, find_runs
 from utils.plot_figures import dense_accuracy, points
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
 
@@ -70,6 +70,23 @@ def test_method_and_option_that_differ_are_both_told(tmp_path):
 
 def test_networks_pruned_once_are_apart_where_density_is_no_axis(study):
     assert [g.label for g in groups_of(study, "layers")] == ["IMP", "SNIP", "SNIP"]
+
+
+def test_runs_of_one_name_in_several_folders_are_several_runs(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", "exp", [90, 80, 95], [1, 0.5, 0.05], seed=seed)
+    groups = load_groups([str(tmp_path / "seed0"), str(tmp_path / "seed1")])
+    table = method_table(groups).iloc[0]
+    assert table["time to ticket (s)"] == "30 ± 0 (2 of 2 runs)" and table["total (s)"] == "30 ± 0"
+
+
+def test_whatever_is_free_on_resume_makes_no_other_method(tmp_path):
+    from utils.run_directory import FREE_ON_RESUME
+
+    assert {f"{section}.{key}" for section, keys in FREE_ON_RESUME.items() for key in keys} <= IGNORED
+    write_run(tmp_path, "a", [90, 80], **{"dist_params.threads": 1})
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"dist_params.threads": 2})
+    assert [(g.label, g.seeds) for g in groups_of(tmp_path)] == [("IMP", 2)]
 
 
 def test_a_run_given_twice_counts_once(study):
@@ -166,6 +183,16 @@ def test_time_to_ticket():
         time_to_ticket(ladder(*levels[1:]))
 
 
+def test_a_tie_with_the_mean_of_dense_networks_is_a_tie(tmp_path):
+    accuracy = 100 * 25 / 360
+    assert pd.Series([accuracy] * 3).mean() > accuracy, "by its last bit"
+    for kind in ("imp", "wr", "lrr"):
+        options = {"experiment_params.training_type": kind, "prune_params.rewind_epoch": int(kind == "wr")}
+        write_run(tmp_path, kind, [accuracy, accuracy], [1, 0.05], **options)
+    for _, method in method_table(groups_of(tmp_path)).iterrows():
+        assert method["sparsest >= dense (%)"] == "5.0" and method["time to ticket (s)"] == "20 (1 of 1 runs)"
+
+
 def test_table_of_methods(study, capsys):
     """SNIP has no dense network of its own: it is measured against that of the same training and seed."""
     one_shot(study, "synflow", 0.05, 90, seed=0)
@@ -181,13 +208,21 @@ def test_table_of_methods(study, capsys):
 
 
 def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys):
+    """Also of the dense networks: those trained otherwise are not averaged with these."""
+    for kind in ("imp", "lrr"):
+        options = {"experiment_params.training_type": kind, "optimizer.lr": 0.01}
+        write_run(study, f"{kind}_slow", [100 * 2 / 3, 70, 60], **options)
     path = tmp_path_factory.mktemp("table") / "t.csv"
     assert main([str(study), "--kind", "table", "--out", str(path)]) == 0
     before, after = groups_of(study), load_groups([str(path)])
     assert [g.label for g in after] == [g.label for g in before]
+    pd.testing.assert_frame_equal(method_table(after), method_table(before))
     for old, new in zip(before, after):
         assert new.one_shot == old.one_shot
         pd.testing.assert_frame_equal(points(old, "final_test_acc"), points(new, "final_test_acc"), check_dtype=False)
+        alike = [[g for g in groups if g.training == one.training] for groups, one in ((before, old), (after, new))]
+        assert len(alike[0]) == len(alike[1])
+        pd.testing.assert_series_equal(*map(dense_accuracy, alike))
     capsys.readouterr()
     assert main([str(path), "--kind", "table"]) == 0
     assert "SNIP" in capsys.readouterr().out

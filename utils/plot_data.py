@@ -14,17 +14,19 @@ from harness_params import Config, ConfigError, load_config
 from utils.config_checks import NO_METHOD, without_effect
 
 SUMMARY = ["level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds"]
-TIDY = ["dataset", "model", "method", "run", "seed", "start", *SUMMARY]
+TIDY = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY]
 
-# Where and how a run executes, or how far; not what the experiment is.
+# Where and how a run executes, or how far; not what the experiment is. Among them all that is free to differ on resume
+# (FREE_ON_RESUME of utils/run_directory.py, whose import would cost a figure the seconds of torch's).
 IGNORED = {
     "model_params.conv_type", "dataset.num_classes", "dataset.num_workers", "dataset.data_root", "dataset.download",
     "dataset.loader", "dataset.os_cache", "dataset.train_beton", "dataset.val_beton", "prune_params.num_levels",
     "experiment_params.seed", "experiment_params.base_dir", "experiment_params.expt_name",
     "experiment_params.resume_level", "experiment_params.resume_expt_name", "experiment_params.compile",
     "experiment_params.channels_last", "experiment_params.save_every_epochs", "experiment_params.save_every_minutes",
-    "experiment_params.deterministic", "dist_params.distributed", "dist_params.nproc", "dist_params.backend",
-    "dist_params.address", "dist_params.port", "dist_params.timeout_minutes",
+    "experiment_params.deterministic", "dist_params.threads", "dist_params.distributed", "dist_params.nproc",
+    "dist_params.backend", "dist_params.address", "dist_params.port", "dist_params.sparse_allreduce",
+    "dist_params.timeout_minutes",
 }  # fmt: skip
 # Told by the method's name.
 METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method"}
@@ -75,10 +77,11 @@ class Group:
 
     Attributes:
         label: its name in a legend.
-        frame: all rows of the runs' summaries, with columns ``run``, ``seed`` and ``start`` added.
+        frame: all rows of the runs' summaries, with columns ``run`` (its path), ``seed`` and ``start`` added.
         runs: the directories; empty when read from a table.
         dataset, model: names.
-        training: options that are not about pruning; groups with equal ones share their dense network.
+        training: options that are not about pruning, in a table a number for them; groups with equal ones share their
+            dense network.
     """
 
     label: str
@@ -213,7 +216,7 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
         _check_repeats(mine)
         words = [_word(path, chosen[path]) for path in sorted(told) if path in chosen]
         name = [mine[0].method] if len(methods) > 1 or not words else []
-        frame = pd.concat([run.summary.assign(run=run.path.name, seed=run.seed, start=run.start) for run in mine])
+        frame = pd.concat([run.summary.assign(run=str(run.path), seed=run.seed, start=run.start) for run in mine])
         training = {path: value for path, value in chosen.items() if not path.startswith("prune_params.")}
         training.pop("experiment_params.training_type", None)
         groups.append(
@@ -265,7 +268,11 @@ def _check_repeats(runs: Sequence[Run]) -> None:
 
 def tidy(groups: Sequence[Group]) -> pd.DataFrame:
     """All levels of all runs in one table, columns `TIDY`."""
-    parts = [g.frame.assign(dataset=g.dataset, model=g.model, method=g.label) for g in groups]
+    trainings = list(dict.fromkeys(g.training for g in groups))
+    parts = [
+        g.frame.assign(dataset=g.dataset, model=g.model, method=g.label, training=trainings.index(g.training))
+        for g in groups
+    ]
     return pd.concat(parts)[TIDY].reset_index(drop=True)
 
 
@@ -278,6 +285,6 @@ def read_tidy(path: Path) -> list[Group]:
     frame = read_csv(path, TIDY)
     _check_datasets([(name, str(path)) for name in frame["dataset"].unique()])
     return [
-        Group(label, part.reset_index(drop=True), (), part["dataset"].iloc[0], part["model"].iloc[0], ())
-        for label, part in frame.groupby("method", sort=False)
+        Group(label, part.reset_index(drop=True), (), part["dataset"].iloc[0], part["model"].iloc[0], (training,))
+        for (label, training), part in frame.groupby(["method", "training"], sort=False)
     ]

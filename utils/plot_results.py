@@ -28,6 +28,8 @@ from utils.plot_data import Group, find_runs, group_runs, read_run, read_tidy, t
 from utils.plot_figures import METRICS, dense_accuracy, draw_accuracy, draw_curves, draw_layers
 
 TICKET_DENSITY = 0.1
+# Percent: a mean of equal accuracies may come out a last bit above them; one image is a thousand times as much.
+TIE = 1e-9
 KINDS = ("accuracy", "layers", "curves", "table")
 FORMATS = (".png", ".pdf", ".svg", ".eps", ".jpg")
 
@@ -54,7 +56,7 @@ def time_to_ticket(
         if summary["density"].iloc[0] != 1:
             raise ValueError(f"level 0 has density {summary['density'].iloc[0]:g}: it says nothing of a dense network")
         dense_accuracy = summary["final_test_acc"].iloc[0]
-    found = (summary["density"] < density) & (summary["final_test_acc"] >= dense_accuracy)
+    found = (summary["density"] < density) & (summary["final_test_acc"] >= dense_accuracy - TIE)
     if not found.any():
         return None
     return float(summary["seconds"].cumsum()[found].iloc[0])
@@ -71,7 +73,7 @@ def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd
         own = [run for _, run in group.frame.groupby("run", sort=False)]
         best, times = [], []
         for seed, levels in group.frame.groupby("seed"):
-            matching = levels[levels["final_test_acc"] >= dense.get(seed, float("inf"))]
+            matching = levels[levels["final_test_acc"] >= dense.get(seed, float("inf")) - TIE]
             best.append(matching["density"].min())
         for run in own:
             accuracy = dense.get(run["seed"].iloc[0])
@@ -174,7 +176,7 @@ def draw(args: argparse.Namespace) -> None:
     if args.kind == "table":
         print(method_table(groups, args.density or TICKET_DENSITY).to_string(index=False))
         if args.out:
-            tidy(groups).to_csv(args.out, index=False, float_format="%.6g")
+            tidy(groups).to_csv(args.out, index=False)
         return
     if args.kind == "accuracy":
         figure = draw_accuracy(groups, args.metric, args.ylim, args.title)
