@@ -1,12 +1,17 @@
 """The benchmark's table comes out; what it says of speed is no test's business."""
 
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness_params import make_config
+from tests.benchmarks.arithmetic import step_flops
 from tests.conftest import ROOT
 from utils import benchmark
 from utils.distributed import Context
@@ -21,19 +26,21 @@ def test_table():
     done = run("--rounds=1", "--steps=2", "--dataset.num_workers=1")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
+    assert "threads of each: ours 1, plain loop" in lines[1], "ours is a small MLP"
     assert f"torch {torch.__version__}" in lines[1] and "core(s)" in lines[0]
     assert lines[2].startswith("lenet_300_100 on Digits (1437 images), batch 128")
     assert "n = 1 rounds" in lines[2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert rows[0] == ["", "ours", "plain loop", "usual harness", "ours / plain", "ours / usual"]
     assert [row[0] for row in rows[2:]] == [
-        "training step (one batch, 2 steps), images/s", "the first 2 of 12 steps of an epoch, images/s",
+        "training step (one batch, 2 steps), images/s", rows[3][0], "an epoch, images/s",
         "between two levels, s", "- checkpoint handed over, s", "- prune, s", "- rewind, s", "- first batch, s",
         "peak resident memory, without loader workers, MB",
     ]  # fmt: skip
-    for row in (rows[2], rows[3], rows[-1]):
+    assert re.fullmatch(r"step, share of matmul rate \([\d.e-]+ TFLOP/s, b?float\d+\), %", rows[3][0])
+    for row in (rows[2], rows[3], rows[4], rows[-1]):
         assert all(float(cell.rstrip("x").replace(",", "")) > 0 for cell in row[1:])
-    assert float(rows[4][3]) > 0 and rows[4][2] == rows[4][4] == ""
+    assert float(rows[5][3]) > 0 and rows[5][2] == rows[5][4] == ""
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,7 @@ def test_table():
     [
         (["--optimizer.lr=-1"], "benchmark: optimizer.lr: -1"),
         (["--dataset.dataset_name=ImageNet"], "benchmark: dataset.dataset_name: ImageNet is a tree of files; measured"),
+        (["--dist_params.nproc=2"], "benchmark: dist_params.nproc: 2 is not started from here: torchrun --nproc"),
     ],
 )
 def test_faults_are_told_in_a_line(words, line, capsys):
@@ -57,9 +65,77 @@ def test_all_contenders_train_the_same_number_of_images():
     })  # fmt: skip
     ctx = Context()
     data, arrays = benchmark.load(cfg, ctx, synthetic=40)
-    made = benchmark.contenders(cfg, ctx, data, arrays, steps=3)
+    made, _ = benchmark.contenders(cfg, ctx, data, arrays, steps=3, epoch_steps=3)
     for timed in made.values():
         assert [timed[what]()[0] for what in ("step", "epoch")] == [48, 40]  # 16 + 16 + 8 images make an epoch
+
+
+@pytest.fixture
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_each_contender_has_its_own_threads(monkeypatch):
+    """Ours takes one for a small MLP; that must not slow the others down, the level's subprocess included."""
+    cfg, ctx, told = make_config({"dataset": {"dataset_name": "Digits", "num_workers": 0}}), Context(), []
+    data, arrays = benchmark.load(cfg, ctx, synthetic=0)
+    made, threads = benchmark.contenders(cfg, ctx, data, arrays, steps=1, epoch_steps=1)
+    assert threads == {"ours": 1, "plain loop": 2, "usual harness": 2}
+    for what in ("step", "epoch"):
+        for name in (*made, *reversed(made)):
+            made[name][what]()
+            assert torch.get_num_threads() == threads[name]
+    torch.set_num_threads(2)
+    monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: told.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: told.append(settings["threads"]) or [])
+    monkeypatch.setattr(benchmark, "peak_memory", lambda argv: {"ours": []})
+    list(benchmark.measure(cfg, ctx, SimpleNamespace(synthetic=0, steps=1, epoch_steps=1, rounds=1), []))
+    assert told == [2, 2]
+
+
+def test_all_contenders_have_the_same_network():
+    cfg = make_config({
+        "model_params": {"model_name": "resnet18", "blurpool": True},
+        "dataset": {"dataset_name": "ImageFolder", "resolution": 32, "num_classes": 3, "batch_size": 2},
+    })  # fmt: skip
+    ctx = Context()
+    data, _ = benchmark.load(cfg, ctx, synthetic=4)
+    usual = benchmark.usual_harness.make_model(benchmark.usual_settings(cfg, data), ctx.device)
+    for model in (benchmark.Ours(cfg, ctx, data).trainer.model, benchmark.plain_loop(cfg, ctx, data).model, usual):
+        assert sum(hasattr(module, "blur_kernel") for module in model.modules()) == 6
+
+
+def test_plain_loop_is_compiled_as_ours_is(monkeypatch):
+    """Also where its memory is measured."""
+    asked = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: asked.append(model))
+    for option in ("off", "on"):
+        cfg = make_config({"dataset": {"dataset_name": "Digits"}, "experiment_params": {"compile": option}})
+        benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="plain loop"))
+        assert len(asked) == (option == "on")
+
+
+def test_trees_in_memory_are_measured(tmp_path):
+    for number in range(6):
+        folder = tmp_path / ("train" if number < 4 else "val") / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 40 * number, dtype=np.uint8)).save(folder / f"{number}.png")
+    options = {"dataset_name": "ImageFolder", "data_root": str(tmp_path), "loader": "memory", "batch_size": 2}
+    data, (images, labels) = benchmark.load(make_config({"dataset": options}), Context(), synthetic=0)
+    assert data.image_shape == (3, 16, 16) and labels.tolist() == [0, 0, 1, 1]
+    assert (images == 40 * np.array([0, 2, 1, 3])[:, None, None, None]).all() and images.shape == (4, 16, 16, 3)
+
+
+def test_flops_of_a_step():
+    """LeNet-300-100 on 8x8 images, by hand: forward, gradients of weights and, but for the first layer, of inputs."""
+    cfg = make_config({"dataset": {"dataset_name": "Digits"}})
+    data, _ = benchmark.load(cfg, Context(), synthetic=0)
+    first, others = 64 * 300, 300 * 100 + 100 * 10
+    assert step_flops(cfg, data) == 2 * (2 * first + 3 * others)
 
 
 @pytest.mark.parametrize(

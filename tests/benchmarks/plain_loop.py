@@ -22,14 +22,11 @@ class PlainLoop:
 
     def __init__(self, cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None, compiled: bool):
         torch.manual_seed(cfg.experiment_params.seed)
-        self.dtype, self.device, self.world, self.smoothing = (
-            dtype,
-            ctx.device,
-            ctx.world,
-            cfg.optimizer.label_smoothing,
-        )
+        self.dtype, self.device, self.world = dtype, ctx.device, ctx.world
+        self.smoothing, self.threads = cfg.optimizer.label_smoothing, torch.get_num_threads()
         layout = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
-        model = create_model(cfg.model_params.model_name, data.num_classes, data.image_shape)
+        m = cfg.model_params
+        model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool)
         self.model = model.to(ctx.device, memory_format=layout)
         if compiled:
             self.model.compile(dynamic=False)
@@ -42,6 +39,7 @@ class PlainLoop:
 
     def train(self, batches: Any, steps: int) -> tuple[int, float]:
         """Trains on the first `steps` of `batches`; returns (images of all ranks, seconds)."""
+        torch.set_num_threads(self.threads)
         start, seen = time.perf_counter(), 0
         total, correct = torch.zeros((), device=self.device), torch.zeros((), dtype=torch.int64, device=self.device)
         self.net.train()

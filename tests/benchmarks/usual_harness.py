@@ -49,7 +49,7 @@ MASKED = {nn.Conv2d: MaskedConv2d, nn.Linear: MaskedLinear}
 
 def make_model(settings: dict[str, Any], device: torch.device) -> nn.Module:
     """The network with masked layers in the place of its own."""
-    model = create_model(settings["model"], settings["classes"], tuple(settings["shape"]))
+    model = create_model(settings["model"], settings["classes"], tuple(settings["shape"]), settings["blurpool"])
     for module in model.modules():
         if type(module) in MASKED:
             module.__class__ = MASKED[type(module)]
@@ -98,7 +98,7 @@ class UsualHarness:
     """One level of it."""
 
     def __init__(self, settings: dict[str, Any], device: torch.device, world: int = 1):
-        self.device, self.world = device, world
+        self.device, self.world, self.threads = device, world, torch.get_num_threads()
         self.model = make_model(settings, device)
         self.net = nn.parallel.DistributedDataParallel(self.model) if world > 1 else self.model
         self.optimizer = torch.optim.SGD(
@@ -108,6 +108,7 @@ class UsualHarness:
 
     def train(self, batches: Any, steps: int) -> tuple[int, float]:
         """Trains on the first `steps` of `batches`; returns (images of all ranks, seconds)."""
+        torch.set_num_threads(self.threads)
         start, seen, total, correct = time.perf_counter(), 0, 0.0, 0
         self.net.train()
         for step, (images, labels) in enumerate(batches, start=1):
@@ -139,8 +140,7 @@ def main() -> None:
     """One level up to its first step; prints when that step ended, and how long the second took."""
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text())
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(settings["threads"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = make_loader(np.load(folder / "images.npy"), np.load(folder / "labels.npy"), settings)
     level = UsualHarness(settings, device)
