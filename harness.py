@@ -32,20 +32,17 @@ from harness_utils import (
     load_weights,
 )
 from utils import distributed, resume
-from utils.config_checks import NO_METHOD
 from utils.conv_type import apply_masks, density, insert_masks, masked_params
 from utils.dataset import Data, load_data
 from utils.distributed import Context, WorkerFailure
 from utils.files import RunError
+from utils.level_pruning import check_pruning, prune_level
 from utils.models import create_model
 from utils.order import stable_seed
-from utils.pruning_utils import CRITERIA, prune
 from utils.run_directory import check_run_directory, open_run, taken_up_again
 from utils.signals import Stopped, StopRequest, end_at_once
 from utils.training import Tally, Trainer, configure_kernels
 
-# Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
-PRUNING_DRAWS = -1
 OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
 
@@ -54,6 +51,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     stop = StopRequest(ctx)
     data = load_data(cfg, ctx)
     trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    check_pruning(cfg, trainer.model, data)
     # From here on there is something on disk.
     with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop)
@@ -79,47 +77,19 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     """The network with its masks, the same on every rank, on the rank's device."""
     torch.manual_seed(cfg.experiment_params.seed)
     try:
-        model = create_model(
-            cfg.model_params.model_name, data.num_classes, data.image_shape, blurpool=cfg.model_params.blurpool
-        )
+        m = cfg.model_params
+        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
         insert_masks(model, cfg.prune_params.exclude)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
     if cfg.dist_params.sync_bn and ctx.world > 1:
+        if ctx.device.type != "cuda":
+            raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     memory_format = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
     model = model.to(ctx.device, memory_format=memory_format)
     ctx.broadcast_tensors(list(model.state_dict().values()))
     return model
-
-
-def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_density: float) -> None:
-    """Prunes for `level`: at initialization to er_init by er_method, later to d0 * (1 - prune_rate)^level.
-
-    Args:
-        initial_density: d0, what pruning at initialization left (1 without it).
-    """
-    p, seed = cfg.prune_params, cfg.experiment_params.seed
-    if level == 0:
-        method, target = p.er_method, p.er_init
-    else:
-        method, target = p.prune_method, initial_density * (1 - p.prune_rate) ** level
-    if method == NO_METHOD:
-        return
-    # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
-    needs_batches = method in CRITERIA and CRITERIA[method].needs_batches
-    try:
-        prune(
-            model,
-            method,
-            target,
-            batches=data.train.score_batches(level, p.score_batches) if needs_batches else None,
-            generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
-            rounds=p.synflow_rounds,
-            dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
-        )
-    except ValueError as error:  # no such density, or scores that are not finite: the line says which
-        raise RunError(f"level {level}: {error}") from error
 
 
 class Harness:
@@ -267,10 +237,12 @@ class Harness:
             self.saved_at = time.monotonic()
 
     def _save_and_stop(self) -> None:
+        self.stop.saving()
         mid_epoch = resume.capture_epoch(self)
         if self.run:
             self.run.save_state(resume.capture(self, mid_epoch))
             self.run.writer.flush()
+        self.ctx.barrier()  # torchrun ends the others as soon as one has ended
         raise Stopped(self.stop.noted)
 
 
@@ -305,10 +277,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
     try:
         cfg = load_config(argv)
+        ignored = distributed.decided_by_torchrun(cfg)
         if distributed.started_rank() == 0:  # the other machines of a run may not even see its directory
-            cfg = taken_up_again(cfg) if distributed.started_again() else cfg
+            cfg = taken_up_again(cfg)
             check_run_directory(cfg)
-            for note in cfg.notes:
+            for note in [*cfg.notes, *ignored]:
                 print(f"harness: note: {note}", file=sys.stderr)
         d = cfg.dist_params
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
@@ -325,7 +298,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerFailure as failure:
         return _tell(failure.kind, str(failure), failure.traceback)
     except Exception as error:  # the last resort: whatever it is, one clear line comes last
-        return _tell(type(error).__name__, str(error), traceback.format_exc())
+        kind, message = type(error).__name__, str(error)
+        if distributed.is_lost_connection(kind, message):
+            return _tell(kind, f"a worker was lost: {message}", "")
+        return _tell(kind, message, traceback.format_exc())
 
 
 def _tell(kind: str, message: str, trace: str) -> int:

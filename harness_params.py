@@ -95,12 +95,17 @@ _section(
     resume_level=Option(Int(0), 0, "level", "start this level again from the one before; 0 = where the run stands"),
     resume_expt_name=Option(RunName(), "", "", 'run to continue; "" = a new run'),
     precision=Option(
-        Choice(["auto", "fp32", "bf16", "fp16"]), "auto", "", "autocast type; auto = bf16 where the hardware has it"
+        Choice(["auto", "fp32", "bf16", "fp16"]),
+        "auto",
+        "",
+        "autocast type; auto = bf16 where the hardware has it; fp32: TF32 convolutions on GPUs, as torch has it",
     ),
     compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile"),
     channels_last=Option(Bool(), True, "", "NHWC memory for images and convolutions"),
-    save_every_epochs=Option(Int(0), 1, "epochs", "resume state saved every so many epochs; 0 = off"),
-    save_every_minutes=Option(Float("[0,]"), 0.0, "minutes", "resume state saved every so many minutes too; 0 = off"),
+    save_every_epochs=Option(Int(0), 1, "epochs", "resume state saved at the end of every so many epochs; 0 = off"),
+    save_every_minutes=Option(
+        Float("[0,]"), 0.0, "minutes", "resume state saved at an epoch's end when so old; 0 = off"
+    ),
     deterministic=Option(Bool(), False, "", "deterministic kernels only, slower"),
 )
 _section(

@@ -76,5 +76,5 @@ def test_refused_where_it_would_do_nothing(dataset, why):
 
 
 def test_refused_where_the_data_set_is_not_flipped():
-    with pytest.raises(ValueError, match=r"dataset.alternate_flip.*auto flips no image of Digits"):
+    with pytest.raises(ValueError, match=r"dataset.alternate_flip.*auto, which flips no image of Digits"):
         load(dataset_name="Digits", alternate_flip=True)

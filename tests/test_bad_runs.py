@@ -53,6 +53,22 @@ BAD_CONFIGS = {
     "exclude everything": (["--prune_params.exclude=*"], "prune_params.exclude"),
     "fp16 on a CPU": (["--experiment_params.precision=fp16"], "experiment_params.precision"),
     "nccl without GPUs": (["--dist_params.backend=nccl"], "dist_params.backend"),
+    "workers for a set in memory": (["--dataset.loader=torchvision"], "dataset.loader"),
+    "another size in memory": (["--dataset.resolution=16"], "dataset.resolution"),
+    "alternating flips of digits": (["--dataset.alternate_flip=true"], "dataset.alternate_flip"),
+    "more batches to score than there are": (
+        ["--prune_params.prune_method=snip", "--prune_params.score_batches=100"],
+        "prune_params.score_batches",
+    ),
+    "fewer weights than layers": (
+        ["--prune_params.prune_method=random_erk", "--prune_params.prune_rate=0.9", "--prune_params.num_levels=7"],
+        "prune_params.num_levels",
+    ),
+    "fewer weights than layers at initialization": (
+        ["--prune_params.er_method=er_balanced", "--prune_params.er_init=1e-6"],
+        "prune_params.er_init",
+    ),
+    "last batch of one digit": (["--dataset.batch_size=4"], "dataset.batch_size"),
     "option twice": (["--optimizer.lr=0.1", "--optimizer.lr=0.2"], "optimizer.lr"),
 }
 
@@ -141,11 +157,13 @@ BAD_TREES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "class missing from val": (lambda r: no_folder(r, "val/dog"), [], "dog"),
     "class missing from train": (lambda r: no_folder(r, "train/dog"), [], "dog"),
     "empty tree": (lambda r: [no_folder(r, s) for s in ("train", "val")], [], "train"),
-    "wrong number of classes": (lambda r: None, ["--dataset.num_classes=3"], "dataset.num_classes"),
-    "last batch of one": (
-        lambda r: (r / "train/dog/1.png").unlink(),
-        ["--dataset.batch_size=6"],
-        "dataset.drop_last",
+}
+MISFITS = {
+    "wrong number of classes": (["--dataset.num_classes=3"], "dataset.num_classes"),
+    "last batch of one": (["--dataset.batch_size=7"], "dataset.drop_last"),
+    "test images of a size that the model cannot take": (
+        ["--model_params.model_name=vit_b_16", "--dataset.resolution=32", "--dataset.eval_resolution=48"],
+        "model_params.model_name",
     ),
 }
 
@@ -157,13 +175,24 @@ def test_bad_tree_exits_1_and_leaves_no_run(case, tmp_path, capsys):
     spoil(root)
     base = tmp_path / "runs"
     common = ["--dataset.dataset_name=ImageFolder", f"--dataset.data_root={root}", "--dataset.batch_size=4"]
-    common = [w for w in common if w.split("=")[0] not in {x.split("=")[0] for x in words}]
     assert run(base, [*common, *words]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.strip().splitlines()) == 1, err
     assert named in err
     assert not base.exists()
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_option_that_does_not_fit_the_tree_exits_2_and_leaves_no_run(case, tmp_path, capsys):
+    words, named = MISFITS[case]
+    common = ["--dataset.dataset_name=ImageFolder", f"--dataset.data_root={tree(tmp_path / 'tree')}"]
+    common += [] if "batch_size" in words[0] else ["--dataset.batch_size=4"]
+    assert run(tmp_path / "runs", [*common, *words]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1, err
+    assert named in err
+    assert not (tmp_path / "runs").exists()
 
 
 BAD_FILES = {

@@ -117,6 +117,11 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--dataset.os_cache=on"], "dataset.os_cache"),
         (["--dataset.download=false"], "dataset.download"),
         (["--dist_params.nproc=2", "--dist_params.distributed=false"], "dist_params.nproc"),
+        (["--dist_params.sync_bn=true", "--dist_params.nproc=1"], "dist_params.sync_bn"),
+        (["--prune_params.prune_method=snip", "--prune_params.num_levels=1"], "prune_params.prune_method"),
+        (["--prune_params.prune_rate=0.5", "--prune_params.num_levels=1"], "prune_params.prune_rate"),
+        (["--experiment_params.training_type=lrr", "--prune_params.num_levels=1"], "experiment_params.training_type"),
+        (["--experiment_params.save_every_minutes=5.0"], "experiment_params.save_every_minutes"),
         (
             ["--experiment_params.expt_name=a", "--experiment_params.resume_expt_name=b"],
             "experiment_params.expt_name",

@@ -96,7 +96,8 @@ def _valid_options(draw):
         if draw(st.booleans()):
             options.setdefault(section, {})[key] = draw(_value(option.checker))
     for section, keys in {
-        "dataset": "num_classes loader alternate_flip train_beton val_beton start_resolution end_resolution",
+        "dataset": "num_classes loader resolution eval_resolution alternate_flip train_beton val_beton "
+        "start_resolution end_resolution",
         "dist_params": "nproc",
         "experiment_params": "resume_level training_type",
         "prune_params": "prune_rate num_levels er_init",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.pruning_helpers import assert_untouched, batches_for, masks_of, numbers, small, snapshot
+from utils import scores
 from utils.allocation import keep_count
 from utils.conv_type import insert_masks, masked_params
 from utils.pruning_utils import CRITERIA, dead_layers, prune
@@ -86,6 +87,19 @@ def test_scoring_batches_one_by_one_is_scoring_them_as_one(method):
     models = small().double(), small().double()
     for model, batches in zip(models, (halves, whole)):
         prune(model, method, 0.2, batches)
+    assert all(torch.equal(a, b) for a, b in zip(*map(masks_of, models)))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_a_large_batch_is_scored_in_parts(method, monkeypatch):
+    """Which bounds the memory, and gives the masks of the whole; parts of unequal size weigh by their images."""
+    (images, labels), *_ = batches_for(small().double())
+    models, seen = [small().double(), small().double()], []
+    for model, most in zip(models, (len(images), len(images) // 2 + 1)):
+        monkeypatch.setattr(scores, "SCORE_IMAGES", most)
+        model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        prune(model, method, 0.2, [(images, labels)])
+    assert max(seen) == len(images) and min(seen) < len(images) / 2
     assert all(torch.equal(a, b) for a, b in zip(*map(masks_of, models)))
 
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from harness import Harness, build_model, prune_level
+from harness import Harness, build_model
 from harness_params import Config, make_config
 from utils.conv_type import density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
+from utils.level_pruning import prune_level
 from utils.run_directory import open_run
 from utils.signals import StopRequest
 from utils.training import Trainer

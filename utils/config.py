@@ -19,8 +19,8 @@ from utils.checkers import Strict, nearest
 class ConfigError(ValueError):
     """A config that cannot be run; `faults` has one line a fault."""
 
-    def __init__(self, faults: Iterable[str]):
-        self.faults = list(faults)
+    def __init__(self, faults: str | Iterable[str]):
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
         super().__init__(self.faults)
 
     def __str__(self) -> str:

@@ -20,9 +20,16 @@ DATASET_CLASSES = {
     "ImageFolder": None,
 }
 TREES = ("ImageNet", "ImageFolder")  # image files on disk; the others are held in memory
+# Side in pixels of the images that are held in memory.
+SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32, "SVHN": 32}
+FLIPPED = ("CIFAR10", "CIFAR100", *TREES)  # by their usual recipe, dataset.augment auto
 METHODS = ("mag", "snip", "synflow", "grasp", "random", "random_erk", "random_balanced", "er_erk", "er_balanced")
 NO_METHOD = "just dont"
 DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with milestones
+
+# Options that do nothing in a run of one level, and in one of one process.
+BETWEEN_LEVELS = ("prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type")
+BETWEEN_PROCESSES = ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
 
 Faults = Iterator[tuple[str, str]]
 
@@ -57,6 +64,11 @@ def _check_loader(c: Any) -> Faults:
     d = c.dataset
     if d.loader == "memory" and d.dataset_name == "ImageNet":
         yield "dataset.loader", "ImageNet does not fit in memory; one of auto, torchvision, ffcv"
+    if d.loader == "torchvision" and d.dataset_name not in TREES:
+        yield (
+            "dataset.loader",
+            f"torchvision reads {' and '.join(TREES)}; {d.dataset_name} is held in memory: auto, memory",
+        )
     if d.loader == "ffcv" and d.dataset_name not in TREES and not (d.train_beton and d.val_beton):
         yield (
             "dataset.loader",
@@ -77,12 +89,23 @@ def _check_ffcv_only(c: Any) -> Faults:
         yield "dataset.start_resolution", f"at most dataset.end_resolution ({d.end_resolution})"
 
 
+def _check_resolution(c: Any) -> Faults:
+    d = c.dataset
+    if d.dataset_name in TREES or d.loader == "ffcv":
+        return
+    own = SIDES[d.dataset_name]
+    for key in ("resolution", "eval_resolution"):
+        if getattr(d, key) not in (0, own):
+            yield f"dataset.{key}", f"{d.dataset_name} is held in memory at its own {own}x{own} pixels; {own}, or 0"
+
+
 def _check_flip(c: Any) -> Faults:
     d = c.dataset
     if not d.alternate_flip:
         return
-    if d.augment in ("none", "crop"):
-        yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip (it is {d.augment})"
+    if d.augment in ("none", "crop") or (d.augment == "auto" and d.dataset_name not in FLIPPED):
+        what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
+        yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
     if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto and a small set)"
 
@@ -140,6 +163,7 @@ CHECKS = (
     _check_classes,
     _check_loader,
     _check_ffcv_only,
+    _check_resolution,
     _check_flip,
     _check_batch,
     _check_resume,
@@ -154,7 +178,10 @@ CHECKS = (
 def without_effect(c: Any) -> Iterator[tuple[str, str]]:
     """(section.key, why) of the options that the others leave without effect."""
     d, p, e, o = c.dataset, c.prune_params, c.experiment_params, c.optimizer
-    used = {p.prune_method, p.er_method if p.er_init < 1 else NO_METHOD}
+    used = {p.prune_method if p.num_levels > 1 else NO_METHOD, p.er_method if p.er_init < 1 else NO_METHOD}
+    if p.num_levels == 1:
+        for key in BETWEEN_LEVELS:
+            yield key, "num_levels is 1: nothing is pruned or rewound after level 0"
     if p.er_method == NO_METHOD:
         yield "prune_params.er_init", f"er_method is {NO_METHOD!r}: nothing is pruned at initialization"
     elif p.er_init == 1:
@@ -176,10 +203,15 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
         yield "dataset.num_workers", "the set is held in memory, where no worker is needed"
     if d.loader != "ffcv":
         yield "dataset.os_cache", "the loader is not ffcv"
+    if e.save_every_epochs == 1:
+        yield "experiment_params.save_every_minutes", "the state is saved at every epoch's end, and only there"
     if d.dataset_name in ("Digits", *TREES):
         yield "dataset.download", f"{d.dataset_name} is never fetched"
     if not c.dist_params.distributed:
-        for key in ("nproc", "backend", "address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes"):
+        for key in ("nproc", "backend", *BETWEEN_PROCESSES):
             yield f"dist_params.{key}", "distributed is false: one process"
+    elif c.dist_params.nproc == 1:
+        for key in BETWEEN_PROCESSES:
+            yield f"dist_params.{key}", "nproc is 1: one process"
     if e.resume_expt_name and e.expt_name != e.resume_expt_name:
         yield "experiment_params.expt_name", f"the run continues in {e.resume_expt_name}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from utils import data_files
+from utils.config import ConfigError
 from utils.files import RunError
 from utils.folder_loader import FolderTestLoader, FolderTrainLoader
 from utils.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
@@ -116,12 +117,18 @@ class TestLoader(Protocol):
 
 @dataclass
 class Data:
-    """Both loaders of a data set. image_shape: (C, H, W) of a training image."""
+    """Both loaders of a data set.
+
+    Attributes:
+        image_shape: (C, H, W) of a training image.
+        other_shapes: of test images and of progressive resizing, where they are others.
+    """
 
     train: TrainLoader
     test: TestLoader
     num_classes: int
     image_shape: tuple[int, int, int]
+    other_shapes: tuple[tuple[int, int, int], ...] = ()
 
     def close(self) -> None:
         """Ends worker processes, where there are any."""
@@ -134,8 +141,8 @@ def load_data(cfg: Any, ctx: Any) -> Data:
     """The data set that the config names, ready on ``ctx.device``. Called by all ranks together.
 
     Raises:
-        ValueError, RuntimeError: an option does not fit the data, or files are missing or damaged; one line, on all
-            ranks.
+        ConfigError: an option does not fit the data.
+        ValueError, RuntimeError: files are missing or damaged; one line, on all ranks.
     """
     name = cfg.dataset.dataset_name
     if name not in DATASETS:
@@ -149,11 +156,6 @@ def load_data(cfg: Any, ctx: Any) -> Data:
         return load_ffcv(cfg, ctx, spec)
     if spec.files is None:
         return _load_tree(cfg, ctx, spec)
-    if cfg.dataset.loader == "torchvision":
-        raise ValueError(
-            f"dataset.loader: torchvision is not allowed for {name}, which is held in memory: auto or memory "
-            "(torchvision reads ImageFolder and ImageNet)"
-        )
     _fetch(cfg, ctx, spec.files)
     root = data_root(cfg)
     return _in_memory(cfg, ctx, spec, spec.files.read(root, train=True), spec.files.read(root, train=False))
@@ -170,7 +172,7 @@ def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
         raise ValueError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
     crop, flip = AUGMENTS[name]
     if cfg.dataset.alternate_flip and not flip:
-        raise ValueError(
+        raise ConfigError(
             f"dataset.alternate_flip: true is not allowed: dataset.augment {cfg.dataset.augment} flips no image of "
             f"{spec.name}; with augment flip or crop_flip"
         )
@@ -179,7 +181,7 @@ def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
 
 def _check_classes(cfg: Any, own: int | None, name: str) -> None:
     if own is not None and cfg.dataset.num_classes not in (0, own):
-        raise ValueError(
+        raise ConfigError(
             f"dataset.num_classes: {cfg.dataset.num_classes} is not allowed: {name} has {own} classes "
             f"(0 or {own}; 0 = the data set's own)"
         )
@@ -218,7 +220,7 @@ def _in_memory(cfg: Any, ctx: Any, spec: DataSpec, train: data_files.Arrays, tes
     for key in ("resolution", "eval_resolution"):
         value = getattr(cfg.dataset, key)
         if value != 0 and not value == height == width:
-            raise ValueError(
+            raise ConfigError(
                 f"dataset.{key}: {value} is not allowed: images held in memory keep their own {width}x{height} pixels "
                 "(0 = the data set's own)"
             )
@@ -275,7 +277,7 @@ def _tree_in_memory(
 
 def _tree_by_workers(cfg: Any, ctx: Any, spec: DataSpec, train: Split, test: Split) -> Data:
     if cfg.dataset.alternate_flip:
-        raise ValueError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
+        raise ConfigError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
     shorter = min(image_size(train.path(0)))
     own = LARGE_RESOLUTION if shorter > SMALL_PIXELS else shorter
     size = cfg.dataset.resolution or own
@@ -292,4 +294,5 @@ def _tree_by_workers(cfg: Any, ctx: Any, spec: DataSpec, train: Split, test: Spl
         FolderTestLoader(test, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world),
         len(train.classes),
         (3, size, size),
+        ((3, eval_size, eval_size),),
     )

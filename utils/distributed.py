@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,12 +28,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.config import ConfigError
+from harness_params import Config, ConfigError, make_config
 from utils.files import scratch_folder
-from utils.signals import ECHO_SECONDS, Stopped, die_with_parent, handled  # noqa: F401 (for other modules)
+from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, die_with_parent, handled  # noqa: F401 (for others)
 
-# What a stopped run has to save its state before its workers are killed.
-SHUTDOWN_SECONDS = 60
 # Each worker imports all afresh: CUDA does not survive a fork.
 START_METHOD = "spawn"
 
@@ -101,13 +100,17 @@ class Context:
         dist.all_gather_object(objects, obj)
         return objects
 
-    def any(self, flag: int) -> int:
-        """Largest of the ranks' small integers, by a message between CPUs that waits for no GPU."""
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Largest of the ranks' integers, place by place, by a message between CPUs that waits for no GPU."""
         if self.world == 1:
-            return flag
-        box = torch.tensor(flag, dtype=torch.int32)
+            return numbers
+        box = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return int(box)
+        return box.tolist()
+
+    def any(self, flag: int) -> int:
+        """Largest of the ranks' flags, as `largest`."""
+        return self.largest([int(flag)])[0]
 
     def same_everywhere(self, tensors: list[Tensor]) -> bool:
         """Whether all ranks hold the same bits, by SHA-256 of each rank's own."""
@@ -153,9 +156,39 @@ def started_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def started_again() -> bool:
-    """Whether torchrun has started the workers anew after a fault (``--max-restarts``)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def launch_id() -> str:
+    """Names the torchrun that started this process, the same when it starts the workers anew; empty without one.
+
+    It is the ``--rdzv_id``, which a job that is queued again may keep. Without one torchrun says "none": then its own
+    process is what tells it from others. (Its count of restarts tells nothing: each machine's torchrun keeps its own,
+    and does not count the restarts that another machine caused.)
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if run_id != "none":
+        return run_id
+    parent = os.getppid()
+    try:
+        started = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {parent} {started}"
+    except OSError:  # not Linux
+        return ""
+
+
+def decided_by_torchrun(cfg: Config) -> list[str]:
+    """A note on the options of dist_params that torchrun's own take the place of.
+
+    Raises:
+        ConfigError: one process was asked for, and torchrun has started several.
+    """
+    d, usual = cfg.dist_params, make_config().dist_params
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    world, local_world = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
+    if not d.distributed and int(world) > 1:
+        raise ConfigError([f"dist_params.distributed: False, but torchrun has started {world} processes"])
+    ignored = [key for key in ("address", "port") if getattr(d, key) != getattr(usual, key)]
+    ignored += ["nproc"] if d.nproc not in (0, int(local_world)) else []
+    return [f"dist_params.{key}: {getattr(d, key)} has no effect under torchrun" for key in ignored]
 
 
 @contextlib.contextmanager
@@ -174,7 +207,7 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     on_gpu = gpus >= local_world and backend != "gloo"
     if backend == "nccl" and not on_gpu:
         raise ConfigError([f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found"])
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cuda", 0) if gpus else torch.device("cpu")
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")  # more ranks than GPUs share them
     if device.type == "cuda":
         torch.cuda.set_device(device)
     share_out_threads(local_world, threads)
@@ -274,7 +307,7 @@ def _launch_config(nproc: int, address: str, port: int, logs: Path) -> Any:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
-        run_id="harness",
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=f"{address}:{free_port(address, port)}",
         local_addr=address,
@@ -323,6 +356,14 @@ def _raised_once(exception: type[Exception]) -> Iterator[list]:
             signal.signal(signum, handler)
 
 
+def is_lost_connection(kind: str, message: str) -> bool:
+    """Whether an error of this class is what a process meets in a collective when another has died or is silent.
+
+    It is "DistBackendError", or gloo's "Connection closed by peer" or "Timed out waiting".
+    """
+    return "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
+
+
 def _first_cause(rank: int, exitcode: int, logs: Path) -> WorkerFailure:
     """What worker `rank` died of, or, where that was a lost connection, what another one died of."""
     if exitcode < 0:
@@ -334,9 +375,8 @@ def _first_cause(rank: int, exitcode: int, logs: Path) -> WorkerFailure:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             data = json.loads(file.read_text())["message"]
             kind, _, message = data["message"].partition(": ")
-            # Peers of a dead worker fail in a collective ("DistBackendError", or gloo's "Connection closed by peer").
-            echo = "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
-            told.append((echo, file.parent.name, kind, message, data["extraInfo"]["py_callstack"]))
+            echo, trace = is_lost_connection(kind, message), data["extraInfo"]["py_callstack"]
+            told.append((echo, file.parent.name, kind, message, trace))
     if not told:
         return WorkerFailure(f"worker {rank} ended with exit code {exitcode}")
     echo, _, kind, message, trace = min(told)

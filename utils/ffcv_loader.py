@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.config import ConfigError
 from utils.dataset import LARGE_RESOLUTION, SMALL_PIXELS, Data, DataSpec, augment_recipe, data_root
 from utils.memory_loader import Normalizer
 
@@ -30,7 +31,8 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
     """Both loaders, from the .beton files that the config names or that lie under data_root.
 
     Raises:
-        ValueError: FFCV is not installed; a file is missing, one of several, or damaged; an option does not fit.
+        ConfigError: FFCV is not installed; an option does not fit.
+        ValueError: a file is missing or damaged.
     """
     _need_ffcv()
     from utils.ffcv_batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
@@ -60,6 +62,7 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
         FFCVTestLoader(readers[1], eval_size, max(1, d.batch_size // ctx.world), ctx.rank, ctx.world),
         num_classes,
         (3, size, size),
+        tuple((3, side, side) for side in sorted({eval_size, *map(sizes, range(e.epochs_per_level))} - {size})),
     )
 
 
@@ -67,7 +70,7 @@ def _need_ffcv() -> None:
     try:
         import utils.ffcv_decode  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a system library that FFCV was built against is gone
-        raise ValueError(
+        raise ConfigError(
             f"dataset.loader: ffcv is not allowed here: FFCV cannot be imported ({error}); see the README, FFCV"
         ) from error
 
@@ -82,7 +85,8 @@ def find_betons(cfg: Any) -> tuple[Path, Path]:
     was written with the training file (same folder, same settings in its name) is preferred to others.
 
     Raises:
-        ValueError: naming dataset.train_beton or dataset.val_beton: none found, or several.
+        ValueError: naming dataset.train_beton or dataset.val_beton: none found.
+        ConfigError: likewise: several, or the one named is no file.
     """
     train = _named(cfg, "train_beton") or _only(cfg, "train_beton")
     partner = train.with_name("val" + train.name.removeprefix("train"))
@@ -93,7 +97,7 @@ def find_betons(cfg: Any) -> tuple[Path, Path]:
 def _named(cfg: Any, key: str) -> Path | None:
     value = getattr(cfg.dataset, key)
     if value and not Path(value).expanduser().is_file():
-        raise ValueError(f"dataset.{key}: {value} is not a file")
+        raise ConfigError(f"dataset.{key}: {value} is not a file")
     return Path(value).expanduser() if value else None
 
 
@@ -106,7 +110,7 @@ def _only(cfg: Any, key: str) -> Path:
             f"`python -m utils.write_beton --source TREE --out {root}`, or name the file here"
         )
     if len(found) > 1:
-        raise ValueError(f"dataset.{key}: name one of the {len(found)} files: {', '.join(map(str, found))}")
+        raise ConfigError(f"dataset.{key}: name one of the {len(found)} files: {', '.join(map(str, found))}")
     return found[0]
 
 
@@ -164,7 +168,7 @@ def _num_classes(cfg: Any, spec: DataSpec, train: "Beton", test: "Beton") -> int
             "set dataset.dataset_name: ImageFolder"
         )
     if cfg.dataset.num_classes not in (0, found):
-        raise ValueError(
+        raise ConfigError(
             f"dataset.num_classes: {cfg.dataset.num_classes} is not allowed: {train.path} has {found} classes "
             f"(0 or {found}; 0 = the data set's own)"
         )
@@ -179,7 +183,7 @@ def _resolutions(cfg: Any, train: "Beton") -> tuple[int, int]:
     """(training, evaluation) pixels; with progressive resizing, the training resolution is the last one."""
     d = cfg.dataset
     if d.end_resolution and d.resolution not in (0, d.end_resolution):
-        raise ValueError(
+        raise ConfigError(
             f"dataset.resolution: {d.resolution} is not allowed: training goes from start_resolution "
             f"{d.start_resolution} to end_resolution {d.end_resolution} (0; for test images set eval_resolution)"
         )

@@ -6,7 +6,7 @@ ever downloaded: training starts from the initialisation. To add a model, write 
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -30,7 +30,11 @@ Builder = Callable[[int, ImageShape], nn.Module]
 
 
 def create_model(
-    name: str, num_classes: int, image_shape: ImageShape = (3, 224, 224), blurpool: bool = False
+    name: str,
+    num_classes: int,
+    image_shape: ImageShape = (3, 224, 224),
+    blurpool: bool = False,
+    other_shapes: Sequence[ImageShape] = (),
 ) -> nn.Module:
     """Builds a freshly initialised model that maps float images (N, C, H, W) to logits (N, num_classes).
 
@@ -41,6 +45,7 @@ def create_model(
         name: one of `model_names`; case, hyphens and underscores are forgiven ("ResNet-18" is resnet18).
         image_shape: (channels, height, width) in pixels.
         blurpool: anti-aliased downsampling, see `add_blurpool`.
+        other_shapes: of further images that it will be given.
 
     Raises:
         ValueError: unknown name, images that this model cannot take, fewer than one class, or blurpool on a model that
@@ -58,9 +63,10 @@ def create_model(
                 f"model_params.blurpool: true changes nothing in {name} (no strided convolution of 16 or more input "
                 "channels); leave it false"
             )
-        _try_shapes(model, num_classes, image_shape)
+        for shape in (image_shape, *other_shapes):
+            _try_shapes(model, num_classes, shape)
     except UnsuitableImages as error:
-        size = "x".join(map(str, image_shape))
+        size = " and ".join("x".join(map(str, shape)) for shape in (image_shape, *other_shapes))
         raise ValueError(f"model_params.model_name: {name} cannot take images of {size}: {error}") from error
     return model
 

@@ -11,6 +11,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from utils.config import ConfigError
+
 
 def stable_seed(*numbers: int) -> int:
     """A 64-bit hash of some integers: the same on every machine and Python, and different for neighbouring inputs."""
@@ -60,19 +62,21 @@ def check_shares(num_images: int, batch_size: int, drop_last: bool, world: int) 
     """Checks that every rank gets at least 2 images in every step (batch norm cannot train on one).
 
     Raises:
-        ValueError: naming dataset.batch_size or dataset.drop_last, with values that would do.
+        ConfigError: naming dataset.batch_size or dataset.drop_last, with values that would do.
     """
     need = 2 * world
     of_ranks = f"2 images for each of {world} processes" if world > 1 else "2 images"
     if batch_size < need:
-        raise ValueError(f"dataset.batch_size: {batch_size} is not allowed: the global batch needs at least {of_ranks}")
+        raise ConfigError(
+            f"dataset.batch_size: {batch_size} is not allowed: the global batch needs at least {of_ranks}"
+        )
     if num_images < need:
-        raise ValueError(
+        raise ConfigError(
             f"dataset.batch_size: the training set's {num_images} images make less than one batch of {of_ranks}"
         )
     tail = num_images % batch_size
     if num_images > batch_size and 0 < tail < need and not drop_last:
-        raise ValueError(
+        raise ConfigError(
             f"dataset.batch_size: {batch_size} leaves a last batch of {tail} of the {num_images} training images, "
             f"less than {of_ranks}: choose another, or set dataset.drop_last: true"
         )
@@ -82,11 +86,11 @@ def score_steps(num_batches: int, num_images: int, batch_size: int) -> range:
     """The steps of the first `num_batches` full global batches (a set smaller than one batch has one: all of it).
 
     Raises:
-        ValueError: naming prune_params.score_batches, if an epoch does not hold as many.
+        ConfigError: naming prune_params.score_batches, if an epoch does not hold as many.
     """
     full = max(1, num_images // batch_size)
     if not 1 <= num_batches <= full:
-        raise ValueError(
+        raise ConfigError(
             f"prune_params.score_batches: {num_batches} is not allowed: 1 to {full}, the full batches of "
             f"{batch_size} in {num_images} training images"
         )
@@ -102,7 +106,7 @@ class EpochPlan:
         steps_per_epoch: optimizer steps.
 
     Raises:
-        ValueError: see `check_shares`.
+        ConfigError: see `check_shares`.
     """
 
     def __init__(self, num_images: int, batch_size: int, drop_last: bool, seed: int, rank: int, world: int):

@@ -112,6 +112,15 @@ def prune(
     return sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
 
 
+def unreachable(model: nn.Module, method: str, density: float) -> str:
+    """Why `method` cannot prune a network whose layers all live to `density`; empty if it can."""
+    masks = [mask for _, _, mask in masked_params(model)]
+    keep = keep_count(density, sum(mask.numel() for mask in masks))
+    if method in CRITERIA and CRITERIA[method].allocate in (erk, balanced) and keep < len(masks):
+        return f"{method} keeps at least one weight in each of {len(masks)} layers; density {density:.2e} keeps {keep}"
+    return ""
+
+
 def dead_layers(model: nn.Module) -> list[str]:
     """Names of the masked parameters that have no weight left."""
     entries = list(masked_params(model))

@@ -23,6 +23,8 @@ from utils.conv_type import masked_params
 
 SYNFLOW_ROUNDS = 100
 GRASP_TEMPERATURE = 200.0
+# Images scored at a time by snip and grasp: a global batch of ImageNet training would not fit into one GPU.
+SCORE_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def snip_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> li
     """abs(g * w), g the gradient of the cross-entropy summed over `inputs.batches` (Lee et al. 2019).
 
     The paper's dL/dc for a multiplier c = 1 on each weight is g * w. BN is in eval mode. Three times the model's memory
-    (weights, sum of gradients, one batch's gradients) besides activations.
+    (weights, sum of gradients, gradients of `SCORE_IMAGES` images) besides the activations of that many.
     """
     state, leaves = _leaves(model, inputs.dtype)
     grads = _summed_gradients(model, state, leaves, inputs)
@@ -78,7 +80,8 @@ def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> l
 
     The paper removes the weights with the largest -w * Hg, so those with the largest w * Hg are kept. Both g and Hg are
     sums over all of `inputs.batches`: with B batches, g = sum g_b first, then Hg = sum H_b g. BN is in eval mode. Three
-    times the model's memory with one batch, four with more, besides the activations of a forward and two backwards.
+    times the model's memory up to `SCORE_IMAGES` images, four with more, besides the activations that a forward and two
+    backwards of that many need.
     """
     state, leaves = _leaves(model, inputs.dtype)
     stopped = _summed_gradients(model, state, leaves, inputs, GRASP_TEMPERATURE)
@@ -207,13 +210,18 @@ def _call(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
 def _losses(
     model: nn.Module, state: dict[str, Tensor], leaves: Sequence[Tensor], inputs: Inputs, temperature: float
 ) -> Iterator[Tensor]:
-    """Mean cross-entropy of each batch; the graph of one is freed before the next is made if the caller lets go."""
+    """Cross-entropies of parts of at most `SCORE_IMAGES` images, which add up to the mean of each batch, summed.
+
+    BN in eval mode couples no images, so parts only bound the memory. The graph of one is freed before the next is made
+    if the caller lets go.
+    """
     loss = None
     for images, labels in inputs.batches:
-        logits = _call(model, state, images.to(leaves[0].dtype))
-        loss = F.cross_entropy(logits / temperature, labels)
-        del logits
-        yield loss
+        for part, answers in zip(images.split(SCORE_IMAGES), labels.split(SCORE_IMAGES)):
+            logits = _call(model, state, part.to(leaves[0].dtype))
+            loss = F.cross_entropy(logits / temperature, answers, reduction="sum") / len(labels)
+            del logits
+            yield loss
     if loss is None:
         raise ValueError(NO_BATCH)
 

@@ -6,34 +6,40 @@ It leaves the same checkpoints and CSVs as harness.py, bit for bit: it shares th
 (`prune_level`) and logs (`Run`), and writes out what a level is.
 """
 
+import contextlib
 import sys
 import time
 
 import torch
 
-from harness import build_model, print_levels, prune_level
+from harness import build_model, print_levels
 from harness_params import Config, ConfigError, load_config
 from harness_utils import EPOCH_COLUMNS, SUMMARY_COLUMNS, Run, cpu_copy, layer_rows, load_weights
 from utils.conv_type import apply_masks, density
 from utils.dataset import load_data
-from utils.distributed import Context
+from utils.distributed import Context, share_out_threads
+from utils.level_pruning import check_pruning, prune_level
 from utils.order import stable_seed
 from utils.run_directory import check_run_directory, open_run
 from utils.training import Trainer, configure_kernels
 
 
-def run_levels(cfg: Config, run: Run) -> None:
-    """Every level: prune, rewind, train, log."""
-    e, p = cfg.experiment_params, cfg.prune_params
-    configure_kernels(e.deterministic)
+def make_trainer(cfg: Config) -> Trainer:
+    """The network and its data, on the GPU where there is one."""
+    configure_kernels(cfg.experiment_params.deterministic)
+    share_out_threads(1, cfg.dist_params.threads)
     ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = load_data(cfg, ctx)
     model = build_model(cfg, data, ctx)
-    trainer = Trainer(cfg, ctx, model, data)
-    initial_density = 1.0
+    check_pruning(cfg, model, data)
+    return Trainer(cfg, ctx, model, data)
 
+
+def run_levels(cfg: Config, trainer: Trainer, run: Run) -> None:
+    """Every level: prune, rewind, train, log."""
+    e, p, model, initial_density = cfg.experiment_params, cfg.prune_params, trainer.model, 1.0
     for level in range(p.num_levels):
-        prune_level(cfg, model, data, level, initial_density)
+        prune_level(cfg, model, trainer.data, level, initial_density)
 
         first_epoch, optimizer_state = 0, None
         if level == 0:
@@ -55,7 +61,6 @@ def run_levels(cfg: Config, run: Run) -> None:
         d, last = density(model), rows[-1]
         values = (level, d, 1 - d, last["test_acc"], best, last["test_loss"], len(rows), seconds)
         run.add_rows("summary", [dict(zip(SUMMARY_COLUMNS, values))])
-    data.close()
 
 
 def train_level(cfg: Config, run: Run, trainer: Trainer, level: int, first_epoch: int) -> list[dict]:
@@ -67,7 +72,8 @@ def train_level(cfg: Config, run: Run, trainer: Trainer, level: int, first_epoch
         tally = trainer.new_tally()
         trainer.train_epoch(level, epoch, tally, stop=lambda steps: False)
         train_loss, train_acc = trainer.epoch_result(level, epoch, tally)
-        speed = trainer.data.train.num_images / (time.perf_counter() - start)
+        train = trainer.data.train
+        speed = sum(map(train.global_batch, range(train.steps_per_epoch))) / (time.perf_counter() - start)
         test_loss, test_acc = trainer.evaluate()
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, trainer.rate(epoch), seconds, speed)
@@ -86,11 +92,14 @@ def main() -> int:
         if cfg.experiment_params.resume_expt_name:
             raise ConfigError(["experiment_params.resume_expt_name: only harness.py resumes"])
         check_run_directory(cfg)
+        for note in cfg.notes:
+            print(note, file=sys.stderr)
+        trainer = make_trainer(cfg)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    with open_run(cfg) as run:
-        run_levels(cfg, run)
+    with contextlib.closing(trainer.data), open_run(cfg) as run:
+        run_levels(cfg, trainer, run)
         print_levels(run)
     return 0
 

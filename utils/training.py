@@ -59,13 +59,18 @@ def is_small_mlp(model: nn.Module) -> bool:
 
 
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
-    """SGD, fused, with the masks kept after every step (`keep_masked`)."""
+    """SGD, fused, with the masks kept after every step (`keep_masked`).
+
+    Not fused in fp16: where the loss scale overflows in a level's first step, the fused kernel leaves a momentum that
+    was never written, and the next step goes on with it. Unfused, the scaler leaves out the whole step.
+    """
     o, params = cfg.optimizer, list(model.parameters())
     groups = [{"params": params, "weight_decay": o.weight_decay}]
-    if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; weights never are
+    if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; layers' weights never are
         groups[0]["params"] = [p for p in params if p.ndim > 1]
         groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
-    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    fused = cfg.experiment_params.precision != "fp16"
+    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=fused)
     keep_masked(optimizer, model)
     return optimizer
 
@@ -99,7 +104,8 @@ class Trainer:
 
     def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
-        self.dtype = autocast_dtype(cfg.experiment_params.precision, ctx.device)
+        # Rank 0's, so that machines of unlike hardware train one network.
+        self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
         if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
             torch.set_num_threads(1)
         if cfg.experiment_params.compile == "on" or (
@@ -125,6 +131,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=self.dtype is torch.float16)
         if optimizer_state is not None:
             self.optimizer.load_state_dict(optimizer_state["sgd"])
+            for param, state in self.optimizer.state.items():
+                # The fused kernel walks both in memory order; a run resumed with another channels_last has other ones.
+                if state.get("momentum_buffer") is not None:
+                    state["momentum_buffer"] = torch.empty_like(param).copy_(state["momentum_buffer"])
             self.scaler.load_state_dict(optimizer_state["scaler"])
 
     def optimizer_state_dict(self) -> dict[str, Any]:
