@@ -1,5 +1,6 @@
 """Asked to stop: the step ends, the state is saved, 128 + signal; a second time: at once. Nobody is left behind."""
 
+import json
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from tests.processes import alive_in_session, all_gone
 from tests.traps import KINDS, SHORT, begun, states_of
+from utils import signals
 
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
 # Minutes of pruning at initialization.
@@ -84,6 +86,66 @@ def test_second_signal_ends_at_once(fork):
     run.finish(130)
     assert time.monotonic() - begin < 5
     assert all_gone(run.pid, seconds=5)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+class SlowSaving:
+    """Saving the state of a stopped epoch takes two seconds; and the worker is torchrun's, not our launcher's."""
+
+    def __call__(self) -> None:
+        from harness_utils import Run
+
+        signals.multiprocessing.parent_process = lambda: None
+        plain = Run._write_state
+
+        def write(run, name, state) -> None:
+            if state["mid_epoch"]:
+                time.sleep(2)
+            plain(run, name, state)
+
+        Run._write_state = write
+
+
+@pytest.mark.parametrize("when", ["other ended", "saving"])
+def test_stop_of_one_worker_leaves_the_others_time_to_save(fork, when):
+    """As under torchrun: when one worker has ended, it sends the others a signal; they had none of their own yet."""
+    options = {**ENDLESS, "dataset.batch_size": 16}  # of 90 steps, so that hardly a stop comes at an epoch's end
+    ranks = fork.ranks("run", 2, trap=SlowSaving(), **options)
+    ranks[0].wait_for_rows(1)
+    ranks[1].kill(signal.SIGTERM)
+    ranks[1].process.join(1 if when == "saving" else 60)
+    ranks[0].kill(signal.SIGTERM)
+    done, _ = [rank.finish(143) for rank in ranks]
+    assert done.err == f"harness: stopped by SIGTERM; {HINT}run\n"
+    assert json.loads((done.path / "artifacts" / "state.json").read_text())[0]["step"] > 0
+
+
+class Ranks:
+    """Two ranks that say the same; notes at which steps they were asked."""
+
+    world, steps = 2, 0
+
+    def __init__(self):
+        self.asked = []
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        self.asked.append(self.steps)
+        return numbers
+
+
+@pytest.mark.parametrize(("seconds", "interval"), [(0.001, 16), (0.2, 5), (0.7, 1), (5.0, 1)])
+def test_ranks_agree_once_a_second(monkeypatch, seconds, interval):
+    monkeypatch.setattr(signal, "signal", lambda signum, handler: None)
+    ctx, now = Ranks(), [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    stop = signals.StopRequest(ctx)
+    for ctx.steps in range(1, 60):
+        now[0] += seconds
+        stop(ctx.steps)
+    gaps = {b - a for a, b in zip(ctx.asked, ctx.asked[1:])}
+    assert ctx.asked[0] == 1 and gaps == {interval}
 
 
 # --- as typed by a user ----------------------------------------------------------------------------------------------

@@ -21,7 +21,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ECHO_SECONDS = 0.3
 # torchrun sends its workers a copy of what it gets; a terminal's Ctrl-C had reached them already.
 TORCHRUN_ECHO_SECONDS = 3.0
-# With several processes a stop is agreed upon by a message; every few steps, so that it costs nothing.
+# What a stopped run has to save its state before its workers are killed.
+SHUTDOWN_SECONDS = 60
+# With several processes a stop is agreed upon by a message: about once a second, so that it costs nothing, and at least
+# every few steps, should they become slow.
+SECONDS_BETWEEN_CHECKS = 1.0
 STEPS_BETWEEN_CHECKS = 16
 
 
@@ -41,9 +45,10 @@ def handled() -> list[signal.Signals]:
 def exit_quietly(worker: bool) -> None:
     """Until there is something to save, a signal ends this process at once: 128 + signal, one line, no traceback.
 
-    A `worker` leaves the line to its parent, ends when that does, and says by status 1 that it has saved nothing.
+    A `worker` leaves the line to its parent and says by status 1 that it has saved nothing. It ends when its parent
+    does, as torchrun's workers do: they are in sessions of their own, where nothing else would end them.
     """
-    if worker:
+    if worker or "LOCAL_RANK" in os.environ:
         die_with_parent()
 
     def leave(signum: int, frame: FrameType | None) -> None:
@@ -73,7 +78,7 @@ def die_with_parent() -> None:
 
 
 class StopRequest:
-    """Notes the signals that stop a run; a second one ends the process at once.
+    """Notes the signals that stop a run; a second one ends the process at once, unless the state is being saved.
 
     In a worker of our own launcher a second one is ignored: the launcher gets it too, ends, and its workers with it.
     """
@@ -82,6 +87,7 @@ class StopRequest:
         self.ctx = ctx
         self.noted = 0
         self._since = 0.0
+        self._interval, self._steps, self._asked = 1, 0, time.monotonic()
         self._led = multiprocessing.parent_process() is not None
         self._echo = TORCHRUN_ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else ECHO_SECONDS
         for signum in handled():
@@ -94,17 +100,30 @@ class StopRequest:
         elif not self._led and now - self._since > self._echo:
             os._exit(128 + signum)
 
+    def saving(self) -> None:
+        """To end at once now would lose the state: for as long as a save may take, another signal is an echo.
+
+        Where the first went to one worker alone, torchrun sends the others theirs when that one has ended.
+        """
+        self._since, self._echo = time.monotonic(), SHUTDOWN_SECONDS
+
     def __call__(self, steps: int) -> bool:
-        """Whether to stop after `steps` steps of the epoch; the same answer on every rank."""
+        """Whether to stop after a step; the same answer on every rank."""
         if self.ctx.world == 1:
             return self.noted > 0
-        if steps % STEPS_BETWEEN_CHECKS:
-            return False
-        return self.agreed()
+        self._steps += 1
+        return self._steps >= self._interval and self.agreed()
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; every rank must call it at the same place."""
-        agreed = self.ctx.any(self.noted)
+        # The slowest rank's time of a step, so that all of them count up to the same one.
+        milliseconds = int(1000 * (time.monotonic() - self._asked) / max(self._steps, 1))
+        agreed, milliseconds = self.ctx.largest([self.noted, milliseconds])
+        if self._steps:
+            steps = int(1000 * SECONDS_BETWEEN_CHECKS / max(milliseconds, 1))
+            self._interval = min(max(steps, 1), STEPS_BETWEEN_CHECKS)
+        self._steps, self._asked = 0, time.monotonic()
         if agreed:  # not assigned otherwise: a signal may have been noted since the message was sent
+            self._since = self._since or time.monotonic()
             self.noted = agreed
         return agreed > 0
