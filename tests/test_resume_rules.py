@@ -1,6 +1,7 @@
 """What a resume is: which options may change, what becomes of tables and later levels, what is recorded."""
 
 import json
+import os
 import platform
 import shutil
 import signal
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import ROOT, Finished
-from tests.traps import KINDS, SHORT, DieAt, StopAt, begun
+from tests.traps import KINDS, SHORT, Both, DieAt, StopAt, begun
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,10 @@ def test_finished_run_resumed_does_nothing(undisturbed, fork):
 def test_more_levels_prolong_a_study(undisturbed, fork):
     two = fork("longer", **{**KINDS["lrr"], "prune_params.num_levels": 2})
     assert len(two.csv("summary")) == 2
+    before = yaml.safe_load((two.path / "expt_config.yaml").read_text())
     fork("longer", resume=True, **KINDS["lrr"]).assert_same_figures(undisturbed["lrr"])
+    before["prune_params"]["num_levels"] = 3  # from the start on: stopped on its way, the run is not finished
+    assert yaml.safe_load((two.path / "expt_config.yaml").read_text()) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,6 +59,54 @@ def test_resume_level_starts_a_level_again(undisturbed, fork, kind, level):
     assert list(stopped.csv("summary")["level"]) == list(range(level))
     again = fork("copy", resume=True, **KINDS[kind])
     again.assert_same_figures(undisturbed[kind])
+
+
+@pytest.mark.parametrize("place", range(0, 15))
+def test_rows_stay_until_resume_level_has_its_state(undisturbed, fork, place):
+    """kill -9 at each of its first writes: as long as the old state stands, so do its rows and checkpoints."""
+    run = copy_of(undisturbed["imp"], fork.folder)
+    before = contents(run.path)
+    options = {**KINDS["imp"], "experiment_params.resume_level": 1}
+    killed = fork.start("copy", resume=True, trap=DieAt(place), **options).finish(None)
+    assert killed.status == -signal.SIGKILL
+    after = contents(run.path)
+    if after["artifacts/state.json"] == before["artifacts/state.json"]:
+        kept = [name for name in before if name.startswith(("metrics/", "checkpoints/"))]
+        assert {name: after.get(name) for name in kept} == {name: before[name] for name in kept}
+    fork("copy", resume=True, **KINDS["imp"]).assert_same_figures(undisturbed["imp"])
+
+
+class Auto:
+    """What ``precision: auto`` means here; other things on one rank, if asked for."""
+
+    def __init__(self, dtype: torch.dtype | None, rank: str = ""):
+        self.dtype, self.rank = dtype, rank
+
+    def __call__(self) -> None:
+        from utils import training
+
+        mine = self.rank in ("", os.environ.get("RANK", ""))
+        training.autocast_dtype = lambda precision, device: self.dtype if mine else None
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_auto_precision_stays_what_it_was(fork, level):
+    options = {**KINDS["imp"], "experiment_params.precision": "auto"}
+    whole = fork("whole", trap=Auto(torch.bfloat16), **options)
+    fork("moved", status=143, trap=Both(Auto(torch.bfloat16), StopAt(41)), **options)
+    run = fork("moved", resume=True, trap=Auto(None), **options, **{"experiment_params.resume_level": level})
+    run.assert_same_figures(whole)
+    assert run.err == (
+        "harness: note: experiment_params.precision: auto stays bfloat16, which it was where the run began; "
+        "here it would be float32\n"
+    )
+
+
+def test_auto_precision_is_rank_0s(fork):
+    options = {**SHORT, "experiment_params.precision": "auto"}
+    one, _ = [rank.finish() for rank in fork.ranks("one", 2, trap=Auto(None), **options)]
+    other, _ = [rank.finish() for rank in fork.ranks("other", 2, trap=Auto(torch.bfloat16, rank="1"), **options)]
+    other.assert_same_figures(one)
 
 
 def test_edited_tables_are_put_right(undisturbed, fork):
@@ -115,11 +168,12 @@ def test_free_options_and_other_processes(undisturbed, fork):
     fork("free", status=143, trap=StopAt(5), **KINDS["imp"])
     free = {
         "dist_params.timeout_minutes": 5, "experiment_params.save_every_epochs": 2, "experiment_params.compile": "off",
-        "experiment_params.channels_last": "false", "dataset.data_root": "elsewhere",
+        "experiment_params.channels_last": "false", "dataset.data_root": "elsewhere", "dist_params.nproc": 2,
     }  # fmt: skip
-    ranks = fork.ranks("free", 2, resume=True, **KINDS["imp"], **free)
+    ranks = fork.ranks("free", 2, resume=True, **{**KINDS["imp"], **free})
     done = [rank.finish() for rank in ranks]
-    note = "harness: note: resumed with processes 2 (was 1): the last bits of figures may differ"
+    changes = "processes 2 (was 1), compile off (was auto), channels_last False (was True)"
+    note = f"harness: note: resumed with {changes}: the last bits of figures may differ"
     assert (done[0].err + done[1].err).strip() == note
     gap = undisturbed["imp"].csv("summary")["final_test_loss"] - done[0].csv("summary")["final_test_loss"]
     assert gap.abs().max() < 0.05

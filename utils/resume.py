@@ -1,5 +1,6 @@
 """What a resume state holds of a run in progress, and how a run is taken up from one."""
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,9 @@ import torch
 
 from harness_utils import cpu_copy, load_masks, load_weights
 from utils.conv_type import density
+from utils.distributed import launch_id
 from utils.environment import git_commit
+from utils.files import RunError
 from utils.order import stable_seed
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 
 # Plain values of the harness that say where it stands.
 FIELDS = ("level", "begun", "epoch", "initial_density", "best", "seconds", "last")
+# What ``precision: auto`` may have meant where the run began.
+AUTO_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def capture(harness: "Harness", mid_epoch: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -27,17 +32,22 @@ def capture(harness: "Harness", mid_epoch: dict[str, Any] | None = None) -> dict
         "optimizer": cpu_copy(harness.trainer.optimizer_state_dict()),
         "config": harness.cfg.to_dict(),
         "surroundings": surroundings(harness),
+        "launch": launch_id(),
     }
 
 
 def surroundings(harness: "Harness") -> dict[str, Any]:
     """What else the last bits of a run's figures hang on, besides its config."""
-    device = harness.ctx.device
+    device, e = harness.ctx.device, harness.cfg.experiment_params
     return {
         "processes": harness.ctx.world,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "precision": str(harness.trainer.dtype or torch.float32).removeprefix("torch."),
+        "compile": e.compile,
+        "channels_last": e.channels_last,
+        "deterministic": e.deterministic,
+        "sparse_allreduce": harness.cfg.dist_params.sparse_allreduce,
         "torch": str(torch.__version__),
         "code": git_commit(),
     }
@@ -70,16 +80,20 @@ def restore(harness: "Harness") -> None:
     """Takes up the run being resumed: its last state, or level L-1's checkpoint with ``resume_level: L``.
 
     Does nothing in a fresh run, and starts from the beginning one that was killed before its first state was saved.
+    ``precision: auto`` goes on meaning what it did.
     """
     e, run = harness.cfg.experiment_params, harness.run
     state = None
     if run and e.resume_expt_name:  # the other ranks' configs may not know: torchrun may have started them anew
-        state = _from_level(harness, e.resume_level) if e.resume_level else run.load_state()
-        if state and state["level"] < harness.cfg.prune_params.num_levels:
-            _tell_of_changes(state.get("surroundings"), surroundings(harness))
+        state = _state_to_take_up(harness)
     state = harness.ctx.broadcast_object(state)
     if state is None:
         return
+    before, now = state.get("surroundings"), surroundings(harness)
+    if before and e.precision == "auto":
+        harness.trainer.dtype = AUTO_PRECISIONS[before["precision"]]
+    if run and before and state["level"] < harness.cfg.prune_params.num_levels:
+        _tell_of_changes(before, now, e.precision)
     load_weights(harness.model, state["model"], "the saved state")
     load_masks(harness.model, state["model"])
     for name in FIELDS:
@@ -87,17 +101,41 @@ def restore(harness: "Harness") -> None:
     if harness.begun:
         harness.trainer.restart(state["optimizer"])
     if run:
+        if e.resume_level:  # from here on a plain resume goes on with this attempt, not with what it replaces
+            run.tables = state["tables"]
+            run.save_state(capture(harness, state["mid_epoch"]))
+            run.writer.flush()  # until then what is replaced must stay whole
+            run.remove_checkpoints(first_level=harness.level)
         run.restore_tables(state["tables"])
         harness.bar.update(harness.level)
-        if e.resume_level:  # from here on a plain resume goes on with this attempt, not with what it replaces
-            run.save_state(capture(harness))
-            run.remove_checkpoints(first_level=e.resume_level)
     if state["mid_epoch"]:
         _restore_epoch(harness, state["mid_epoch"])
 
 
-def _tell_of_changes(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    changes = [f"{key} {now[key]} (was {before[key]})" for key in now if before and before.get(key) != now[key]]
+def _state_to_take_up(harness: "Harness") -> dict[str, Any] | None:
+    e, run = harness.cfg.experiment_params, harness.run
+    assert run is not None
+    if not e.resume_level:
+        return run.load_state()
+    newest = None
+    with contextlib.suppress(RunError):  # resume_level is what helps when every state is damaged
+        newest = run.load_state()
+    if newest is None:
+        return _from_level(harness, e.resume_level)
+    # torchrun and Slurm start the same command again: it is to start the level again once.
+    mine = launch_id() and newest.get("launch") == launch_id()
+    if mine and newest["config"]["experiment_params"]["resume_level"] == e.resume_level:
+        return newest
+    return {**_from_level(harness, e.resume_level), "surroundings": newest.get("surroundings")}
+
+
+def _tell_of_changes(before: dict[str, Any], now: dict[str, Any], precision: str) -> None:
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    if "precision" in changed and precision == "auto":
+        changed.remove("precision")
+        told = f"auto stays {before['precision']}, which it was where the run began; here it would be"
+        print(f"harness: note: experiment_params.precision: {told} {now['precision']}", file=sys.stderr)
+    changes = [f"{key} {now[key]} (was {before[key]})" for key in changed]
     if changes:
         print(f"harness: note: resumed with {', '.join(changes)}: the last bits of figures may differ", file=sys.stderr)
 

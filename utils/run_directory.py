@@ -15,6 +15,7 @@ import yaml
 
 from harness_params import Config, ConfigError, dump_yaml, make_config
 from harness_utils import Run
+from utils.distributed import launch_id
 from utils.environment import describe
 from utils.files import RunError, sweep_parts, write_whole
 
@@ -108,14 +109,23 @@ def _never_began(path: Path) -> bool:
 
 
 def taken_up_again(cfg: Config) -> Config:
-    """The config of workers that torchrun starts anew: their run is there already, and is resumed.
+    """The config of workers that torchrun starts anew: the run that this torchrun has begun already is resumed.
 
     A run without ``expt_name`` cannot be found again, and starts afresh under another name.
     """
-    e = cfg.experiment_params
-    if e.resume_expt_name or not e.expt_name or not (Path(e.base_dir) / e.expt_name / "expt_config.yaml").exists():
+    e, launch = cfg.experiment_params, launch_id()
+    path = Path(e.base_dir) / e.expt_name
+    if not launch or e.resume_expt_name or not e.expt_name or not (path / "expt_config.yaml").exists():
         return cfg
-    return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
+    with contextlib.suppress(OSError):
+        if _lock_file(path).read_text() == launch:
+            return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
+    return cfg
+
+
+def _lock_file(path: Path) -> Path:
+    """What the process that runs there holds locked; it holds that process's `launch_id`."""
+    return path / "artifacts" / "lock"
 
 
 @contextlib.contextmanager
@@ -133,7 +143,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
             path.mkdir(parents=True, exist_ok=True)
         for folder in ("checkpoints", "artifacts", "metrics/epochwise_metrics"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        lock = open(path / "artifacts" / "lock", "a")  # noqa: SIM115 - held for the life of the run
+        lock = open(_lock_file(path), "a+")  # noqa: SIM115 - held for the life of the run
     except OSError as error:
         raise RunError(f"experiment_params.base_dir: cannot create {path}: {error.strerror}") from error
     with lock:
@@ -143,10 +153,17 @@ def open_run(cfg: Config) -> Iterator[Run]:
         sweep_parts(path)
         run = Run(path, cfg)
         try:
-            if not e.resume_expt_name:
+            finished = run.is_finished()
+            if not finished:  # before the config is there: from then on the same torchrun must know its run
+                lock.truncate(0)
+                lock.write(launch_id())
+                lock.flush()
+            if e.resume_expt_name:
+                _record_levels(path / "expt_config.yaml", cfg.prune_params.num_levels)
+            else:
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
-            if not run.is_finished():
+            if not finished:
                 _record_environment(path)
             yield run
             run.writer.flush()
@@ -170,6 +187,15 @@ def _acquire(lock: IO[Any], path: Path) -> None:
 
 def _default_name() -> str:
     return f"experiment_{datetime.datetime.now():%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
+
+
+def _record_levels(file: Path, levels: int) -> None:
+    """Writes how many levels the run is to have now into its config, which figures go by."""
+    saved = yaml.safe_load(file.read_text())
+    section = saved.setdefault("prune_params", {})
+    if section.get("num_levels") != levels:
+        section["num_levels"] = levels
+        write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 
 def _record_environment(path: Path) -> None:
