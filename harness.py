@@ -277,11 +277,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
     try:
         cfg = load_config(argv)
-        ignored = distributed.decided_by_torchrun(cfg)
+        notes = distributed.notes_on(cfg)
         if distributed.started_rank() == 0:  # the other machines of a run may not even see its directory
             cfg = taken_up_again(cfg)
             check_run_directory(cfg)
-            for note in [*cfg.notes, *ignored]:
+            for note in notes:
                 print(f"harness: note: {note}", file=sys.stderr)
         d = cfg.dist_params
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1

@@ -174,21 +174,23 @@ def launch_id() -> str:
         return ""
 
 
-def decided_by_torchrun(cfg: Config) -> list[str]:
-    """A note on the options of dist_params that torchrun's own take the place of.
+def notes_on(cfg: Config) -> list[str]:
+    """The config's notes; under torchrun its own on dist_params, some of which torchrun's options take the place of.
 
     Raises:
         ConfigError: one process was asked for, and torchrun has started several.
     """
-    d, usual = cfg.dist_params, make_config().dist_params
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return []
+        return list(cfg.notes)
+    d, usual = cfg.dist_params, make_config().dist_params
     world, local_world = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
     if not d.distributed and int(world) > 1:
         raise ConfigError([f"dist_params.distributed: False, but torchrun has started {world} processes"])
     ignored = [key for key in ("address", "port") if getattr(d, key) != getattr(usual, key)]
     ignored += ["nproc"] if d.nproc not in (0, int(local_world)) else []
-    return [f"dist_params.{key}: {getattr(d, key)} has no effect under torchrun" for key in ignored]
+    told = [f"dist_params.{key}: {getattr(d, key)} has no effect under torchrun" for key in ignored]
+    # The config's own on this section suppose that as many processes run as it asks for.
+    return [*(note for note in cfg.notes if not note.startswith("dist_params.")), *told]
 
 
 @contextlib.contextmanager
