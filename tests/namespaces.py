@@ -1,47 +1,52 @@
-"""Two machines on one: network namespaces joined by a veth pair, each with an address of its own."""
+"""Two machines on one: the network namespaces of tests/benchmarks/allreduce.py, for tests."""
 
 import contextlib
-import shutil
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
+from tests.benchmarks import allreduce
 
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+ADDRESSES = [f"{allreduce.NETWORK}.{number}" for number in (1, 2)]
+INTERFACE = allreduce.LINK
+MBIT = 1000
 
 
 @contextlib.contextmanager
-def two_machines(name: str = "tickets", rate: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yields the names of two namespaces; skips, loudly, where the machine does not let us make any.
-
-    Args:
-        rate: what the link between them carries, as tc writes it ("100mbit"); None for as much as it can.
-    """
-    if shutil.which("ip") is None:
-        pytest.skip("no ip command (Debian: iproute2): the test of two machines did not run")
-    spaces = (f"{name}-0", f"{name}-1")
-    try:
-        _ip("netns", "add", spaces[0])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here ({error.stderr.strip()}): the test of two machines did not run")
-    try:
-        _ip("netns", "add", spaces[1])
-        _ip("link", "add", f"{name}0", "netns", spaces[0], "type", "veth", "peer", f"{name}1", "netns", spaces[1])
-        for i, space in enumerate(spaces):
-            _ip("-n", space, "addr", "add", f"{ADDRESSES[i]}/24", "dev", f"{name}{i}")
-            _ip("-n", space, "link", "set", f"{name}{i}", "up")
-            _ip("-n", space, "link", "set", "lo", "up")
-            if rate:
-                shaping = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"]
-                subprocess.run(
-                    ["ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", f"{name}{i}", *shaping],
-                    check=True, capture_output=True, timeout=20,
-                )  # fmt: skip
+def two_machines() -> Iterator[list[str]]:
+    """Yields the names of two namespaces; skips, loudly, where the machine does not let us make any."""
+    with contextlib.ExitStack() as stack:
+        try:
+            if reason := allreduce.missing():
+                raise RuntimeError(reason)
+            spaces = stack.enter_context(allreduce.two_machines(MBIT))
+        except RuntimeError as error:
+            pytest.skip(f"no network namespaces here ({error}): the test of two machines did not run")
+        stack.callback(lambda: [kill_all(space) for space in spaces])
         yield spaces
-    finally:
-        for space in spaces:
-            subprocess.run(["ip", "netns", "del", space], capture_output=True, timeout=20)
+
+
+def pids_in(space: str) -> list[int]:
+    """Processes of a machine, in whatever session they are."""
+    done = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, timeout=20)
+    return [int(pid) for pid in done.stdout.split()]
+
+
+def kill_all(space: str) -> None:
+    """kill -9 of everything on a machine."""
+    end = time.monotonic() + 10
+    while pids := pids_in(space):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert time.monotonic() < end, f"{pids} in {space} cannot be killed"
+        time.sleep(0.05)
+
+
+def unplug(space: str) -> None:
+    """Takes a machine off the network: from now on the other hears nothing, not even that a connection has ended."""
+    subprocess.run(["ip", "-n", space, "link", "set", INTERFACE, "down"], check=True, timeout=20)

@@ -1,21 +1,24 @@
 """`torchrun` on two machines (network namespaces), as README says: same figures, a lost machine, a new start."""
 
 import os
-import signal
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, Finished, Launcher
-from tests.namespaces import ADDRESSES, two_machines
+from tests.namespaces import ADDRESSES, INTERFACE, kill_all, pids_in, two_machines, unplug
+from tests.processes import rows_of
 
-# One level of many epochs for the machine that is lost in its middle.
+pytestmark = pytest.mark.slow
+
 TIMEOUT_MINUTES = 0.25
+# One level of many epochs for the machine that is lost in its middle.
+LONG = {"experiment_params.epochs_per_level": 60, "prune_params.num_levels": 2}
 
 
-def start(launch: Launcher, spaces, name: str, **options) -> list[subprocess.Popen]:
+def start(launch: Launcher, spaces: list[str], name: str, *words: str, **options) -> list[subprocess.Popen]:
     """One torchrun a machine; only the first writes to the run directory."""
     processes = []
     for node, space in enumerate(spaces):
@@ -23,69 +26,82 @@ def start(launch: Launcher, spaces, name: str, **options) -> list[subprocess.Pop
         program += [f"--master_addr={ADDRESSES[0]}", "--master_port=29411", "harness.py"]
         # Machines need not share a disk: the second has a base_dir of its own.
         folder = launch.folder if node == 0 else launch.folder / "other"
-        command = Launcher(folder).command(
-            name, program=tuple(program), **{"dist_params.timeout_minutes": TIMEOUT_MINUTES, **options}
-        )
-        interface = f"{spaces[0].removesuffix('-0')}{node}"
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+        options = {"dist_params.timeout_minutes": TIMEOUT_MINUTES, **options}
+        command = Launcher(folder).command(name, *words, program=tuple(program), **options)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
         processes.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", space, *command],
-                cwd=ROOT,
-                env=environment,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                ["ip", "netns", "exec", space, *command], cwd=ROOT, env=environment, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True,
             )
-        )
+        )  # fmt: skip
     return processes
 
 
-def finish(processes: list[subprocess.Popen], timeout: float) -> list[tuple[int, str]]:
-    """(exit status, stderr) of each; kills what does not end in time, and fails."""
-    ended = []
+def finish(process: subprocess.Popen, space: str, timeout: float) -> tuple[int, str]:
+    """(exit status, stderr) of a machine's torchrun; fails when it does not end in time, or leaves anything behind."""
     try:
-        for process in processes:
-            _, err = process.communicate(timeout=timeout)
-            ended.append((process.returncode, err))
+        _, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        pytest.fail(f"a machine did not end within {timeout} s")
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    return ended
+        kill_all(space)
+        pytest.fail(f"a machine did not end within {timeout} s: {process.communicate()}")
+    assert not pids_in(space)
+    return process.returncode, err
 
 
-@pytest.mark.slow
-def test_two_machines(launch):
+def finish_both(processes: list[subprocess.Popen], spaces: list[str]) -> None:
+    ended = [finish(process, space, timeout=240) for process, space in zip(processes, spaces)]
+    assert [status for status, _ in ended] == [0, 0], ended
+
+
+def wait_for_rows(path: Path, rows: int, processes: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + 200
+    while rows_of(path, 0) < rows:
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def test_same_figures_as_one_process(launch):
+    one = launch("one")
     with two_machines() as spaces:
-        one = launch("one")
-        ended = finish(start(launch, spaces, "two"), timeout=240)
-        assert [status for status, _ in ended] == [0, 0], ended
-        two = Finished(launch.folder / "two", 0, "", "")
-        assert not (launch.folder / "other" / "two").exists()
-        for level in range(3):
-            a, b = (run.csv(f"epochwise_metrics/level_{level}_metrics")["train_loss"] for run in (one, two))
-            assert ((a - b) / a).abs().max() < 1e-3
+        finish_both(start(launch, spaces, "two"), spaces)
+    two = Finished(launch.folder / "two", 0, "", "")
+    assert not (launch.folder / "other" / "two").exists()
+    for level in range(3):
+        a, b = (run.csv(f"epochwise_metrics/level_{level}_metrics")["train_loss"] for run in (one, two))
+        gap = ((a - b) / a).abs().max()
+        print(f"level {level}: train_loss of two machines differs by {gap:.1e} at most")
+        assert gap < 1e-3
 
-        longer = {"experiment_params.epochs_per_level": 60, "prune_params.num_levels": 2}
-        processes = start(launch, spaces, "lost", **longer)
-        rows = launch.folder / "lost/metrics/epochwise_metrics/level_0_metrics.csv"
-        end = time.monotonic() + 200
-        while not rows.exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        os.killpg(processes[1].pid, signal.SIGKILL)
-        lost = time.monotonic()
-        status, err = finish(processes[:1], timeout=60 * TIMEOUT_MINUTES + 30)[0]
+
+@pytest.mark.parametrize("lost", ["killed", "unplugged"])
+def test_a_machine_is_lost(launch, lost):
+    """The other ends with a line that says so, and a new pair goes on where the run stands."""
+    with two_machines() as spaces:
+        processes = start(launch, spaces, "lost", **LONG)
+        wait_for_rows(launch.folder / "lost", 2, processes)
+        if lost == "unplugged":
+            unplug(spaces[1])
+        kill_all(spaces[1])
+        begin = time.monotonic()
+        status, err = finish(processes[0], spaces[0], timeout=60 * TIMEOUT_MINUTES + 30)
+        print(f"{lost}: the other machine ended {time.monotonic() - begin:.1f} s later:\n{err}")
         assert status != 0
-        assert "Connection" in err or "timeout" in err.lower()
-        print(f"the other machine ended {time.monotonic() - lost:.1f} s after the loss", file=sys.stderr)
+        told = [line for line in err.splitlines() if line.startswith("harness: ") and " note: " not in line]
+        assert len(told) == 1 and "a worker was lost" in told[0]
+        if lost == "unplugged":
+            return
+        rows = rows_of(launch.folder / "lost", 0)
+        again = {"experiment_params.expt_name": None, "experiment_params.resume_expt_name": "lost"}
+        begun = launch.folder / "lost/metrics/epochwise_metrics/level_0_metrics.csv"
+        before = begun.read_text().splitlines()[:rows]
+        finish_both(start(launch, spaces, "lost", **LONG, **again), spaces)
+    assert begun.read_text().splitlines()[:rows] == before
+    assert list(Finished(launch.folder / "lost", 0, "", "").csv("summary")["epochs"]) == [60, 60]
 
-        again = {**longer, "experiment_params.resume_expt_name": "lost"}
-        ended = finish(start(launch, spaces, "lost", **again), timeout=240)
-        assert [status for status, _ in ended] == [0, 0], ended
-        summary = Finished(launch.folder / "lost", 0, "", "").csv("summary")
-        assert list(summary["epochs"]) == [60, 60]
+
+def test_machines_left_by_a_killed_test_are_removed():
+    with two_machines():  # skips where none can be made
+        subprocess.run(["ip", "netns", "add", "tickets_9999999_0"], check=True, timeout=20)
+    with two_machines() as spaces:
+        assert set(spaces) <= set(os.listdir("/run/netns")) and "tickets_9999999_0" not in os.listdir("/run/netns")
