@@ -1,13 +1,16 @@
 """torchrun and Slurm start one command again: its run goes on. Another launch of the same name is refused."""
 
+import datetime
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.processes import rows_of
@@ -75,6 +78,26 @@ def test_options_that_torchrun_decides(fork):
     env = {**launched("job"), "WORLD_SIZE": 2, "RANK": 1}  # of any rank: none must wait for the others
     run = fork("alone", status=2, env=env, **SHORT, **{"dist_params.distributed": "false"})
     assert run.err == "harness: dist_params.distributed: False, but torchrun has started 2 processes\n"
+
+
+def test_processes_started_anew_do_not_meet_the_old_ones():
+    """Three ranks meet again and again in one store, each time later ranks find what earlier ones have left there."""
+    store, names = torch.distributed.HashStore(), []
+    for late in (0, 1, 2):
+        found = {}
+
+        def meet(rank: int, late: int = late, found: dict = found) -> None:
+            time.sleep(0.1 * (rank == late))
+            found[rank] = distributed.agreed_name(store, rank, 3, datetime.timedelta(seconds=20))
+
+        threads = [threading.Thread(target=meet, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 3 and len(set(found.values())) == 1
+        names.append(found[0])
+    assert len(set(names)) == 3
 
 
 # --- torchrun itself -------------------------------------------------------------------------------------------------

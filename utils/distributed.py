@@ -217,15 +217,46 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     if world == 1:
         yield ctx
         return
+    timeout = timedelta(minutes=timeout_minutes)
+    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
+        store=dist.PrefixStore(agreed_name(store, rank, world, timeout), store),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
         device_id=device if on_gpu else None,
     )
     try:
         yield ctx
     finally:
         dist.destroy_process_group()
+
+
+def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
+    """A name that these processes have in common with none that met in this `store` before.
+
+    torchrun's store outlives its workers: those started anew would look their peers up below the names of the old ones,
+    and find the addresses of the dead (pytorch issue 135712; its count of restarts differs between machines). So rank 0
+    draws a name and answers whatever words it finds with it, until every rank has said the name; each waits for the
+    answer to a word that it has just drawn.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"word/{rank}", own)
+        store.wait([f"name/{own}"], timeout)
+        name = store.get(f"name/{own}").decode()
+        store.set(f"{name}/{rank}", "")
+        return name
+    others, end = range(1, world), time.monotonic() + timeout.total_seconds()
+    while missing := [other for other in others if not store.check([f"{own}/{other}"])]:
+        for other in missing:
+            if store.check([f"word/{other}"]):
+                store.set(f"name/{store.get(f'word/{other}').decode()}", own)
+        if time.monotonic() > end:
+            raise RuntimeError(f"Connection to ranks {missing} timed out: they have not started")
+        time.sleep(0.01)
+    return own
 
 
 def share_out_threads(local_world: int, threads: int = 0) -> None:
