@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import alive_in_session, all_gone
+from tests.test_resume_launches import workers_of
 from tests.traps import KINDS, SHORT, begun, states_of
 from utils import signals
 
@@ -215,15 +216,19 @@ def test_nothing_is_left_after_the_next_start(fork, scratch):
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_stop_on(launch, fork):
+@pytest.mark.parametrize("to", ["torchrun", "a worker"])
+def test_stop_under_torchrun(launch, fork, to):
+    """Passed on by torchrun; or by the workers to each other, whereupon torchrun ends those that have not ended yet."""
     options = {**KINDS["imp"], "dist_params.nproc": 2, "experiment_params.epochs_per_level": 40}
     program = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "harness.py")
     process = launch.start("torchrun", program=program, **options)
     epochs = launch.folder / "torchrun" / "metrics" / "epochwise_metrics"
     wait_for(process, lambda: any(epochs.glob("*.csv")))
-    os.killpg(process.pid, signal.SIGINT)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    os.kill(process.pid if to == "torchrun" else workers[1], signal.SIGINT)
     done = launch.finish("torchrun", process)
     assert f"harness: stopped by SIGINT; {HINT}torchrun" in done.err
-    assert all_gone(process.pid, seconds=5)
+    assert all_gone(process.pid, seconds=5) and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     resumed = fork("torchrun", resume=True, **options)
     resumed.assert_same_figures(fork("whole", **options))
