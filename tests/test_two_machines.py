@@ -1,6 +1,8 @@
 """`torchrun` on two machines (network namespaces), as README says: same figures, a lost machine, a new start."""
 
+import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from tests.conftest import ROOT, Finished, Launcher
 from tests.namespaces import ADDRESSES, INTERFACE, kill_all, pids_in, two_machines, unplug
 from tests.processes import rows_of
+from tests.test_resume_launches import workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -18,16 +21,22 @@ TIMEOUT_MINUTES = 0.25
 LONG = {"experiment_params.epochs_per_level": 60, "prune_params.num_levels": 2}
 
 
-def start(launch: Launcher, spaces: list[str], name: str, *words: str, **options) -> list[subprocess.Popen]:
-    """One torchrun a machine; only the first writes to the run directory."""
+def start(launch: Launcher, spaces: list[str], name: str, elastic: bool = False, **options) -> list[subprocess.Popen]:
+    """One torchrun a machine; only the first writes to the run directory. `elastic` as in configs/slurm.sh."""
     processes = []
     for node, space in enumerate(spaces):
-        program = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}"]
-        program += [f"--master_addr={ADDRESSES[0]}", "--master_port=29411", "harness.py"]
+        program = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+        if elastic:
+            program += ["--max-restarts=3", "--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29411"]
+            # Namespaces have no names, by which the first would find out that the endpoint is its own.
+            program += ["--rdzv_id=7", f"--local_addr={ADDRESSES[node]}", f"--rdzv_conf=is_host={1 - node}"]
+        else:
+            program += [f"--node_rank={node}", f"--master_addr={ADDRESSES[0]}", "--master_port=29411"]
+        program.append("harness.py")
         # Machines need not share a disk: the second has a base_dir of its own.
         folder = launch.folder if node == 0 else launch.folder / "other"
         options = {"dist_params.timeout_minutes": TIMEOUT_MINUTES, **options}
-        command = Launcher(folder).command(name, *words, program=tuple(program), **options)
+        command = Launcher(folder).command(name, program=tuple(program), **options)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
         processes.append(
             subprocess.Popen(
@@ -57,7 +66,8 @@ def finish_both(processes: list[subprocess.Popen], spaces: list[str]) -> None:
 def wait_for_rows(path: Path, rows: int, processes: list[subprocess.Popen]) -> None:
     end = time.monotonic() + 200
     while rows_of(path, 0) < rows:
-        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        ended = [process.communicate() for process in processes if process.poll() is not None]
+        assert not ended and time.monotonic() < end, ended
         time.sleep(0.05)
 
 
@@ -98,6 +108,21 @@ def test_a_machine_is_lost(launch, lost):
         finish_both(start(launch, spaces, "lost", **LONG, **again), spaces)
     assert begun.read_text().splitlines()[:rows] == before
     assert list(Finished(launch.folder / "lost", 0, "", "").csv("summary")["epochs"]) == [60, 60]
+
+
+def test_a_worker_of_either_machine_is_killed(launch):
+    """torchrun starts all workers anew, on the other machine without counting it: the run goes on."""
+    with two_machines() as spaces:
+        processes = start(launch, spaces, "run", elastic=True, **LONG)
+        rows = 2
+        for process in processes[::-1]:
+            wait_for_rows(launch.folder / "run", rows, processes)
+            rows = rows_of(launch.folder / "run", 0) + 2
+            os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        finish_both(processes, spaces)
+    run = Finished(launch.folder / "run", 0, "", "")
+    assert list(run.csv("summary")["epochs"]) == [60, 60]
+    assert len(json.loads((run.path / "artifacts" / "environment.json").read_text())) == 3
 
 
 def test_machines_left_by_a_killed_test_are_removed():
