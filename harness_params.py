@@ -19,7 +19,7 @@ import yaml
 
 from utils.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
 from utils.config import ConfigError, Group, Legacy, Option, Resolved, Source, fault, help_text, resolve, show
-from utils.config_checks import CHECKS, DATASET_CLASSES, METHODS, NO_METHOD, without_effect
+from utils.config_checks import BETWEEN_PROCESSES, CHECKS, DATASET_CLASSES, METHODS, NO_METHOD, without_effect
 from utils.config_sources import parse_words, read_yaml
 from utils.schedulers import SCHEDULES
 
@@ -205,6 +205,15 @@ class Config(Group):
             ConfigError: as `make_config`.
         """
         return _build([Source("code", self.to_dict()), Source("code", overrides)])
+
+
+def unused_alone(config: Config) -> list[str]:
+    """A line for each option between processes that is set in a run whose nproc 0 has turned out to be one process."""
+    d, usual = config.dist_params, make_config().dist_params
+    if d.nproc != 0 or not d.distributed:
+        return []  # known without counting GPUs: `without_effect` has told
+    changed = [key for key in BETWEEN_PROCESSES if getattr(d, key) != getattr(usual, key)]
+    return [f"dist_params.{key}: {show(getattr(d, key))} has no effect: there is one process" for key in changed]
 
 
 def _build(sources: Sequence[Source], faults: Sequence[str] = (), whole: bool = True) -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness_params import SCHEMA, dump_yaml, load_config, make_config
+from harness_params import SCHEMA, dump_yaml, load_config, make_config, unused_alone
 from utils.config_checks import DATASET_CLASSES, METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
@@ -279,3 +279,12 @@ def test_choices_match_the_data_sets():
     from utils.dataset import DATASETS
 
     assert {name: spec.num_classes for name, spec in DATASETS.items()} == DATASET_CLASSES
+
+
+def test_options_between_processes_are_noted_where_nproc_turns_out_to_be_one():
+    words = ["--dist_params.wire=bf16", "--dist_params.sync_bn=true"]
+    cfg = load_config(words)
+    assert cfg.notes == ()  # with two GPUs they would count
+    assert [note.partition(":")[0] for note in unused_alone(cfg)] == ["dist_params.sync_bn", "dist_params.wire"]
+    assert unused_alone(load_config([*words, "--dist_params.nproc=1"])) == []  # told in its notes
+    assert unused_alone(load_config([])) == []

@@ -29,6 +29,7 @@ DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with mil
 
 # Options that do nothing in a run of one level, and in one of one process.
 BETWEEN_LEVELS = ("prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type")
+# (nproc 0 is one on a CPU, which only harness.py finds out.)
 BETWEEN_PROCESSES = ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
 
 Faults = Iterator[tuple[str, str]]

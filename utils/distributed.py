@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness_params import Config, ConfigError, make_config
+from harness_params import Config, ConfigError, make_config, unused_alone
 from utils.files import scratch_folder
 from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, die_with_parent, handled  # noqa: F401 (for others)
 
@@ -180,9 +180,9 @@ def notes_on(cfg: Config) -> list[str]:
     Raises:
         ConfigError: one process was asked for, and torchrun has started several.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return list(cfg.notes)
     d, usual = cfg.dist_params, make_config().dist_params
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return [*cfg.notes, *(unused_alone(cfg) if default_nproc(d.nproc) == 1 else [])]
     world, local_world = os.environ["WORLD_SIZE"], os.environ["LOCAL_WORLD_SIZE"]
     if not d.distributed and int(world) > 1:
         raise ConfigError([f"dist_params.distributed: False, but torchrun has started {world} processes"])

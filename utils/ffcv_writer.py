@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from utils.distributed import die_with_parent
 from utils.ffcv_decode import JPEG_MODE, IntField, RGBImageField
-from utils.files import RunError
+from utils.files import RunError, rename
 
 if TYPE_CHECKING:
     from utils.write_beton import Source
@@ -86,12 +86,7 @@ def write_beton(path: Path, source: "Source", encoding: Encoding, workers: int, 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         broken = _write(part, source, encoding, workers, skip_broken, path.name)
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        rename(part, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
