@@ -77,6 +77,14 @@ def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -
     return new
 
 
+def best_of(score: Tensor, mask: Tensor) -> Tensor:
+    """A mask of one weight: the one with the largest score where `mask` is one, of equal ones the first."""
+    place = torch.where(mask, score, -torch.inf).flatten().argmax()
+    best = torch.zeros_like(mask)
+    best[torch.unravel_index(place, mask.shape)] = True
+    return best
+
+
 @torch.no_grad()
 def global_top_k_alive(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
     """`global_top_k`, except that a layer that would lose its last weight keeps the best one.
@@ -89,11 +97,7 @@ def global_top_k_alive(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: 
     alive = [count > 0 for count in kept_counts(masks)]
     if keep < sum(alive) or not any(was and now == 0 for was, now in zip(alive, kept_counts(new))):
         return new
-    best = [torch.zeros_like(mask) for mask in masks]
-    for score, mask, chosen, was in zip(scores, masks, best, alive):
-        if was:
-            place = torch.where(mask, score, -torch.inf).flatten().argmax()  # the first of equal ones
-            chosen[torch.unravel_index(place, mask.shape)] = True
+    best = [best_of(score, mask) if was else mask for score, mask, was in zip(scores, masks, alive)]
     rest = global_top_k(scores, [mask & ~chosen for mask, chosen in zip(masks, best)], keep - sum(alive))
     return [other | chosen for other, chosen in zip(rest, best)]
 

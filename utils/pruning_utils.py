@@ -12,7 +12,16 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.allocation import Allocation, balanced, erk, global_top_k, global_top_k_alive, keep_count, kept_counts
+from utils.allocation import (
+    Allocation,
+    balanced,
+    best_of,
+    erk,
+    global_top_k,
+    global_top_k_alive,
+    keep_count,
+    kept_counts,
+)
 from utils.conv_type import apply_masks, masked_params
 from utils.scores import (
     SYNFLOW_ROUNDS,
@@ -47,9 +56,7 @@ CRITERIA: dict[str, Criterion] = {
     "mag": Criterion(mag_scores, global_top_k, "Frankle & Carbin 2019"),
     "snip": Criterion(snip_scores, global_top_k, "Lee et al. 2019", needs_batches=True),
     "grasp": Criterion(grasp_scores, global_top_k, "Wang et al. 2020", needs_batches=True),
-    # Alive: the paper promises that no layer collapses while others have weights. Shortcut and bottleneck layers of
-    # residual networks, which share their flow with another path, would: they keep one weight instead of none.
-    "synflow": Criterion(synflow_scores, global_top_k_alive, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
+    "synflow": Criterion(synflow_scores, global_top_k, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
     "random": Criterion(random_scores, global_top_k, "uniform over all weights"),
     "random_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
     "random_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
@@ -162,24 +169,62 @@ def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
 def _choose(
     model: nn.Module, masks: Sequence[Tensor], keep: int, criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """New masks with `keep` ones; for a criterion `in_rounds` found in `inputs.rounds` steps of equal ratio."""
-    rounds = inputs.rounds if criterion.in_rounds else 1
-    start = left = sum(kept_counts(masks))
+    """New masks with `keep` ones."""
+    if keep == sum(kept_counts(masks)):
+        return masks  # nothing goes: nothing to score for
     with scoring(model):
         if criterion.in_rounds:
-            # One batch is enough for its shape; a DataLoader would start its workers anew for every round.
-            inputs = replace(inputs, batches=list(islice(inputs.batches, 1)))
-        for i in range(1, rounds + 1):
-            # k_i / N = d0 * (d / d0)^(i / rounds); the last is `keep` itself, whatever the rounding.
-            aim = keep if i == rounds else max(keep, keep_count((keep / start) ** (i / rounds), start))
-            if aim >= left:
-                continue  # nothing goes in this round: nothing to score for
-            scores = criterion.score(model, masks, inputs)
-            _check_finite(model, scores, masks)
-            before, masks, left = masks, criterion.allocate(scores, masks, aim), aim
-            if aim == keep and criterion.score is not random_scores:
-                _warn_of_ties_at_zero(scores, before, masks)
+            return _in_rounds(model, masks, keep, criterion, inputs)
+        scores = _scored(model, masks, criterion, inputs)
+        chosen = criterion.allocate(scores, masks, keep)
+        if criterion.score is not random_scores:
+            _warn_of_ties_at_zero(scores, masks, chosen)
+        return chosen
+
+
+def _in_rounds(
+    model: nn.Module, masks: Sequence[Tensor], keep: int, criterion: Criterion, inputs: Inputs
+) -> Sequence[Tensor]:
+    """Scored and pruned `inputs.rounds` times, in steps of equal ratio (Tanaka et al. 2020, algorithm 1).
+
+    The paper promises that no layer collapses while others have weights, which holds for chains of layers. Shortcuts
+    and bottlenecks of residual networks, beside which the flow has another path, do die. In the end such a layer gets
+    back the best weight that it died with, for the worst of the others: the rounds are the paper's, and the result
+    differs from it by one weight a dead layer. Where a round has cut all flow, so that every score is zero, it is made
+    again with the best weight of each layer kept.
+    """
+    # One batch is enough for its shape; a DataLoader would start its workers anew for every round.
+    inputs = replace(inputs, batches=list(islice(inputs.batches, 1)))
+    start = left = sum(kept_counts(masks))
+    lost: dict[int, Tensor] = {}  # by layer: one True, at the best weight of its last round
+    before_death = None
+    for i in range(1, inputs.rounds + 1):
+        # k_i / N = d0 * (d / d0)^(i / rounds); the last is `keep` itself, whatever the rounding.
+        aim = keep if i == inputs.rounds else max(keep, keep_count((keep / start) ** (i / inputs.rounds), start))
+        if aim == left:
+            continue
+        scores = _scored(model, masks, criterion, inputs)
+        if before_death is not None and not any(score.any() for score in scores):
+            masks = global_top_k_alive(*before_death, left)
+            lost = {layer: best for layer, best in lost.items() if not masks[layer].any()}
+            scores = _scored(model, masks, criterion, inputs)
+        before, masks, left = masks, criterion.allocate(scores, masks, aim), aim
+        dying = [n for n, (was, now) in enumerate(zip(kept_counts(before), kept_counts(masks))) if was and not now]
+        lost |= {layer: best_of(scores[layer], before[layer]) for layer in dying}
+        before_death = (scores, before) if dying else None
+        if aim == keep:
+            if lost:
+                candidates = [mask | lost[n] if n in lost else mask for n, mask in enumerate(before)]
+                masks = global_top_k_alive(scores, candidates, keep)
+            _warn_of_ties_at_zero(scores, before, masks)
+            break
     return masks
+
+
+def _scored(model: nn.Module, masks: Sequence[Tensor], criterion: Criterion, inputs: Inputs) -> list[Tensor]:
+    scores = criterion.score(model, masks, inputs)
+    _check_finite(model, scores, masks)
+    return scores
 
 
 def _check_finite(model: nn.Module, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
