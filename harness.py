@@ -9,6 +9,10 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
     from utils.signals import exit_quietly
 
     exit_quietly(worker=__name__ == "__mp_main__")
+    if __name__ == "__main__":
+        from harness_params import end_on_faults
+
+        end_on_faults()
 
 import contextlib
 import re
@@ -65,7 +69,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
                 harness.finish_level()
         except Stopped as stopped:
             if ctx.is_main:
-                hint = f"resume with --experiment_params.resume_expt_name={run.path.name}"
+                hint = f"resume with the same options and --experiment_params.resume_expt_name={run.path.name}"
                 print(f"harness: {stopped}; {hint}", file=sys.stderr)
             return 128 + stopped.signum
         if ctx.is_main:

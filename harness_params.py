@@ -275,6 +275,15 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     return _build([Source("file", data or {}), Source("cli", values)], faults, whole=data is not None)
 
 
+def end_on_faults() -> None:
+    """Ends this process if its command line asks for ``--help`` (exit 0) or is at fault (2): before torch is there."""
+    try:
+        load_config()
+    except ConfigError as error:
+        print(*(f"harness: {line}" for line in error.faults), sep="\n", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def dump_yaml(config: Config) -> str:
     """The resolved config, every option included, as YAML that ``--config`` reads back to an equal config."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=False, width=10**6)

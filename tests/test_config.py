@@ -246,6 +246,19 @@ def test_faults_and_help_answer_at_once_without_torch():
     assert seconds < 5  # 0.2 s on an idle machine
 
 
+def test_harness_answers_at_once_without_torch():
+    """Its own command line, on a path where torch cannot be imported."""
+    program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('harness.py', run_name='__main__')"
+    for words, status, told in [
+        (["--help"], 0, "usage: "),
+        (["--optimizer.lr=x"], 2, "harness: optimizer.lr: x is not"),
+    ]:
+        command = [sys.executable, "-c", program, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert (done.stdout + done.stderr).startswith(told)
+
+
 def test_help_into_a_closed_pipe_is_no_failure():
     program = "from harness_params import load_config; load_config(['--help'])"
     done = subprocess.run(

@@ -16,7 +16,7 @@ from utils import signals
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
 # Minutes of pruning at initialization.
 STUCK = {"prune_params.er_method": "synflow", "prune_params.er_init": 0.1, "prune_params.synflow_rounds": 1000000}
-HINT = "resume with --experiment_params.resume_expt_name="
+HINT = "resume with the same options and --experiment_params.resume_expt_name="
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ DATASET_CLASSES = {
 TREES = ("ImageNet", "ImageFolder")  # image files on disk; the others are held in memory
 # Side in pixels of the images that are held in memory.
 SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32, "SVHN": 32}
-FLIPPED = ("CIFAR10", "CIFAR100", *TREES)  # by their usual recipe, dataset.augment auto
+NOT_FLIPPED = ("Digits", "MNIST", "FashionMNIST", "SVHN")  # by their usual recipe, dataset.augment auto
+# The names in CRITERIA of utils/pruning_utils.py, whose import would bring torch.
 METHODS = ("mag", "snip", "synflow", "grasp", "random", "random_erk", "random_balanced", "er_erk", "er_balanced")
 NO_METHOD = "just dont"
 DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with milestones
@@ -94,9 +95,9 @@ def _check_resolution(c: Any) -> Faults:
     d = c.dataset
     if d.dataset_name in TREES or d.loader == "ffcv":
         return
-    own = SIDES[d.dataset_name]
+    own = SIDES.get(d.dataset_name)
     for key in ("resolution", "eval_resolution"):
-        if getattr(d, key) not in (0, own):
+        if own and getattr(d, key) not in (0, own):
             yield f"dataset.{key}", f"{d.dataset_name} is held in memory at its own {own}x{own} pixels; {own}, or 0"
 
 
@@ -104,7 +105,7 @@ def _check_flip(c: Any) -> Faults:
     d = c.dataset
     if not d.alternate_flip:
         return
-    if d.augment in ("none", "crop") or (d.augment == "auto" and d.dataset_name not in FLIPPED):
+    if d.augment in ("none", "crop") or (d.augment == "auto" and d.dataset_name in NOT_FLIPPED):
         what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
         yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
     if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":

@@ -184,9 +184,9 @@ def method_name(cfg: Config) -> str:
     p = cfg.prune_params
     parts = []
     if p.er_method != NO_METHOD and p.er_init < 1:
-        parts.append(CRITERIA[p.er_method])
+        parts.append(CRITERIA.get(p.er_method, p.er_method))
     if p.num_levels > 1:
-        by = "" if p.prune_method == "mag" else f" by {CRITERIA[p.prune_method]}"
+        by = "" if p.prune_method == "mag" else f" by {CRITERIA.get(p.prune_method, p.prune_method)}"
         name = REWINDING[cfg.experiment_params.training_type]
         # The M of IMP is magnitude.
         parts.append(name if not by else name.replace("IMP", "Iterative pruning" + by))

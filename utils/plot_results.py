@@ -86,9 +86,9 @@ def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd
                 "method": group.label,
                 "seeds": group.seeds,
                 "dense acc. (%)": _spread(group.frame[group.frame["density"] == 1]["final_test_acc"]),
-                "sparsest (%)": f"{100 * last['density'].mean():.3g}",
+                "lowest density (%)": f"{100 * last['density'].mean():.3g}",
                 "acc. there (%)": _spread(last["final_test_acc"]),
-                "sparsest >= dense (%)": _spread(100 * pd.Series(best, dtype=float).dropna(), 1),
+                "lowest density >= dense acc. (%)": _spread(100 * pd.Series(best, dtype=float).dropna(), 1),
                 "time to ticket (s)": f"{_spread(reached, 0)} ({len(reached)} of {of} runs)",
                 "total (s)": _spread(pd.Series([run["seconds"].sum() for run in own]), 0),
             }
