@@ -136,10 +136,10 @@ def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
 def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(str(path), {"base_dir": str(tmp_path)})
-    assert len(grid.jobs) == 3 * (3 + 5 * 5)
+    assert len(grid.jobs) == 3 * (3 + 6 * 5)
     methods = {method_name(job.cfg) for job in grid.jobs}
     between = {"IMP", "IMP + weight rewinding", "IMP + LR rewinding"}
-    assert methods == between | {"SNIP", "SynFlow", "Random ERK", "Random balanced", "Random"}
+    assert methods == between | {"SNIP", "GraSP", "SynFlow", "Random ERK", "Random balanced", "Random"}
     assert all(job.cfg.notes == () for job in grid.jobs), "no option without effect"
 
 
