@@ -173,9 +173,9 @@ class Trainer:
                 self._settle_buckets(images, labels)
             with self._autocast():
                 logits = self.net(images)
-                # Sum over this rank's images / global count: the global mean, however unequal the ranks' shares.
-                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=o.label_smoothing)
-                loss = loss / train.global_batch(tally.step)
+                loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
+            if self.ctx.world > 1:  # this rank's part of the global mean, however unequal the ranks' shares
+                loss = loss * (len(labels) / train.global_batch(tally.step))
             # DDP averages gradients over the ranks, where a sum is wanted.
             self.scaler.scale(loss * self.ctx.world if self.ctx.world > 1 else loss).backward()
             if o.grad_clip:
