@@ -138,7 +138,7 @@ _section(
     address=Option(Word(), "localhost", "", "where the processes meet"),
     port=Option(Int(0, 65535), 0, "", "port they meet at; 0 = any free one"),
     threads=Option(
-        Int(0, 1024), 0, "threads", "CPU threads of each process; 0 = its share of the cores, at most 2 for a small MLP"
+        Int(0, 1024), 0, "threads", "CPU threads of each process; 0 = its share of the cores, 1 for a small MLP"
     ),
     sync_bn=Option(Bool(), False, "", "BatchNorm statistics over all processes"),
     sparse_allreduce=Option(
