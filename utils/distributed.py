@@ -241,21 +241,26 @@ def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) ->
     draws a name and answers whatever words it finds with it, until every rank has said the name; each waits for the
     answer to a word that it has just drawn.
     """
-    own = uuid.uuid4().hex
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+
+    def pause(missing: str) -> None:  # not the store's own wait, during which Python would answer no signal
+        if time.monotonic() > end:
+            raise RuntimeError(f"Connection to {missing} timed out: not started")
+        time.sleep(0.01)
+
     if rank > 0:
         store.set(f"word/{rank}", own)
-        store.wait([f"name/{own}"], timeout)
+        while not store.check([f"name/{own}"]):
+            pause("rank 0")
         name = store.get(f"name/{own}").decode()
         store.set(f"{name}/{rank}", "")
         return name
-    others, end = range(1, world), time.monotonic() + timeout.total_seconds()
+    others = range(1, world)
     while missing := [other for other in others if not store.check([f"{own}/{other}"])]:
         for other in missing:
             if store.check([f"word/{other}"]):
                 store.set(f"name/{store.get(f'word/{other}').decode()}", own)
-        if time.monotonic() > end:
-            raise RuntimeError(f"Connection to ranks {missing} timed out: they have not started")
-        time.sleep(0.01)
+        pause(f"ranks {missing}")
     return own
 
 
