@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from harness_params import Config, ConfigError, load_config
+from harness_params import Config, ConfigError, load_config, tell_faults
 from harness_utils import (
     SUMMARY_COLUMNS,
     Run,
@@ -293,9 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return work(cfg)
         return distributed.launch(_work_for_parent, (cfg,), nproc, d.address, d.port)
     except ConfigError as error:
-        for fault in error.faults:
-            print(f"harness: {fault}", file=sys.stderr)
-        return 2
+        return tell_faults(error.faults)
     except Stopped as stopped:
         print(f"harness: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
@@ -311,8 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell(kind: str, message: str, trace: str) -> int:
     """Prints what went wrong, the one clear line last; a traceback only where the fault may be the program's own."""
     if kind == "ConfigError":
-        print(*(f"harness: {fault}" for fault in message.splitlines()), sep="\n", file=sys.stderr)
-        return 2
+        return tell_faults(message.splitlines())
     line = " ".join(message.split())
     # Faults of data, options or disk say so themselves: RunError, or an error that names an option.
     if kind == "RunError" or OPTION.match(line) or not trace:

@@ -280,8 +280,13 @@ def end_on_faults() -> None:
     try:
         load_config()
     except ConfigError as error:
-        print(*(f"harness: {line}" for line in error.faults), sep="\n", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(tell_faults(error.faults)) from None
+
+
+def tell_faults(faults: Sequence[str]) -> int:
+    """Prints a line a fault of a config, and returns the exit status of one: 2 (DESIGN 7)."""
+    print(*(f"harness: {line}" for line in faults), sep="\n", file=sys.stderr)
+    return 2
 
 
 def dump_yaml(config: Config) -> str:

@@ -294,5 +294,5 @@ def _tree_by_workers(cfg: Any, ctx: Any, spec: DataSpec, train: Split, test: Spl
         FolderTestLoader(test, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world),
         len(train.classes),
         (3, size, size),
-        ((3, eval_size, eval_size),),
+        ((3, eval_size, eval_size),) if eval_size != size else (),
     )

@@ -33,7 +33,8 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
         ConfigError: an epoch has not as many batches as are to be scored, or a level keeps fewer weights than layers.
     """
     p = cfg.prune_params
-    used = [pruning_of(cfg, level, p.er_init if p.er_method != NO_METHOD else 1.0) for level in range(p.num_levels)]
+    _, initial_density = pruning_of(cfg, 0, 1.0)
+    used = [pruning_of(cfg, level, initial_density) for level in range(p.num_levels)]
     if any(method in CRITERIA and CRITERIA[method].needs_batches for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):
