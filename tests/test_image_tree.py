@@ -1,7 +1,7 @@
 """Trees of image files: held in memory when small, through a DataLoader's workers when not."""
 
 import os
-import signal
+from functools import partial
 from random import Random
 
 import numpy as np
@@ -13,6 +13,7 @@ from tests import data_helpers as help_
 from utils.folder_loader import FolderTrainLoader, random_crop_box
 from utils.image_tree import find_tree, image_pixels, open_image
 from utils.memory_loader import MemoryTrainLoader
+from utils.signals import STOPPING
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,20 @@ def test_workers_live_on_and_change_nothing(photos):
     assert not any(worker.is_alive() for worker in workers)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def signal_then_start(start, signum, worker):
+    """What a worker meets when the signal comes before it is ready."""
+    os.kill(os.getpid(), signum)
+    start(worker)
+
+
+@pytest.mark.parametrize("signum", STOPPING)
 def test_a_signal_to_the_whole_group_leaves_the_workers_at_work(photos, signum):
     alone, data = by_workers(photos), by_workers(photos, num_workers=2)
+    loader = data.train.reader.loader
+    loader.worker_init_fn = partial(signal_then_start, loader.worker_init_fn, signum)
     batches = data.train.batches(0, 0)
     first = next(batches)
-    workers = data.train.reader.loader._iterator._workers
+    workers = loader._iterator._workers
     for worker in workers:
         os.kill(worker.pid, signum)
     assert same([first, *batches], alone.train.batches(0, 0))

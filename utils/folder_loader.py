@@ -6,7 +6,6 @@ worker takes it, nor on what that worker did before.
 """
 
 import math
-import signal
 from collections.abc import Iterable, Iterator
 from random import Random
 
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from utils.image_tree import Split, open_image
 from utils.memory_loader import Normalizer
 from utils.order import EpochPlan, epoch_order, share, stable_seed
+from utils.signals import held_back, ignore_stops
 
 # Evaluation at S pixels: the shorter side is resized to S * 256/224 and the middle is taken (Krizhevsky et al. 2012).
 RESIZE_RATIO = 256 / 224
@@ -92,8 +92,7 @@ def _leave_signals_to_parent(worker: int) -> None:
 
     They end when the loader is closed, and within seconds of their parent's death, which they watch for.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
+    ignore_stops()
 
 
 class _Pass:
@@ -132,7 +131,9 @@ class _Reader:
         """
         self.passes += 1
         this_pass, self.todo.batches = self.passes, batches
-        for batch in self.loader:
+        with held_back():  # the first pass starts the workers
+            loaded = iter(self.loader)
+        for batch in loaded:
             if isinstance(batch, str):
                 raise ValueError(batch)
             pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)

@@ -3,12 +3,14 @@
 Imports nothing heavy, so that `exit_quietly` can be in place before torch is imported, which takes seconds.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -75,6 +77,23 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that stop a run wait; processes started meanwhile begin so too, until they call `ignore_stops`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stops() -> None:
+    """From now on this process leaves to another the signals that stop a run, those included that were held back."""
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class StopRequest:
