@@ -44,7 +44,7 @@ from utils.level_pruning import check_pruning, prune_level
 from utils.models import create_model
 from utils.order import stable_seed
 from utils.run_directory import check_run_directory, open_run, taken_up_again
-from utils.signals import Stopped, StopRequest, end_at_once
+from utils.signals import Stopped, StopRequest
 from utils.training import Tally, Trainer, configure_kernels
 
 OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
@@ -269,14 +269,6 @@ def work(cfg: Config) -> int:
         return run_levels(cfg, ctx)
 
 
-def _work_for_parent(cfg: Config) -> int:
-    distributed.die_with_parent()
-    try:
-        return distributed.leave(work(cfg))
-    finally:
-        end_at_once()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
     try:
@@ -291,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
         if nproc == 1 or distributed.started_by_launcher():
             return work(cfg)
-        return distributed.launch(_work_for_parent, (cfg,), nproc, d.address, d.port)
+        return distributed.launch(work, (cfg,), nproc, d.address, d.port)
     except ConfigError as error:
         return tell_faults(error.faults)
     except Stopped as stopped:

@@ -1,8 +1,9 @@
 """Processes: who am I, how are workers started, what do they say to each other.
 
-The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers here by torch's
-elastic launcher, the engine under ``torchrun``; started by ``torchrun`` it finds its place in the environment and
-starts none.
+The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers here, by
+``torch.multiprocessing``; started by ``torchrun`` it finds its place in the environment and starts none. (Not by
+torchrun's engine, though that starts functions by the same means: its workers end by waiting for an Event, and one that
+is killed in that wait leaves the launcher waiting for ever, as a comment in torch's MultiprocessContext says.)
 One process needs no process group: every collective below is then a no-op.
 """
 
@@ -11,12 +12,12 @@ import hashlib
 import inspect
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,14 +27,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 
 from harness_params import Config, ConfigError, make_config, unused_alone
 from utils.files import scratch_folder
-from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, die_with_parent, handled  # noqa: F401 (for others)
+from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, end_at_once, exit_quietly, handled
 
 # Each worker imports all afresh: CUDA does not survive a fork.
 START_METHOD = "spawn"
+# When a worker has ended, the others find it out by themselves and say what they met; then they are sent SIGTERM, and
+# after as long again SIGKILL.
+LAST_WORDS_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -272,17 +276,20 @@ def share_out_threads(local_world: int, threads: int = 0) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
 
 
-def free_port(address: str, port: int) -> int:
-    """`port` where it can be bound, else 0, which lets the rendezvous choose any free one."""
+def serve_store(address: str, port: int) -> dist.TCPStore:
+    """The store by which workers find each other, on `port` of `address` where that is free, else on any other."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that ended a minute ago is no hindrance
         try:
             sock.bind((address, port))
+            sock.listen()  # for another's bind may succeed until then
         except OSError as error:
             why = error.strerror or error
             print(f"harness: note: dist_params.port: {port} on {address}: {why}; took a free one", file=sys.stderr)
-            return 0
-    return port
+            sock.close()
+            return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        port, listening = sock.getsockname()[1], sock.detach()
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening)
 
 
 class WorkerFailure(RuntimeError):
@@ -302,78 +309,67 @@ class WorkerFailure(RuntimeError):
 def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "localhost", port: int = 0) -> int:
     """Starts `nproc` processes running ``worker(*args)`` on this machine and waits for them.
 
-    The workers live until `worker` returns; when one dies, the others are ended.
+    The workers live until `worker` returns its exit status, 0 or 128 + the signal that stopped it; when one ends
+    otherwise, the others are ended.
 
     Returns:
-        the largest exit status that a worker returned; 128 + signal when a signal stopped the workers, which then
-        `leave`.
+        the workers' exit status.
 
     Raises:
         WorkerFailure: a worker died; tells of the first that died of itself.
         Stopped: a signal came before the workers could save their state, or they did not end in time.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    # The agent tells of a failure in a page of its own; ours is one line (and the worker's traceback).
-    logging.disable(logging.ERROR)
+    # torch tells of the workers that it ends; ours is one line (and the worker's traceback).
+    logging.disable(logging.WARNING)
     # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
     quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
-    with scratch_folder() as logs, _raised_once(SignalException) as children:
+    with scratch_folder() as errors, _stopped_once():
+        store = serve_store(address, port)
+        place = {"MASTER_ADDR": address, "MASTER_PORT": store.port, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc}
         try:
-            return max(elastic_launch(_launch_config(nproc, address, port, logs), worker)(*args).values())
-        except SignalException as stop:
-            signum = int(stop.sigval)
-            if children and all(child.exitcode > 128 for child in children):
-                return 128 + signum
-            raise Stopped(signum) from None
-        except ChildFailedError as error:
-            ((rank, failure),) = list(error.failures.items())[:1]
-            if failure.exitcode > 128:  # the signal came to a worker, and all of them have stopped
-                return failure.exitcode
-            raise _first_cause(rank, failure.exitcode, logs) from None
+            workers = multiprocessing.start_processes(
+                _work_as_rank, (place, worker, args, errors), nproc, join=False, start_method=START_METHOD
+            )
+            while not workers.join(grace_period=LAST_WORDS_SECONDS):
+                pass
+        except Stopped as stop:
+            if all(status > 128 for status in _end_children(stop.signum)):
+                return 128 + stop.signum
+            raise
+        except multiprocessing.ProcessExitedException as end:
+            if end.exit_code > 128:  # the signal came to a worker, and all of them have stopped
+                return end.exit_code
+            raise _first_cause(end, [process.exitcode for process in workers.processes], errors) from None
+    return 0
 
 
-def _launch_config(nproc: int, address: str, port: int, logs: Path) -> Any:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.launcher.api import LaunchConfig
-
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{address}:{free_port(address, port)}",
-        local_addr=address,
-        max_restarts=0,
-        monitor_interval=0.1,
-        start_method=START_METHOD,
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
-        signals_to_handle="SIGUSR2",  # the agent wants to handle some; the others are ours (`_raised_once`)
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
-
-
-def leave(status: int) -> int:
-    """How a worker ends: with a status that says whether a signal stopped it, which its launcher does not wait for."""
-    if status > 128:
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tuple, errors: Path) -> None:
+    """A worker's life. What it dies of it writes to `errors`."""
+    exit_quietly(worker=True)
+    # The last one says that the launcher holds the store, not rank 0.
+    place = {**place, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    try:
+        status = worker(*args)
+        if status:
+            sys.stderr.flush()
+            os._exit(status)  # nobody waits for what Python does at its end
+    except Exception as error:
+        told = type(error).__name__, str(error), traceback.format_exc()
+        (errors / f"{rank}.json").write_text(json.dumps(told))
+        sys.exit(1)
+    finally:
+        end_at_once()
 
 
 @contextlib.contextmanager
-def _raised_once(exception: type[Exception]) -> Iterator[list]:
-    """The first stopping signal raises `exception`, on which the agent passes it on to the workers and waits for them.
+def _stopped_once() -> Iterator[None]:
+    """The first stopping signal raises `Stopped`, on which the workers are sent it and waited for.
 
-    A second one ends this process at once, and the kernel its workers (`die_with_parent`). Yields a list that holds the
-    workers once a signal has come.
+    A second one ends this process at once, and the kernel its workers (`die_with_parent`).
     """
-    children: list = []
     since = 0.0
 
     def stop(signum: int, frame: Any) -> None:
@@ -381,17 +377,29 @@ def _raised_once(exception: type[Exception]) -> Iterator[list]:
         now = time.monotonic()
         if not since:
             since = now
-            children.extend(multiprocessing.active_children())
-            raise exception(f"got signal {signum}", signal.Signals(signum))
+            raise Stopped(signum)
         if now - since > ECHO_SECONDS:
             os._exit(128 + signum)
 
     before = {signum: signal.signal(signum, stop) for signum in handled()}
     try:
-        yield children
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _end_children(signum: int) -> list[int]:
+    """Sends `signum` to this process's children and waits, but not for ever. Returns their exit codes."""
+    children, end = multiprocessing.active_children(), time.monotonic() + SHUTDOWN_SECONDS
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signum)
+    for child in children:
+        child.join(max(0.0, end - time.monotonic()))
+        child.kill()
+        child.join()
+    return [child.exitcode for child in children] or [-signum]
 
 
 def is_lost_connection(kind: str, message: str) -> bool:
@@ -402,20 +410,23 @@ def is_lost_connection(kind: str, message: str) -> bool:
     return "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
 
 
-def _first_cause(rank: int, exitcode: int, logs: Path) -> WorkerFailure:
-    """What worker `rank` died of, or, where that was a lost connection, what another one died of."""
-    if exitcode < 0:
-        name = signal.Signals(-exitcode).name
+def _first_cause(end: multiprocessing.ProcessExitedException, exitcodes: list[int], errors: Path) -> WorkerFailure:
+    """What the worker that ended first died of, or, where that was a lost connection, what another one died of."""
+    told = []
+    for file in sorted(errors.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            kind, message, trace = json.loads(file.read_text())
+            told.append((is_lost_connection(kind, message), file.stem, kind, message, trace))
+    echo, _, kind, message, trace = min(told, default=(True, "", "", "", ""))
+    if end.exit_code > 0 and not echo:
+        return WorkerFailure(message, trace, kind)
+    # One that is killed says nothing, and its connection may be missed before it is. (SIGTERM ends the others.)
+    killed = [rank for rank, code in enumerate(exitcodes) if code < 0 and code != -signal.SIGTERM]
+    rank = end.error_index if end.exit_code < 0 or not killed else killed[0]
+    if exitcodes[rank] < 0:
+        name = signal.Signals(-exitcodes[rank]).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return WorkerFailure(f"worker {rank} was killed by {name}{hint}")
-    told = []
-    for file in sorted(logs.glob("*/attempt_0/*/error.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(file.read_text())["message"]
-            kind, _, message = data["message"].partition(": ")
-            echo, trace = is_lost_connection(kind, message), data["extraInfo"]["py_callstack"]
-            told.append((echo, file.parent.name, kind, message, trace))
-    if not told:
-        return WorkerFailure(f"worker {rank} ended with exit code {exitcode}")
-    echo, _, kind, message, trace = min(told)
-    return WorkerFailure(f"a worker was lost: {message}" if echo else message, trace, kind)
+    if told:
+        return WorkerFailure(f"a worker was lost: {message}", trace, kind)
+    return WorkerFailure(f"worker {rank} ended with exit code {exitcodes[rank]}")
