@@ -38,7 +38,7 @@ from harness_utils import (
 from utils import distributed, resume
 from utils.conv_type import apply_masks, density, insert_masks, masked_params
 from utils.dataset import Data, load_data
-from utils.distributed import Context, WorkerFailure
+from utils.distributed import Context
 from utils.files import RunError
 from utils.level_pruning import check_pruning, prune_level
 from utils.models import create_model
@@ -46,6 +46,7 @@ from utils.order import stable_seed
 from utils.run_directory import check_run_directory, open_run, taken_up_again
 from utils.signals import Stopped, StopRequest
 from utils.training import Tally, Trainer, configure_kernels
+from utils.workers import WorkerFailure, launch
 
 OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
         if nproc == 1 or distributed.started_by_launcher():
             return work(cfg)
-        return distributed.launch(work, (cfg,), nproc, d.address, d.port)
+        return launch(work, (cfg,), nproc, d.address, d.port)
     except ConfigError as error:
         return tell_faults(error.faults)
     except Stopped as stopped:

@@ -20,7 +20,7 @@ from tests.conftest import SMALL, Finished
 from utils.environment import git_commit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "torch.distributed.launcher.api", "tests.processes"])
+_CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "tests.processes"])
 
 Trap = Callable[[], None]
 
@@ -128,9 +128,9 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     os.environ.update({key: str(value) for key, value in env.items()})
     tempfile.tempdir = None  # what TMPDIR says now
     import harness
-    from utils import distributed
+    from utils import workers
 
-    distributed.START_METHOD = "fork"
+    workers.START_METHOD = "fork"
     sys.argv = ["harness.py", *argv]
     if trap:
         trap()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -34,7 +35,8 @@ def left_in(scratch: Path) -> list[Path]:
 
 def shared_memory_of(pids: list[int]) -> list[Path]:
     """Shared memory named after one of `pids`."""
-    return [file for file in Path("/dev/shm").iterdir() if any(str(pid) in file.name for pid in pids)]
+    named = {str(pid) for pid in pids}
+    return [file for file in Path("/dev/shm").iterdir() if named & set(re.findall(r"\d+", file.name))]
 
 
 @pytest.mark.parametrize(

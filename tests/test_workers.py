@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import distributed
-from utils.distributed import WorkerFailure
+from utils import workers
 
 FORK = multiprocessing.get_context("fork")
 
@@ -54,14 +53,14 @@ def end_by(fault: str) -> int:
 
 def outcome(worker, *args) -> str:
     try:
-        return f"ended {distributed.launch(worker, args, 2)}"
-    except WorkerFailure as failure:
+        return f"ended {workers.launch(worker, args, 2)}"
+    except workers.WorkerFailure as failure:
         return f"{failure.kind}: {failure}"
 
 
 def launcher(folder: Path, worker, *args) -> None:
     os.chdir(folder)
-    distributed.START_METHOD = "fork"
+    workers.START_METHOD = "fork"
     said = outcome(worker, *args)
     (folder / "outcome.part").write_text(said)
     (folder / "outcome.part").rename(folder / "outcome")
