@@ -125,3 +125,15 @@ def forks(tmp_path_factory):
     from tests.processes import Forks
 
     return Forks(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def in_file(tmp_path):
+    """in_file(text) -> the words that load it as a config file."""
+
+    def write(text: str | bytes) -> list[str]:
+        path = tmp_path / "x.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return ["--config", str(path)]
+
+    return write

@@ -19,18 +19,6 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 ORIGINALS = sorted((Path(__file__).parent / "original_layout").glob("*.yaml"))
 
 
-@pytest.fixture
-def write(tmp_path):
-    """write(text) -> the words that load it as a config file."""
-
-    def _write(text: str | bytes) -> list[str]:
-        path = tmp_path / "x.yaml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return ["--config", str(path)]
-
-    return _write
-
-
 def test_defaults_are_the_embedded_config():
     plain = load_config([])
     assert (plain.dataset.dataset_name, plain.model_params.model_name) == ("Digits", "lenet_300_100")
@@ -39,9 +27,9 @@ def test_defaults_are_the_embedded_config():
     assert plain.notes == ()
 
 
-def test_yaml_is_not_guessed_at(write):
+def test_yaml_is_not_guessed_at(in_file):
     cfg = load_config(
-        write(
+        in_file(
             "optimizer: {lr: 5e-4, weight_decay: 1E-4, warmup_epochs: .5, milestones: [0.5, 15]}\n"
             "experiment_params: {seed: 010, compile: on, expt_name: 2024-01-01, deterministic: 'true'}\n"
             "dataset: {os_cache: off, loader: ffcv, dataset_name: imagenet, drop_last: 1, batch_size: '64'}\n"
@@ -61,17 +49,17 @@ def test_yaml_is_not_guessed_at(write):
     ("word", "value"),
     [("False", False), ("false", False), ("0", False), ("FALSE", False), ("True", True), ("true", True), ("1", True)],
 )
-def test_booleans_are_read_strictly(write, word, value):
+def test_booleans_are_read_strictly(in_file, word, value):
     assert load_config([f"--experiment_params.channels_last={word}"]).experiment_params.channels_last is value
     assert load_config(["--experiment_params.channels_last", word]).experiment_params.channels_last is value
-    assert load_config(write(f"experiment_params: {{channels_last: {word}}}")).experiment_params.channels_last is value
+    assert load_config(in_file(f"experiment_params:\n  channels_last: {word}")).experiment_params.channels_last is value
     assert (
-        load_config(write(f"experiment_params: {{channels_last: '{word}'}}")).experiment_params.channels_last is value
+        load_config(in_file(f"experiment_params: {{channels_last: '{word}'}}")).experiment_params.channels_last is value
     )
 
 
-def test_command_line_wins_and_leaves_the_rest(write):
-    words = write("optimizer: {lr: 0.3, momentum: 0.8}\nprune_params: {prune_rate: 0.5}")
+def test_command_line_wins_and_leaves_the_rest(in_file):
+    words = in_file("optimizer: {lr: 0.3, momentum: 0.8}\nprune_params: {prune_rate: 0.5}")
     cfg = load_config(
         [*words, "--optimizer.lr", "3", "--prune_params.exclude=fc*,conv1", "--optimizer.milestones=[5,10]"]
     )
@@ -154,9 +142,9 @@ def test_options_with_effect_are_not_noted():
     assert load_config(words).notes == ()
 
 
-def test_a_dumped_config_is_quiet(write):
+def test_a_dumped_config_is_quiet(in_file):
     """It sets every option, most of them at their defaults: no news."""
-    assert load_config(write(dump_yaml(make_config()))).notes == ()
+    assert load_config(in_file(dump_yaml(make_config()))).notes == ()
 
 
 def test_original_layout_is_all_there():

@@ -14,18 +14,6 @@ EMBEDDED = str(ROOT / "configs" / "digits_lenet.yaml")
 OPTIONS = [".".join(path) for path in SCHEMA.entries]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """write(text) -> the words that load it as a config file."""
-
-    def _write(text: str | bytes) -> list[str]:
-        path = tmp_path / "x.yaml"
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return ["--config", str(path)]
-
-    return _write
-
-
 def faults_of(words: list[str]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_config(words)
@@ -130,8 +118,8 @@ BAD_VALUES = [  # YAML section body, the option at fault, the value as the fault
 
 
 @pytest.mark.parametrize(("text", "path", "value", "allowed"), BAD_VALUES, ids=[case[0][:60] for case in BAD_VALUES])
-def test_bad_value(write, text, path, value, allowed):
-    (line,) = faults_of(write(text))
+def test_bad_value(in_file, text, path, value, allowed):
+    (line,) = faults_of(in_file(text))
     given_as, _, meant = line.partition(" is not allowed: ")
     assert given_as.startswith(f"{path}: ")
     assert value in given_as.removeprefix(f"{path}: ")
@@ -201,8 +189,8 @@ BAD_TOGETHER = [  # several options, each fine alone
 
 
 @pytest.mark.parametrize(("options", "path", "value", "allowed"), BAD_TOGETHER, ids=lambda x: str(x)[:50])
-def test_bad_together(write, options, path, value, allowed):
-    (line,) = faults_of(write(yaml.safe_dump(options)))
+def test_bad_together(in_file, options, path, value, allowed):
+    (line,) = faults_of(in_file(yaml.safe_dump(options)))
     given_as, _, meant = line.partition(" is not allowed: ")
     assert given_as.startswith(f"{path}: ")
     assert value in given_as.removeprefix(f"{path}: ")
@@ -260,8 +248,8 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize(("text", "path", "hint"), BAD_KEYS, ids=[case[0] for case in BAD_KEYS])
-def test_bad_key(write, text, path, hint):
-    (line,) = faults_of(write(text))
+def test_bad_key(in_file, text, path, hint):
+    (line,) = faults_of(in_file(text))
     assert line.startswith(f"{path}: ")
     assert hint in line
 
@@ -291,8 +279,8 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("text", "problem"), BAD_FILES, ids=[problem for _, problem in BAD_FILES])
-def test_bad_file(write, text, problem):
-    words = write(text)
+def test_bad_file(in_file, text, problem):
+    words = in_file(text)
     (line,) = faults_of(words)
     assert line.startswith(f"--config {words[1]}: ")
     assert problem in line
@@ -361,8 +349,8 @@ def test_bad_words(words, expected):
     assert len(line) < 400
 
 
-def test_every_fault_is_reported_at_once(write):
-    words = write(
+def test_every_fault_is_reported_at_once(in_file):
+    words = in_file(
         "optimizer:\n  lr: -1\n  lr: -2\n  momentm: 0.9\n  nesterov: nope\ndatset: {}\n"
         "dataset: {dataset_name: CIFAR100, num_classes: 7}\n"
         "experiment_params: {training_type: wr, epochs_per_level: 4, expt_name: ../up}\n"
@@ -388,10 +376,10 @@ def test_every_fault_is_reported_at_once(write):
         assert sum(line.startswith(start) for line in lines) == 1, start
 
 
-def test_null_is_refused_for_options_and_empty_for_names(write):
+def test_null_is_refused_for_options_and_empty_for_names(in_file):
     for option in OPTIONS:
         section, key = option.split(".")
-        words = write(f"{section}: {{{key}: null}}")
+        words = in_file(f"{section}: {{{key}: null}}")
         if SCHEMA.entries[section, key].checker.empty == "":
             assert getattr(getattr(load_config(words), section), key) == ""
         else:
@@ -399,7 +387,7 @@ def test_null_is_refused_for_options_and_empty_for_names(write):
             assert line.startswith(f"{option}: null is not allowed: ")
             assert "or leave it out for the default" in line
     assert load_config(["--experiment_params.resume_expt_name=null"]).experiment_params.resume_expt_name == ""
-    assert load_config(write("optimizer:\n  # lr: 0.1\n")) == make_config()  # nothing is set, so nothing is ignored
+    assert load_config(in_file("optimizer:\n  # lr: 0.1\n")) == make_config()  # nothing is set, so nothing is ignored
 
 
 @settings(max_examples=150, deadline=None)
@@ -442,11 +430,11 @@ _SCRAPS = st.binary(max_size=6) | st.sampled_from(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1), scrap=_SCRAPS, gone=st.integers(0, 12))
-def test_any_damage_to_a_file_ends_in_a_config_or_in_faults(write, place, scrap, gone):
+def test_any_damage_to_a_file_ends_in_a_config_or_in_faults(in_file, place, scrap, gone):
     whole = Path(EMBEDDED).read_bytes()
     at = int(place * len(whole))
     try:
-        load_config(write(whole[:at] + scrap + whole[at + gone :]))
+        load_config(in_file(whole[:at] + scrap + whole[at + gone :]))
         faults = None
     except ConfigError as error:
         faults = error.faults

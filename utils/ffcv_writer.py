@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.distributed import die_with_parent
 from utils.ffcv_decode import JPEG_MODE, IntField, RGBImageField
 from utils.files import RunError, rename
+from utils.signals import die_with_parent
 
 if TYPE_CHECKING:
     from utils.write_beton import Source

@@ -1,7 +1,6 @@
 """FFCV's loader: the same images as torchvision's, reproducible to the bit, and as the options say."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ from tests.ffcv_helpers import (
     VAL,
     assert_same,
     damage,
-    deadline,
     ffcv,
     images_of,
     labels_of,
-    make_tree,
     write,
     write_raw,
 )
@@ -33,30 +30,6 @@ from utils.order import epoch_order
 
 pytestmark = pytest.mark.ffcv
 LEVEL = 1 / 255 / 0.225  # a grey level, normalised
-
-
-@pytest.fixture(autouse=True)
-def _no_hang():
-    with deadline(240):
-        yield
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def raw(tree, tmp_path_factory) -> Path:
-    """Betons that hold exactly the pixels of the tree."""
-    return write_raw(tree, tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def jpeg(tree, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("jpeg")
-    assert write(tree, folder, "--compress_probability", "1") == 0
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------- as torchvision does

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.ffcv_helpers import SETTINGS, TRAIN, VAL, deadline, make_tree, nothing_left, write, write_raw
+from tests.ffcv_helpers import SETTINGS, TRAIN, VAL, make_tree, nothing_left, write, write_raw
 from utils.dataset import DATASETS
 from utils.ffcv_decode import Beton
 from utils.ffcv_writer import Encoding, write_beton
@@ -23,17 +23,6 @@ from utils.image_tree import find_tree, open_image
 
 pytestmark = pytest.mark.ffcv
 RAW = Encoding(0, 0.0, 90)
-
-
-@pytest.fixture(autouse=True)
-def _no_hang():
-    with deadline(240):
-        yield
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("tree"))
 
 
 class Numbers:

@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +17,10 @@ from tests.ffcv_helpers import (
     TRAIN,
     VAL,
     damage,
-    deadline,
     ffcv,
     images_of,
     make_tree,
     threads,
-    write,
     write_raw,
 )
 from utils.ffcv_decode import compile_decoder, decode_images
@@ -31,30 +28,6 @@ from utils.ffcv_prefetch import Prefetcher
 from utils.files import RunError
 
 pytestmark = pytest.mark.ffcv
-
-
-@pytest.fixture(autouse=True)
-def _no_hang():
-    with deadline(240):
-        yield
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def raw(tree, tmp_path_factory) -> Path:
-    """Betons that hold exactly the pixels of the tree."""
-    return write_raw(tree, tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def jpeg(tree, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("jpeg")
-    assert write(tree, folder, "--compress_probability", "1") == 0
-    return folder
 
 
 @pytest.mark.parametrize("name", ["raw", "jpeg"])
