@@ -6,6 +6,7 @@ One process needs no process group: every collective below is then a no-op.
 """
 
 import contextlib
+import errno
 import hashlib
 import inspect
 import os
@@ -137,7 +138,7 @@ def default_nproc(nproc: int) -> int:
 
 
 def started_by_launcher() -> bool:
-    """Whether torchrun (or our own launcher) started this process."""
+    """Whether torchrun, or a launcher that speaks as it does, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
 
 
@@ -263,19 +264,28 @@ def share_out_threads(local_world: int, threads: int = 0) -> None:
 
 
 def serve_store(address: str, port: int) -> dist.TCPStore:
-    """The store by which workers find each other, on `port` of `address` where that is free, else on any other."""
+    """The store by which workers find each other, on `port` of `address` where that is free, else on any other.
+
+    Raises:
+        ConfigError: `address` is not this machine's.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that ended a minute ago is no hindrance
         try:
             sock.bind((address, port))
-            sock.listen()  # for another's bind may succeed until then
+            sock.listen()  # another's bind may succeed until then
+            return _store_on(sock, address)
         except OSError as error:
             why = error.strerror or error
-            print(f"harness: note: dist_params.port: {port} on {address}: {why}; took a free one", file=sys.stderr)
-            sock.close()
-            return dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        port, listening = sock.getsockname()[1], sock.detach()
-    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listening)
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise ConfigError([f"dist_params.address: {address}: {why}"]) from error
+    print(f"harness: note: dist_params.port: {port} on {address}: {why}; took a free one", file=sys.stderr)
+    return serve_store(address, 0)
+
+
+def _store_on(listening: socket.socket, address: str) -> dist.TCPStore:
+    port, handle = listening.getsockname()[1], listening.detach()
+    return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=handle)
 
 
 def is_lost_connection(kind: str, message: str) -> bool:

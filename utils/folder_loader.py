@@ -5,6 +5,7 @@ The key of an item says all it needs, its index and the seed of its own augmenta
 worker takes it, nor on what that worker did before.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from random import Random
@@ -131,7 +132,8 @@ class _Reader:
         """
         self.passes += 1
         this_pass, self.todo.batches = self.passes, batches
-        with held_back():  # the first pass starts the workers
+        # The first pass starts the workers. Later ones wait for what is left of the one before, and answer signals.
+        with held_back() if self.loader._iterator is None else contextlib.nullcontext():
             loaded = iter(self.loader)
         for batch in loaded:
             if isinstance(batch, str):

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -61,12 +62,7 @@ def exit_quietly(worker: bool) -> None:
 
     for signum in handled():
         signal.signal(signum, leave)
-
-
-def end_at_once() -> None:
-    """From now on a signal simply ends this process: its work is done or has failed, and nobody should wait for it."""
-    for signum in handled():
-        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a worker starts `held_back`
 
 
 def die_with_parent() -> None:
@@ -81,8 +77,10 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that stop a run wait; processes started meanwhile begin so too, until they call `ignore_stops`."""
+    """Signals that stop a run wait; for processes started meanwhile, too, until `exit_quietly` or `ignore_stops`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    resource_tracker.ensure_running()  # spawning starts it, which unblocks some: so it is started, and they are blocked
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:

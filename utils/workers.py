@@ -1,32 +1,36 @@
-"""The workers of one machine: started, watched and ended by ``torch.multiprocessing``.
+"""The workers of one machine: started, watched and ended.
 
-It is what torchrun's engine starts functions by, too, but that engine's workers end by waiting for an Event, and one
-that is killed in that wait leaves the launcher waiting for ever (a comment in torch's MultiprocessContext says so).
+Torch's own launcher (torchrun's engine, MultiprocessContext) would do it, but its workers end by waiting for an Event,
+and one that is killed in that wait leaves the launcher waiting for ever, as a comment in it says; a study of days on
+machines that are taken away meets that.
 """
 
 import contextlib
 import json
-import logging
+import math
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch import multiprocessing
-
 from utils.distributed import is_lost_connection, serve_store
 from utils.files import scratch_folder
-from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, end_at_once, exit_quietly, handled
+from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, exit_quietly, handled, held_back
 
 # Each worker imports all afresh: CUDA does not survive a fork.
 START_METHOD = "spawn"
-# When a worker has ended, the others find it out by themselves and say what they met; then they are sent SIGTERM, and
-# after as long again SIGKILL.
+# When a worker has died, the others find it out by themselves and say what they met; then they are sent SIGTERM, which
+# ends only those that have not begun, and after as long as a last save may take SIGKILL.
 LAST_WORDS_SECONDS = 10
+LAST_SAVE_SECONDS = 20
+POLL_SECONDS = 0.2
 
 
 class WorkerFailure(RuntimeError):
@@ -55,31 +59,29 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
     Raises:
         WorkerFailure: a worker died; tells of the first that died of itself.
         Stopped: a signal came before the workers could save their state, or they did not end in time.
+        ConfigError: `address` is not this machine's.
     """
-    # torch tells of the workers that it ends; ours is one line (and the worker's traceback).
-    logging.disable(logging.WARNING)
     # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
     quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
-    with scratch_folder() as errors, _stopped_once():
+    context = multiprocessing.get_context(START_METHOD)
+    with scratch_folder() as errors, _noted() as stop:
         store = serve_store(address, port)
         place = {"MASTER_ADDR": address, "MASTER_PORT": store.port, "WORLD_SIZE": nproc, "LOCAL_WORLD_SIZE": nproc}
+        crew: list[BaseProcess] = []
         try:
-            workers = multiprocessing.start_processes(
-                _work_as_rank, (place, worker, args, errors), nproc, join=False, start_method=START_METHOD
-            )
-            while not workers.join(grace_period=LAST_WORDS_SECONDS):
-                pass
-        except Stopped as stop:
-            if all(status > 128 for status in _end_children(stop.signum)):
-                return 128 + stop.signum
-            raise
-        except multiprocessing.ProcessExitedException as end:
-            if end.exit_code > 128:  # the signal came to a worker, and all of them have stopped
-                return end.exit_code
-            raise _first_cause(end, [process.exitcode for process in workers.processes], errors) from None
-    return 0
+            with held_back():
+                for rank in range(nproc):
+                    process = context.Process(target=_work_as_rank, args=(rank, place, worker, args, errors))
+                    process.start()
+                    crew.append(process)
+            codes, first = _watch(crew, stop)
+        finally:
+            _end(crew)
+        if all(code == 0 or (code or 0) > 128 for code in codes):  # finished, or stopped with the state saved
+            return max(codes)
+        raise _cause(codes, first, errors, stop.signum)
 
 
 def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tuple, errors: Path) -> None:
@@ -88,74 +90,101 @@ def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tupl
     # The last one says that the launcher holds the store, not rank 0.
     place = {**place, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({key: str(value) for key, value in place.items()})
+    status = 1
     try:
         status = worker(*args)
-        if status:
-            sys.stderr.flush()
-            os._exit(status)  # nobody waits for what Python does at its end
     except Exception as error:
         told = type(error).__name__, str(error), traceback.format_exc()
-        (errors / f"{rank}.json").write_text(json.dumps(told))
-        sys.exit(1)
-    finally:
-        end_at_once()
+        with contextlib.suppress(OSError):
+            (errors / f"{rank}.json").write_text(json.dumps(told))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # What Python and the libraries do at their end can only hang, or fail a run that has finished.
+    os._exit(status)
+
+
+class _Stop:
+    """The signal that asked for a stop; 0 before."""
+
+    signum = 0
+    since = 0.0
+
+    def note(self, signum: int, frame: Any) -> None:
+        """A second one ends this process at once, and the kernel its workers (`die_with_parent`)."""
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self.since = signum, now
+        elif now - self.since > ECHO_SECONDS:
+            os._exit(128 + signum)
 
 
 @contextlib.contextmanager
-def _stopped_once() -> Iterator[None]:
-    """The first stopping signal raises `Stopped`, on which the workers are sent it and waited for.
-
-    A second one ends this process at once, and the kernel its workers (`die_with_parent`).
-    """
-    since = 0.0
-
-    def stop(signum: int, frame: Any) -> None:
-        nonlocal since
-        now = time.monotonic()
-        if not since:
-            since = now
-            raise Stopped(signum)
-        if now - since > ECHO_SECONDS:
-            os._exit(128 + signum)
-
-    before = {signum: signal.signal(signum, stop) for signum in handled()}
+def _noted() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {signum: signal.signal(signum, stop.note) for signum in handled()}
     try:
-        yield
+        yield stop
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
-def _end_children(signum: int) -> list[int]:
-    """Sends `signum` to this process's children and waits, but not for ever. Returns their exit codes."""
-    children, end = multiprocessing.active_children(), time.monotonic() + SHUTDOWN_SECONDS
-    for child in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signum)
-    for child in children:
-        child.join(max(0.0, end - time.monotonic()))
-        child.kill()
-        child.join()
-    return [child.exitcode for child in children] or [-signum]
+def _watch(crew: list[BaseProcess], stop: _Stop) -> tuple[list[int | None], int]:
+    """Waits until the workers have ended, but not for ever once one has died; a signal is passed on to them.
+
+    Returns:
+        (exit codes, None for those still at work; rank of the first that ended with another code than 0).
+    """
+    first, passed_on, end = -1, False, math.inf
+    while True:
+        codes = [process.exitcode for process in crew]
+        if first < 0 and any(codes):
+            first = next(rank for rank, code in enumerate(codes) if code)
+            end = min(end, time.monotonic() + LAST_WORDS_SECONDS)
+        if stop.signum and not passed_on:
+            passed_on, end = True, time.monotonic() + SHUTDOWN_SECONDS
+            for process in crew:
+                if process.exitcode is None:  # so not yet waited for: its number is its own
+                    os.kill(process.pid, stop.signum)
+        working = [process.sentinel for process, code in zip(crew, codes) if code is None]
+        if not working or time.monotonic() > end:
+            return codes, first
+        # A worker's own children, data loaders, hold on to its sentinel: so the exit codes are asked for, too.
+        wait(working, timeout=POLL_SECONDS)
 
 
-def _first_cause(end: multiprocessing.ProcessExitedException, exitcodes: list[int], errors: Path) -> WorkerFailure:
-    """What the worker that ended first died of, or, where that was a lost connection, what another one died of."""
-    told = []
-    for file in sorted(errors.glob("*.json")):
+def _end(crew: list[BaseProcess]) -> None:
+    """Ends the workers that have not ended."""
+    end = time.monotonic() + LAST_SAVE_SECONDS
+    for process in crew:
+        process.terminate()
+    for process in crew:
+        process.join(max(0.0, end - time.monotonic()))
+        process.kill()
+        process.join()
+
+
+def _cause(codes: list[int | None], first: int, errors: Path, signum: int) -> WorkerFailure | Stopped:
+    """What ended the run: what a worker died of, rather than the connection that others have lost by that."""
+    told = {}
+    for file in sorted(errors.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
         with contextlib.suppress(OSError, ValueError):
-            kind, message, trace = json.loads(file.read_text())
-            told.append((is_lost_connection(kind, message), file.stem, kind, message, trace))
-    echo, _, kind, message, trace = min(told, default=(True, "", "", "", ""))
-    if end.exit_code > 0 and not echo:
+            told[int(file.stem)] = json.loads(file.read_text())
+    causes = {rank: words for rank, words in told.items() if not is_lost_connection(*words[:2])}
+    # One that is killed says nothing, and its connection may be missed before it is.
+    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    if first in causes or (causes and first not in killed):
+        kind, message, trace = causes.get(first) or next(iter(causes.values()))
         return WorkerFailure(message, trace, kind)
-    # One that is killed says nothing, and its connection may be missed before it is. (SIGTERM ends the others.)
-    killed = [rank for rank, code in enumerate(exitcodes) if code < 0 and code != -signal.SIGTERM]
-    rank = end.error_index if end.exit_code < 0 or not killed else killed[0]
-    if exitcodes[rank] < 0:
-        name = signal.Signals(-exitcodes[rank]).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return WorkerFailure(f"worker {rank} was killed by {name}{hint}")
+    if killed:
+        rank = first if first in killed else killed[0]
+        number = -codes[rank]
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return WorkerFailure(f"worker {rank} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}")
+    if signum:
+        return Stopped(signum)
     if told:
+        kind, message, trace = next(iter(told.values()))
         return WorkerFailure(f"a worker was lost: {message}", trace, kind)
-    return WorkerFailure(f"worker {rank} ended with exit code {exitcodes[rank]}")
+    return WorkerFailure(f"worker {first} ended with exit code {codes[first]}")
