@@ -33,7 +33,7 @@ def test_table():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert rows[0] == ["", "ours", "plain loop", "usual harness", "ours / plain", "ours / usual"]
     assert [row[0] for row in rows[2:]] == [
-        "training step (one batch, 2 steps), images/s", rows[3][0], "an epoch, images/s",
+        "training step (one batch, 2 steps), images/s", rows[3][0], "an epoch's training, images/s",
         "between two levels, s", "- checkpoint handed over, s", "- prune, s", "- rewind, s", "- first batch, s",
         "peak resident memory, without loader workers, MB",
     ]  # fmt: skip
@@ -48,6 +48,8 @@ def test_table():
     [
         (["--optimizer.lr=-1"], "benchmark: optimizer.lr: -1"),
         (["--dataset.dataset_name=ImageNet"], "benchmark: dataset.dataset_name: ImageNet is a tree of files; measured"),
+        (["--dataset.batch_size=2000"], "benchmark: dataset.batch_size: 2000 makes an epoch of one step"),
+        (["--optimizer.grad_clip=1"], "benchmark: optimizer.grad_clip: 1.0: the other contenders have none"),
         (["--dist_params.nproc=2"], "benchmark: dist_params.nproc: 2 is not started from here: torchrun --nproc"),
     ],
 )
@@ -117,6 +119,21 @@ def test_plain_loop_is_compiled_as_ours_is(monkeypatch):
         cfg = make_config({"dataset": {"dataset_name": "Digits"}, "experiment_params": {"compile": option}})
         benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="plain loop"))
         assert len(asked) == (option == "on")
+
+
+def test_the_peak_is_of_training_not_of_loading(monkeypatch):
+    load = benchmark.load
+
+    def load_at_a_cost(*args):
+        np.ones(250_000_000, dtype=np.uint8).sum()
+        return load(*args)
+
+    peaks = []
+    for loading in (load, load_at_a_cost):
+        monkeypatch.setattr(benchmark, "load", loading)
+        cfg = make_config({"dataset": {"dataset_name": "Digits"}})
+        peaks.append(benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="ours")))
+    assert abs(peaks[1] - peaks[0]) < 100
 
 
 def test_trees_in_memory_are_measured(tmp_path):

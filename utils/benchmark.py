@@ -12,7 +12,9 @@ Under torchrun several processes are measured (training alone).
 """
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import platform
@@ -167,13 +169,15 @@ def train_alone(cfg: Config, ctx: Context, args: argparse.Namespace) -> float:
     steps = min(3, data.train.steps_per_epoch)
     if args.only != "usual harness":
         del arrays
+    told = usual_settings(cfg, data)
+    if args.only == "usual harness":
+        data.train = data.test = None  # its data are the arrays
+    forget_peak(ctx)
     if args.only == "ours":
         Ours(cfg, ctx, data).train(data.train, steps)
     elif args.only == "plain loop":
         plain_loop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
     else:
-        told = usual_settings(cfg, data)
-        data.train = data.test = None  # its data are the arrays
         loader = usual_harness.make_loader(*arrays, told)
         usual_harness.UsualHarness(told, ctx.device).train(loader, steps)
     if _on_gpu(ctx):
@@ -181,6 +185,15 @@ def train_alone(cfg: Config, ctx: Context, args: argparse.Namespace) -> float:
     # Not getrusage's ru_maxrss, which a process has from its parent when that was larger.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e3
+
+
+def forget_peak(ctx: Context) -> None:
+    """Loading has a peak of its own, which is no contender's."""
+    gc.collect()
+    if _on_gpu(ctx):
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -209,6 +222,10 @@ def measure(cfg: Config, ctx: Context, args: argparse.Namespace, argv: list[str]
     """The lines of the table, as they are found."""
     data, arrays = load(cfg, ctx, args.synthetic)
     total = data.train.steps_per_epoch
+    if total < 2:
+        raise ConfigError(
+            f"dataset.batch_size: {cfg.dataset.batch_size} makes an epoch of one step: nothing to measure"
+        )
     steps, epoch_steps = (min(asked or total, total) for asked in (args.steps, args.epoch_steps))
     told, all_threads = usual_settings(cfg, data), torch.get_num_threads()
     made, threads = contenders(cfg, ctx, data, arrays, steps, epoch_steps)
@@ -227,7 +244,7 @@ def measure(cfg: Config, ctx: Context, args: argparse.Namespace, argv: list[str]
     flops, rates = step_flops(cfg, data), found["matmul"]
     share = {name: [100 * flops * a / b for a, b in zip(found[name], rates)] for name in NAMES}
     yield row(f"step, share of matmul rate ({statistics.median(rates) / 1e12:.3g} TFLOP/s, {precision})", share, "%")
-    part = "an epoch" if epoch_steps == total else f"the first {epoch_steps} of {total} steps of an epoch"
+    part = "an epoch's training" if epoch_steps == total else f"the first {epoch_steps} of {total} steps of an epoch"
     yield row(part, images_a_second(ctx, made, "epoch", args.rounds), "images/s")
     if ctx.world > 1:
         return
@@ -253,6 +270,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", choices=["", *NAMES], help=argparse.SUPPRESS)
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser.parse_known_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds: {args.rounds}: at least 1")
     try:
         cfg = load_config(rest)
         o, nproc = cfg.optimizer, cfg.dist_params.nproc
@@ -261,6 +280,11 @@ def main(argv: list[str] | None = None) -> int:
                 f"dist_params.nproc: {nproc} is not started from here: "
                 f"torchrun --nproc_per_node={nproc} -m utils.benchmark ..."
             ])  # fmt: skip
+        unlike = [key for key in ("grad_clip", "no_decay_bn") if getattr(o, key)]
+        if unlike:  # it would be compared with less work
+            raise ConfigError([f"optimizer.{key}: {getattr(o, key)}: the other contenders have none" for key in unlike])
+        for note in cfg.notes:
+            print(f"benchmark: note: {note}", file=sys.stderr)
         cfg = cfg.replace({"optimizer": {"lr": RATE, "lr_min": o.lr_min * RATE / o.lr}})
         configure_kernels(cfg.experiment_params.deterministic)
         with distributed.join(cfg.dist_params.backend, cfg.dist_params.timeout_minutes, cfg.dist_params.threads) as ctx:

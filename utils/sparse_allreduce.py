@@ -29,7 +29,10 @@ def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients
         ConfigError: the backend cannot sum bfloat16.
     """
     d = cfg.dist_params
-    if ctx.world == 1 or (d.sparse_allreduce == "off" and d.wire == "fp32"):
+    if ctx.world == 1:
+        return None
+    pays_below = {"auto": PAYS_BELOW[ctx.backend], "on": 1.0, "off": 0.0}[d.sparse_allreduce]
+    if not pays_below and d.wire == "fp32":
         return None
     if d.wire == "bf16":
         try:
@@ -37,7 +40,6 @@ def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError([f"dist_params.wire: bf16 is not allowed: {ctx.backend} does not: {reason}"]) from error
-    pays_below = {"auto": PAYS_BELOW[ctx.backend], "on": 1.0, "off": 0.0}[d.sparse_allreduce]
     return KeptGradients(model, ctx.world, ctx.start_sum, WIRES[d.wire], pays_below)
 
 

@@ -36,7 +36,8 @@ def load(cfg: Config, ctx: Context, synthetic: int) -> tuple[Data, Arrays]:
         *arrays, normalize, crop, flip, cfg.dataset.alternate_flip, batch_size=cfg.dataset.batch_size,
         drop_last=cfg.dataset.drop_last, seed=0, rank=ctx.rank, world=ctx.world,
     )  # fmt: skip
-    test = MemoryTestLoader(images[:1000], arrays[1][:1000], normalize, ctx.rank, ctx.world)
+    # A copy, for a part would keep the whole in memory.
+    test = MemoryTestLoader(images[:1000].copy(), arrays[1][:1000], normalize, ctx.rank, ctx.world)
     return Data(train, test, classes, shape), arrays
 
 

@@ -78,7 +78,11 @@ class Clock:
 
 
 def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) -> list[dict[str, float]]:
-    """Seconds of each part (`PARTS`) of `changes` changes of level, and their sum ("all")."""
+    """Seconds of each part (`PARTS`) of `changes` changes of level, and their sum ("all").
+
+    The first batch's is its step's time less that of the steps after it, during which the last level's checkpoint may
+    still be written in the background: what that takes of them is in saving.py's figures, not in these.
+    """
     e, rows = cfg.experiment_params, []
     few = dataclasses.replace(data, train=Few(data.train, steps), test=FewTests(data.test, 16))
     with tempfile.TemporaryDirectory() as folder:
