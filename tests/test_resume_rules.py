@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, Finished
+from tests.data_helpers import digit_tree
 from tests.traps import KINDS, SHORT, Both, DieAt, StopAt, begun
 
 
@@ -178,6 +179,23 @@ def test_free_options_and_other_processes(undisturbed, fork):
     gap = undisturbed["imp"].csv("summary")["final_test_loss"] - done[0].csv("summary")["final_test_loss"]
     assert gap.abs().max() < 0.05
     assert len(done[0].csv("epochwise_metrics/level_0_metrics")) == 3
+
+
+@pytest.mark.parametrize("loader", ["memory", "torchvision"])
+def test_other_data_are_refused_and_the_same_elsewhere_are_not(fork, tmp_path, loader):
+    options = {
+        **KINDS["imp"], "dataset.dataset_name": "ImageFolder", "dataset.loader": loader, "dataset.resolution": 16,
+        "dataset.batch_size": 16, "dataset.num_workers": 0,
+    }  # fmt: skip
+    root = digit_tree(tmp_path / "here")
+    shutil.copytree(root, tmp_path / "moved")
+    fork("run", status=143, trap=StopAt(5), **options, **{"dataset.data_root": root})
+    other = digit_tree(tmp_path / "other", train=41)
+    refused = fork("run", resume=True, status=2, **options, **{"dataset.data_root": other})
+    told = f"dataset.data_root: {other} holds other data than the run being resumed began with"
+    assert refused.last_line == f"harness: {told}"
+    resumed = fork("run", resume=True, **options, **{"dataset.data_root": tmp_path / "moved"})
+    resumed.assert_same_figures(fork("whole", **options, **{"dataset.data_root": root}))
 
 
 def test_two_runs_in_one_directory(fork):

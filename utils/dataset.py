@@ -4,6 +4,7 @@ A new data set is one line in `DATASETS`, with a reader as in utils/data_files.p
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ AUGMENTS = {"none": (False, False), "flip": (False, True), "crop": (True, False)
 SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
 # The training resolution of larger images.
 LARGE_RESOLUTION = 224
+WHOLE_BYTES = 8 << 20  # what of an array makes its identity
 
 
 class Files(Protocol):
@@ -122,6 +124,7 @@ class Data:
     Attributes:
         image_shape: (C, H, W) of a training image.
         other_shapes: of test images and of progressive resizing, where they are others.
+        identity: the same for the same data (`identity_of`), wherever it lies; by it a resume knows what it began with.
     """
 
     train: TrainLoader
@@ -129,6 +132,7 @@ class Data:
     num_classes: int
     image_shape: tuple[int, int, int]
     other_shapes: tuple[tuple[int, int, int], ...] = ()
+    identity: str = ""
 
     def close(self) -> None:
         """Ends worker processes, where there are any."""
@@ -159,6 +163,16 @@ def load_data(cfg: Any, ctx: Any) -> Data:
     _fetch(cfg, ctx, spec.files)
     root = data_root(cfg)
     return _in_memory(cfg, ctx, spec, spec.files.read(root, train=True), spec.files.read(root, train=False))
+
+
+def identity_of(*arrays: np.ndarray) -> str:
+    """Digest of arrays (of labels, file names or images), of large ones by a sample of rows."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        rows = array if array.nbytes <= WHOLE_BYTES else array[:: -(-array.nbytes // WHOLE_BYTES)]
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()
 
 
 def data_root(cfg: Any) -> Path:
@@ -232,6 +246,7 @@ def _in_memory(cfg: Any, ctx: Any, spec: DataSpec, train: data_files.Arrays, tes
         MemoryTestLoader(*test, normalize, ctx.rank, ctx.world),
         spec.num_classes,
         spec.image_shape,
+        identity=identity_of(*train, *test),
     )
 
 
@@ -295,4 +310,5 @@ def _tree_by_workers(cfg: Any, ctx: Any, spec: DataSpec, train: Split, test: Spl
         len(train.classes),
         (3, size, size),
         ((3, eval_size, eval_size),) if eval_size != size else (),
+        identity_of(train.files, train.labels, test.files, test.labels),
     )

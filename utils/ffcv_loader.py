@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.config import ConfigError
-from utils.dataset import LARGE_RESOLUTION, SMALL_PIXELS, Data, DataSpec, augment_recipe, data_root
+from utils.dataset import LARGE_RESOLUTION, SMALL_PIXELS, Data, DataSpec, augment_recipe, data_root, identity_of
 from utils.memory_loader import Normalizer
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
         num_classes,
         (3, size, size),
         tuple((3, side, side) for side in sorted({eval_size, *map(sizes, range(e.epochs_per_level))} - {size})),
+        identity_of(train.labels, test.labels),  # the files may have been written anew, with other settings
     )
 
 

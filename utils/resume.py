@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness_params import ConfigError
 from harness_utils import cpu_copy, load_masks, load_weights
 from utils.conv_type import density
 from utils.distributed import launch_id
@@ -32,6 +33,7 @@ def capture(harness: "Harness", mid_epoch: dict[str, Any] | None = None) -> dict
         "optimizer": cpu_copy(harness.trainer.optimizer_state_dict()),
         "config": harness.cfg.to_dict(),
         "surroundings": surroundings(harness),
+        "data": harness.data.identity,
         "launch": launch_id(),
     }
 
@@ -81,6 +83,9 @@ def restore(harness: "Harness") -> None:
 
     Does nothing in a fresh run, and starts from the beginning one that was killed before its first state was saved.
     ``precision: auto`` goes on meaning what it did.
+
+    Raises:
+        ConfigError: the data are not those that the run began with.
     """
     e, run = harness.cfg.experiment_params, harness.run
     state = None
@@ -89,6 +94,9 @@ def restore(harness: "Harness") -> None:
     state = harness.ctx.broadcast_object(state)
     if state is None:
         return
+    if state.get("data", harness.data.identity) != harness.data.identity:
+        where = harness.cfg.dataset.data_root
+        raise ConfigError(f"dataset.data_root: {where} holds other data than the run being resumed began with")
     before, now = state.get("surroundings"), surroundings(harness)
     if before and e.precision == "auto":
         harness.trainer.dtype = AUTO_PRECISIONS[before["precision"]]
@@ -126,7 +134,8 @@ def _state_to_take_up(harness: "Harness") -> dict[str, Any] | None:
     mine = launch_id() and newest.get("launch") == launch_id()
     if mine and newest["config"]["experiment_params"]["resume_level"] == e.resume_level:
         return newest
-    return {**_from_level(harness, e.resume_level), "surroundings": newest.get("surroundings")}
+    kept = {key: newest[key] for key in ("surroundings", "data") if key in newest}
+    return {**_from_level(harness, e.resume_level), **kept}
 
 
 def _tell_of_changes(before: dict[str, Any], now: dict[str, Any], precision: str) -> None:
