@@ -97,7 +97,7 @@ def test_values_are_text_that_the_options_read(tmp_path):
         ),
         (
             {"set": {"experiment_params.seed": 1}},
-            "set: experiment_params.seed: the grid itself sets it (seeds, base_dir, names of the runs)",
+            "set: experiment_params.seed: the grid itself sets it: seeds in the grid file",
         ),
         (
             {"runs": {"a": {"optimizer.lr": 1, "each": {"optimizer.lr": [1]}}}},
@@ -112,6 +112,21 @@ def test_values_are_text_that_the_options_read(tmp_path):
 )
 def test_faults_of_the_grid(tmp_path, grid, fault):
     assert fault in faults(tmp_path, **grid)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("seed", "seeds in the grid file"),
+        ("base_dir", "base_dir in the grid file, or --base_dir"),
+        ("expt_name", "the names in runs"),
+        ("resume_expt_name", "a run that has begun is resumed"),
+        ("resume_level", "a run goes on where it stands"),
+    ],
+)
+def test_what_the_grid_decides_is_no_option_of_the_command_line(tmp_path, option, instead):
+    key = f"experiment_params.{option}"
+    assert faults(tmp_path, {key: "7"}) == [f"command line: {key}: the grid itself sets it: {instead}"]
 
 
 def test_every_run_is_checked_before_any_starts(tmp_path, capsys):

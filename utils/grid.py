@@ -12,11 +12,14 @@ from utils.checkers import nearest
 from utils.config_sources import read_yaml
 
 GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "seeds", "set", "runs")
-# What the grid itself decides of each run.
-OWN = (
-    "experiment_params.seed", "experiment_params.expt_name", "experiment_params.base_dir",
-    "experiment_params.resume_expt_name", "experiment_params.resume_level",
-)  # fmt: skip
+# What the grid itself decides of each run, and by what.
+OWN = {
+    "experiment_params.seed": "seeds in the grid file",
+    "experiment_params.base_dir": "base_dir in the grid file, or --base_dir",
+    "experiment_params.expt_name": "the names in runs",
+    "experiment_params.resume_expt_name": "a run that has begun is resumed",
+    "experiment_params.resume_level": "a run goes on where it stands",
+}
 LONGEST_GRID = 100_000  # runs; more is a slip in a product of lists
 
 
@@ -145,7 +148,7 @@ class _Reader:
                 keys = ", ".join(f"{key}.{inner}" for inner in list(value)[:2])
                 self.faults.append(f"{where}: {key}: options are written with a dot, as in {keys or key + '.KEY'}")
             elif key in OWN:
-                self.faults.append(f"{where}: {key}: the grid itself sets it (seeds, base_dir, names of the runs)")
+                self.faults.append(f"{where}: {key}: the grid itself sets it: {OWN[key]}")
             else:
                 found[key] = _text(value)
         return found
@@ -173,6 +176,7 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     reader = _Reader([_named(path, text) for text in faults])
     overrides = dict(overrides or {})
     values |= {key: overrides.pop(key) for key in list(overrides) if key in GRID_KEYS}
+    overrides = reader.options(overrides, "command line")
     for key in values.keys() - set(GRID_KEYS):
         near = nearest(key, GRID_KEYS)
         hint = f"did you mean {near}?" if near else f"one of {', '.join(GRID_KEYS)}"
