@@ -61,11 +61,13 @@ def test_runs_are_the_product_of_names_lists_and_seeds(tmp_path):
     assert grid.jobs[-1].path == tmp_path / "runs" / grid.jobs[-1].name
 
 
-def test_a_run_wins_over_set_and_the_command_line_over_both(tmp_path):
-    path = write(tmp_path, set={"optimizer.lr": 0.3, "optimizer.gamma": 0.5}, runs={"a": {"optimizer.lr": 0.2}})
+def test_a_run_and_the_command_line_win_over_set(tmp_path):
+    common = {"optimizer.lr": 0.3, "optimizer.gamma": 0.5, "optimizer.momentum": 0.8}
+    path = write(tmp_path, set=common, runs={"a": {"optimizer.lr": 0.2}})
     assert read_grid(path).jobs[0].cfg.optimizer.lr == 0.2
-    grid = read_grid(path, {"optimizer.lr": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
-    assert (grid.jobs[0].cfg.optimizer.lr, grid.jobs[0].cfg.optimizer.gamma) == (0.7, 0.5)
+    grid = read_grid(path, {"optimizer.gamma": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
+    optimizer = grid.jobs[0].cfg.optimizer
+    assert (optimizer.lr, optimizer.gamma, optimizer.momentum) == (0.2, 0.7, 0.8)
     assert (grid.parallel, grid.jobs[0].path.parent) == (4, tmp_path / "other")
 
 
@@ -127,6 +129,23 @@ def test_faults_of_the_grid(tmp_path, grid, fault):
 def test_what_the_grid_decides_is_no_option_of_the_command_line(tmp_path, option, instead):
     key = f"experiment_params.{option}"
     assert faults(tmp_path, {key: "7"}) == [f"command line: {key}: the grid itself sets it: {instead}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "runs"),
+    [
+        ("prune_params.er_init", "snip_0.5 and 1 more"),
+        ("prune_params.er_method", "snip_0.5 and 1 more"),
+        ("experiment_params.training_type", "wr"),
+    ],
+)
+def test_the_command_line_does_not_change_what_a_run_is_named_for(tmp_path, key, runs):
+    grid = {
+        "wr": {"experiment_params.training_type": "wr"},
+        "snip": {"prune_params.er_method": "snip", "each": {"prune_params.er_init": [0.5, 0.1]}},
+    }
+    told = f"command line: {key}: set by run {runs}; change it in the grid file"
+    assert faults(tmp_path, {key: "x"}, runs=grid) == [told]
 
 
 def test_every_run_is_checked_before_any_starts(tmp_path, capsys):

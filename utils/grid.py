@@ -164,7 +164,8 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     """Reads a grid file and checks the config of every run in it (see utils/run_grid.py for the format).
 
     Args:
-        overrides: {grid key or section.key: text}, from the command line; they win over the file.
+        overrides: {grid key or section.key: text}, from the command line; they win over the file, but may not change
+            what a run sets itself.
 
     Raises:
         ConfigError: naming every fault of the file and of all its runs; nothing has been started or created.
@@ -187,13 +188,14 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     parallel, threads = reader.integer(values, "jobs", 1, 1), reader.integer(values, "threads", 0, 0)
     gpus = reader.integers(values, "gpus", [])
     entries = _entries(values, reader)
+    reader.faults += _faults_of_overrides(overrides, entries)
     if not reader.faults and len(entries) * len(seeds) > LONGEST_GRID:
         reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {LONGEST_GRID}")
     jobs = []
     for seed in seeds if not reader.faults else ():
         for name, config, options in entries:
             fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
-            job = _job(f"{name}_seed{seed}", config, {**common, **options, **overrides, **fixed}, reader)
+            job = _job(f"{name}_seed{seed}", config, {**common, **overrides, **options, **fixed}, reader)
             jobs += [job] if job else []
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
@@ -231,6 +233,17 @@ def _entries(values: Mapping[str, Any], reader: _Reader) -> list[tuple[str, str,
     twice = sorted({name for name in names if names.count(name) > 1})
     reader.faults += [f"run {name}: two runs have this name" for name in twice]
     return entries
+
+
+def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[tuple[str, str, dict[str, str]]]) -> list[str]:
+    """The options of the command line that runs set themselves: the names of those runs would no longer be true."""
+    faults = []
+    for key in overrides:
+        names = [name for name, _, options in entries if key in options]
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            faults.append(f"command line: {key}: set by run {names[0]}{others}; change it in the grid file")
+    return faults
 
 
 def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) -> Job | None:

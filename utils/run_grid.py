@@ -18,7 +18,8 @@ A grid file:
         each: {prune_params.er_init: [0.5, 0.1]}   # one run for each value: snip_0.5_seed0, snip_0.1_seed0, ...
       other: {config: configs/another.yaml}
 
-Options on the command line win over those of the grid. Paths are relative to the current directory.
+Options on the command line win over those of `set`; what a run sets itself, in `each` too, they may not change. Paths
+are relative to the current directory.
 
 The whole grid is checked before anything starts. Started again, it skips finished runs and resumes half-done ones. A
 run that fails is named with its last line of stderr and stops no other; what a run writes to stderr is kept in
