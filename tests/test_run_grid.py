@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness_params import ConfigError
+from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
 from utils.grid import Grid, read_grid, summary
 from utils.plot_data import method_name
@@ -225,6 +225,38 @@ def test_threads_and_gpus_of_a_place(monkeypatch):
     grid = Grid((), parallel=3, threads=5, gpus=(4, 6))
     assert [environment(grid, place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
     assert environment(grid, 0)["OMP_NUM_THREADS"] == "5"
+    assert [environment(grid, 0, processes)["OMP_NUM_THREADS"] for processes in (2, 9)] == ["2", "1"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    assert environment(Grid((), parallel=2), 0, processes=3)["OMP_NUM_THREADS"] == "2"
+
+
+def test_threads_are_an_option_of_the_run(tmp_path):
+    """A small MLP takes no notice of OMP_NUM_THREADS."""
+    runs = {
+        "one": {"dist_params.nproc": 1},
+        "two": {"dist_params.nproc": 2},
+        "nine": {"dist_params.nproc": 9},
+        "alone": {"dist_params.nproc": 9, "dist_params.distributed": False},
+        "own": {"dist_params.nproc": 2, "dist_params.threads": 3},
+    }
+    path = write(tmp_path, threads=4, runs=runs)
+    jobs = read_grid(path).jobs
+    assert [job.cfg.dist_params.threads for job in jobs] == [4, 2, 1, 4, 3]
+    assert [job.processes for job in jobs] == [1, 2, 9, 1, 2]
+    assert "--dist_params.threads=2" in jobs[1].words
+    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "6"}).jobs] == [6, 3, 1, 6, 3]
+    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "0"}).jobs] == [0, 0, 0, 0, 3]
+    common = write(tmp_path, threads=4, set={"dist_params.threads": 7})
+    assert read_grid(common).jobs[0].cfg.dist_params.threads == 7
+    assert read_grid(common, {"threads": "2"}).jobs[0].cfg.dist_params.threads == 2
+
+
+def test_a_grid_begun_with_other_threads_is_gone_on_with(tmp_path):
+    [job] = read_grid(write(tmp_path)).jobs
+    job.path.mkdir(parents=True)
+    (job.path / "expt_config.yaml").write_text(dump_yaml(job.cfg))
+    [job] = read_grid(write(tmp_path, threads=2)).jobs
+    assert job.begun and "--dist_params.threads=2" in job.words
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

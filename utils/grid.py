@@ -41,11 +41,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid: the words after ``harness.py``, and its checked config."""
+    """One run of a grid.
+
+    Attributes:
+        words: after ``harness.py``.
+        cfg: what they come to, checked.
+        processes: that it starts.
+    """
 
     name: str
     words: tuple[str, ...]
     cfg: Config
+    processes: int = 1
 
     @property
     def path(self) -> Path:
@@ -101,7 +108,7 @@ class Grid:
     Attributes:
         jobs: the runs.
         parallel: how many run at a time.
-        threads: of each run; 0 = a share of the cores.
+        threads: of each run, all its processes together; 0 = a share of the cores.
         gpus: CUDA devices given to the parallel places in turn; empty = all runs see all.
     """
 
@@ -175,9 +182,9 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     except ConfigError as error:
         raise ConfigError([_named(path, text) for text in error.faults]) from None
     reader = _Reader([_named(path, text) for text in faults])
-    overrides = dict(overrides or {})
-    values |= {key: overrides.pop(key) for key in list(overrides) if key in GRID_KEYS}
-    overrides = reader.options(overrides, "command line")
+    given = dict(overrides or {})
+    values |= {key: value for key, value in given.items() if key in GRID_KEYS}
+    overrides = reader.options({key: value for key, value in given.items() if key not in GRID_KEYS}, "command line")
     for key in values.keys() - set(GRID_KEYS):
         near = nearest(key, GRID_KEYS)
         hint = f"did you mean {near}?" if near else f"one of {', '.join(GRID_KEYS)}"
@@ -187,6 +194,8 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     base_dir = str(values.get("base_dir") or "./experiments")
     parallel, threads = reader.integer(values, "jobs", 1, 1), reader.integer(values, "threads", 0, 0)
     gpus = reader.integers(values, "gpus", [])
+    if "threads" in given:  # on the command line, which wins over the file
+        common.pop("dist_params.threads", None)
     entries = _entries(values, reader)
     reader.faults += _faults_of_overrides(overrides, entries)
     if not reader.faults and len(entries) * len(seeds) > LONGEST_GRID:
@@ -195,7 +204,8 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     for seed in seeds if not reader.faults else ():
         for name, config, options in entries:
             fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
-            job = _job(f"{name}_seed{seed}", config, {**common, **overrides, **options, **fixed}, reader)
+            chosen = {**common, **overrides, **options, **fixed}
+            job = _job(f"{name}_seed{seed}", config, chosen, threads, bool(gpus), reader)
             jobs += [job] if job else []
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
@@ -246,9 +256,17 @@ def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[tuple[s
     return faults
 
 
-def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) -> Job | None:
-    """The run, checked as harness.py will check it; None with its faults told to `reader`."""
-    # It pulls in torch, which `--help` and a misspelt grid don't need.
+def _job(
+    name: str, config: str, options: Mapping[str, str], threads: int, one_gpu: bool, reader: _Reader
+) -> Job | None:
+    """The run, checked as harness.py will check it; None with its faults told to `reader`.
+
+    Args:
+        threads: shared out to its processes, unless its options say how many each takes; 0 = left to the harness.
+        one_gpu: whether it will see one GPU alone.
+    """
+    # They pull in torch, which `--help` and a misspelt grid don't need.
+    from utils.distributed import default_nproc
     from utils.run_directory import check_run_directory
 
     words = ["--config", config, *(f"--{key}={value}" for key, value in options.items())]
@@ -256,11 +274,17 @@ def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) ->
         resumed = begun(Path(options["experiment_params.base_dir"]).expanduser() / name)
         words.append(f"--experiment_params.{'resume_expt_name' if resumed else 'expt_name'}={name}")
         cfg = load_config(words)
+        d = cfg.dist_params
+        processes = (d.nproc or (1 if one_gpu else default_nproc(0))) if d.distributed else 1
+        if threads and "dist_params.threads" not in options:
+            # Not left to OMP_NUM_THREADS, of which a small MLP takes no notice.
+            words.append(f"--dist_params.threads={max(1, threads // processes)}")
+            cfg = load_config(words)
         check_run_directory(cfg)
     except ConfigError as error:
         reader.faults += [f"run {name}: {text}" for text in error.faults]
         return None
-    return Job(name, tuple(words), cfg)
+    return Job(name, tuple(words), cfg, processes)
 
 
 def summary(jobs: Sequence[Job]) -> str:

@@ -8,7 +8,8 @@ A grid file:
     base_dir: experiments/fashionmnist_lenet       # the runs' directory
     seeds: [0, 1, 2]
     jobs: 2                                        # runs at a time (default 1)
-    threads: 1                                     # of each run; 0 (default) = its share of the cores
+    threads: 1                                     # of each run, all its processes together, unless the run sets
+                                                   # dist_params.threads; 0 (default) = its share of the cores
     gpus: [0, 1]                                   # runs take these in turn; default: every run sees all GPUs
     set: {prune_params.num_levels: 18}             # options of every run
     runs:
@@ -74,12 +75,13 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
     return paths[0], options
 
 
-def environment(grid: Grid, place: int) -> dict[str, str]:
-    """The environment of the run in one of the grid's parallel places: its threads, and its GPU."""
+def environment(grid: Grid, place: int, processes: int = 1) -> dict[str, str]:
+    """The environment of a run of so many processes in one of the grid's parallel places: its threads, and its GPU."""
     # A run must not take itself for a worker of a launcher that this grid happens to be started by.
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env["OMP_NUM_THREADS"] = str(grid.threads or max(1, cores // grid.parallel))
+    # Of each process; dist_params.threads, where the run has it, is what torch goes by.
+    env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or cores // grid.parallel) // processes))
     if grid.gpus:
         env["CUDA_VISIBLE_DEVICES"] = str(grid.gpus[place % len(grid.gpus)])
     return env
@@ -108,8 +110,9 @@ class Child:
         with open(self.log, "wb") as log:
             # A session of its own: a terminal's Ctrl-C reaches the grid alone, which hands it on once.
             self.process = subprocess.Popen(
-                [sys.executable, str(HARNESS), *job.words], env=environment(grid, place), stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=log, start_new_session=True, preexec_fn=stop_with_parent,
+                [sys.executable, str(HARNESS), *job.words], env=environment(grid, place, job.processes),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+                preexec_fn=stop_with_parent,
             )  # fmt: skip
         self.started = self.read_at = self.told_at = time.monotonic()
         self.progress = job.progress()
