@@ -222,12 +222,38 @@ def test_threads_and_gpus_of_a_place(monkeypatch):
     shared = environment(Grid((), parallel=2), 0)
     assert shared["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     assert "RANK" not in shared
-    grid = Grid((), parallel=3, threads=5, gpus=(4, 6))
+    grid = Grid((), parallel=3, threads=5, gpus=("4", "6"))
     assert [environment(grid, place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
     assert environment(grid, 0)["OMP_NUM_THREADS"] == "5"
     assert [environment(grid, 0, processes)["OMP_NUM_THREADS"] for processes in (2, 9)] == ["2", "1"]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
     assert environment(Grid((), parallel=2), 0, processes=3)["OMP_NUM_THREADS"] == "2"
+
+
+def test_each_gpu_has_a_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    grid = read_grid(write(tmp_path, gpus=[0, 1, 3]))
+    assert (grid.parallel, grid.gpus) == (3, ("0", "1", "3"))
+    assert grid.jobs[0].processes == 1, "of one GPU, whatever else the machine has"
+    assert read_grid(write(tmp_path, gpus=[0, 1], jobs=5)).parallel == 5
+    told = "jobs: 1 leaves some of 3 gpus unused; at least 3"
+    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [told]
+    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [told]
+
+
+def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
+    """The others may be someone else's."""
+    for inherited, gpus, found in (
+        ("4,5", [0, 1], ("4", "5")),
+        ("4, 5", [1], ("5",)),
+        ("GPU-8932f937,MIG-b7c1", [1, 0], ("MIG-b7c1", "GPU-8932f937")),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+        assert read_grid(write(tmp_path, gpus=gpus)).gpus == found
+    for inherited, devices in (("4,5", 2), ("4,-1,5", 1), ("", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+        told = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
+        assert faults(tmp_path, gpus=[2]) == [told]
 
 
 def test_threads_are_an_option_of_the_run(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,13 +110,13 @@ class Grid:
         jobs: the runs.
         parallel: how many run at a time.
         threads: of each run, all its processes together; 0 = a share of the cores.
-        gpus: CUDA devices given to the parallel places in turn; empty = all runs see all.
+        gpus: given to the parallel places in turn, as CUDA_VISIBLE_DEVICES names them; empty = all runs see all.
     """
 
     jobs: tuple[Job, ...]
     parallel: int = 1
     threads: int = 0
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass
@@ -192,8 +193,10 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     seeds = reader.integers(values, "seeds", [0])
     common = reader.options(reader.mapping(values, "set"), "set")
     base_dir = str(values.get("base_dir") or "./experiments")
-    parallel, threads = reader.integer(values, "jobs", 1, 1), reader.integer(values, "threads", 0, 0)
-    gpus = reader.integers(values, "gpus", [])
+    threads, gpus = reader.integer(values, "threads", 0, 0), _devices(reader.integers(values, "gpus", []), reader)
+    parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
+    if parallel < len(gpus):
+        reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
     if "threads" in given:  # on the command line, which wins over the file
         common.pop("dist_params.threads", None)
     entries = _entries(values, reader)
@@ -210,6 +213,19 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
     return Grid(tuple(jobs), parallel, threads, gpus)
+
+
+def _devices(indices: Sequence[int], reader: _Reader) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES is to say for each GPU; where it says something, they are counted in its list."""
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if inherited is None:
+        return tuple(map(str, indices))
+    # CUDA reads up to the first that is no device; -1 is the usual way to hide the rest.
+    names = list(itertools.takewhile(lambda name: name and name != "-1", map(str.strip, inherited.split(","))))
+    beyond = [index for index in indices if index >= len(names)]
+    for index in beyond:
+        reader.faults.append(f"gpus: {index} is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {len(names)} devices")
+    return () if beyond else tuple(names[index] for index in indices)
 
 
 def _named(path: str, text: str) -> str:

@@ -7,10 +7,11 @@ A grid file:
     config: configs/fashionmnist_lenet_fast.yaml   # of every run, unless a run names its own
     base_dir: experiments/fashionmnist_lenet       # the runs' directory
     seeds: [0, 1, 2]
-    jobs: 2                                        # runs at a time (default 1)
+    jobs: 2                                        # runs at a time (default 1, or one for each of gpus)
     threads: 1                                     # of each run, all its processes together, unless the run sets
                                                    # dist_params.threads; 0 (default) = its share of the cores
-    gpus: [0, 1]                                   # runs take these in turn; default: every run sees all GPUs
+    gpus: [0, 1]                                   # each run sees one, in turn; counted in CUDA_VISIBLE_DEVICES where
+                                                   # that is set; default: every run sees all GPUs
     set: {prune_params.num_levels: 18}             # options of every run
     runs:
       imp: {experiment_params.training_type: imp}  # becomes imp_seed0, imp_seed1, imp_seed2
@@ -83,7 +84,7 @@ def environment(grid: Grid, place: int, processes: int = 1) -> dict[str, str]:
     # Of each process; dist_params.threads, where the run has it, is what torch goes by.
     env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or cores // grid.parallel) // processes))
     if grid.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = str(grid.gpus[place % len(grid.gpus)])
+        env["CUDA_VISIBLE_DEVICES"] = grid.gpus[place % len(grid.gpus)]
     return env
 
 
