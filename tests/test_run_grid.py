@@ -17,6 +17,7 @@ import yaml
 
 from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
+from utils import run_grid
 from utils.grid import Grid, read_grid, summary
 from utils.plot_data import method_name
 from utils.plot_results import main as plot
@@ -379,6 +380,33 @@ def test_stopped_gone_on_with_and_a_failure_that_stops_no_other(tmp_path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == "run_grid: all 1 runs are finished"
     with pytest.raises(ConfigError, match=r"run imp_seed0: optimizer.lr: 0.2 would change the experiment"):
         read_grid(path, {"optimizer.lr": "0.2"})
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """harness(code): has grids run this in the harness's stead."""
+
+    def install(code: str) -> None:
+        path = tmp_path / "stand_in.py"
+        path.write_text(code)
+        monkeypatch.setattr(run_grid, "HARNESS", path)
+
+    return install
+
+
+def test_a_signal_reaches_a_run_that_is_being_started(tmp_path, harness, monkeypatch):
+    harness("import time; time.sleep(10)")
+    made = []
+
+    class Signalled(run_grid.Child):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_grid, "Child", Signalled)
+    assert main([write(tmp_path, seeds=[0, 1])]) == 128 + signal.SIGTERM
+    assert [child.process.returncode for child in made] == [-signal.SIGTERM]
 
 
 def test_a_run_does_not_outlive_a_killed_grid(tmp_path):

@@ -161,6 +161,11 @@ class Child:
             return f"killed by {signal.Signals(-status).name}"
         return f"exit {status}: {self.last_line()}"
 
+    def stop(self, signum: int) -> None:
+        """Asks it to save its state and end; it takes a second request that follows at once for an echo."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+
     def kill(self) -> None:
         """Ends it and all its workers at once."""
         if self.process.poll() is None:
@@ -190,7 +195,9 @@ class Runner:
                 free = [place for place in range(self.grid.parallel) if place not in self.children]
                 while free and waiting and not self.stopping:
                     place = free.pop(0)
-                    self.children[place] = Child(waiting.pop(0), self.grid, place, self.terminal)
+                    self.children[place] = child = Child(waiting.pop(0), self.grid, place, self.terminal)
+                    if self.stopping:  # a signal came while it was being started, when `_note` did not know it yet
+                        child.stop(self.stopping)
                 time.sleep(POLL_SECONDS)
                 total.update(self._collect())
         finally:
@@ -250,8 +257,7 @@ class Runner:
             return
         self.stopping, self.stopped_at = signum, now
         for child in self.children.values():
-            if child.process.poll() is None:
-                child.process.send_signal(signum)
+            child.stop(signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
