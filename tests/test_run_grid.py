@@ -218,17 +218,27 @@ def test_help_tells_the_format(capsys):
 
 
 def test_threads_and_gpus_of_a_place(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
     cores = len(os.sched_getaffinity(0))
     shared = environment(Grid((), parallel=2), 0)
     assert shared["OMP_NUM_THREADS"] == str(max(1, cores // 2))
-    assert "RANK" not in shared
     grid = Grid((), parallel=3, threads=5, gpus=("4", "6"))
     assert [environment(grid, place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
     assert environment(grid, 0)["OMP_NUM_THREADS"] == "5"
     assert [environment(grid, 0, processes)["OMP_NUM_THREADS"] for processes in (2, 9)] == ["2", "1"]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
     assert environment(Grid((), parallel=2), 0, processes=3)["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_run_of_a_grid_under_torchrun_is_no_worker_of_it(tmp_path):
+    """Asked of torchrun itself, which knows best what it sets."""
+    code = "import os; from utils.grid import Grid; from utils.run_grid import environment; "
+    code += f"open({str(tmp_path / 'said')!r}, 'w').write(' '.join(environment(Grid(()), 0)))"
+    script = tmp_path / "worker.py"
+    script.write_text(code)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", str(script)]
+    subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    added = set((tmp_path / "said").read_text().split()) - os.environ.keys()
+    assert added <= {"PYTHONPATH", "OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 
 
 def test_each_gpu_has_a_run(tmp_path, monkeypatch):

@@ -51,6 +51,11 @@ READ_SECONDS = 1.0  # between two looks at a run's CSVs
 LINE_SECONDS = 10.0  # between two lines of one run, without a terminal
 SECOND_SIGNAL_SECONDS = 1.0  # an echo of the first comes sooner, a person's second one later
 PR_SET_PDEATHSIG = 1
+# What torchrun tells its workers, besides TORCHELASTIC_*.
+TORCHRUN = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -79,7 +84,7 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
 def environment(grid: Grid, place: int, processes: int = 1) -> dict[str, str]:
     """The environment of a run of so many processes in one of the grid's parallel places: its threads, and its GPU."""
     # A run must not take itself for a worker of a launcher that this grid happens to be started by.
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Of each process; dist_params.threads, where the run has it, is what torch goes by.
     env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or cores // grid.parallel) // processes))
