@@ -90,6 +90,7 @@ def test_values_are_text_that_the_options_read(tmp_path):
         ({"seed": [0]}, "seed: unknown key of a grid: did you mean seeds?"),
         ({"jobs": 0}, "jobs: '0' is not allowed: a whole number >= 1"),
         ({"seeds": [0, "x"]}, "seeds: 'x' is not allowed: a whole number >= 0"),
+        ({"seeds": []}, "seeds: at least one is expected"),
         ({"seeds": [1, 1]}, "seeds: ['1', '1'] holds a number twice"),
         ({"runs": None}, "runs: at least one run is expected: {NAME: {section.key: value, ...}, ...}"),
         ({"runs": ["a"]}, "runs: ['a'] is not allowed: a mapping is expected"),
@@ -402,6 +403,28 @@ def harness(tmp_path, monkeypatch):
         monkeypatch.setattr(run_grid, "HARNESS", path)
 
     return install
+
+
+def test_the_log_keeps_what_earlier_starts_of_a_run_said(tmp_path, harness, capsys):
+    path, log = write(tmp_path), tmp_path / "runs" / ".logs" / "a_seed0.log"
+    for code, told in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "it said nothing")):
+        harness(code)
+        assert main([path]) == 1
+        assert f"a_seed0: FAILED, exit {1 if told in code else 3}: {told}" in capsys.readouterr().out
+    assert log.read_text() == "disk full\n"
+
+
+def test_each_note_of_the_configs_is_told_once(tmp_path, harness, capsys):
+    harness("raise SystemExit(3)")
+    runs = {"imp": {}, "wr": {"experiment_params.training_type": "wr"}}
+    common = {"dataset.num_workers": 4, "prune_params.rewind_epoch": 3, "dist_params.wire": "bf16"}
+    main([write(tmp_path, set=common | {"dist_params.nproc": 1}, seeds=[0, 1], runs=runs)])
+    assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == [
+        "run_grid: note: prune_params.rewind_epoch: 3 has no effect: training_type is imp: only wr rewinds to an epoch "
+        "(2 of 4 runs)",
+        "run_grid: note: dataset.num_workers: 4 has no effect: the set is held in memory, where no worker is needed",
+        "run_grid: note: dist_params.wire: bf16 has no effect: nproc is 1: one process",
+    ]
 
 
 def test_a_signal_reaches_a_run_that_is_being_started(tmp_path, harness, monkeypatch):

@@ -3,12 +3,13 @@
 import csv
 import itertools
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness_params import Config, ConfigError, load_config
+from harness_params import Config, ConfigError, load_config, unused_alone
 from utils.checkers import nearest
 from utils.config_sources import read_yaml
 
@@ -62,6 +63,11 @@ class Job:
     @property
     def begun(self) -> bool:
         return begun(self.path)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user, as harness.py will tell them: mostly of options without effect."""
+        return [*self.cfg.notes, *(unused_alone(self.cfg) if self.processes == 1 else [])]
 
     @property
     def epochs(self) -> int:
@@ -191,6 +197,8 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         hint = f"did you mean {near}?" if near else f"one of {', '.join(GRID_KEYS)}"
         reader.faults.append(f"{key}: unknown key of a grid: {hint}")
     seeds = reader.integers(values, "seeds", [0])
+    if not seeds:
+        reader.faults.append("seeds: at least one is expected")
     common = reader.options(reader.mapping(values, "set"), "set")
     base_dir = str(values.get("base_dir") or "./experiments")
     threads, gpus = reader.integer(values, "threads", 0, 0), _devices(reader.integers(values, "gpus", []), reader)
@@ -308,3 +316,9 @@ def summary(jobs: Sequence[Job]) -> str:
     done = sum(job.finished for job in jobs)
     half = sum(job.begun and not job.finished for job in jobs)
     return f"{len(jobs)} runs: {done} finished before, {half} to resume, {len(jobs) - done - half} to start"
+
+
+def distinct_notes(jobs: Sequence[Job]) -> list[str]:
+    """Each note of the runs once, with how many it is of where that is not all: others may use what these do not."""
+    counts = Counter(note for job in jobs for note in job.notes)
+    return [f"{note}{f' ({n} of {len(jobs)} runs)' if n < len(jobs) else ''}" for note, n in counts.items()]

@@ -24,8 +24,8 @@ Options on the command line win over those of `set`; what a run sets itself, in 
 are relative to the current directory.
 
 The whole grid is checked before anything starts. Started again, it skips finished runs and resumes half-done ones. A
-run that fails is named with its last line of stderr and stops no other; what a run writes to stderr is kept in
-BASE_DIR/.logs/NAME.log. SIGINT or SIGTERM stops all runs, which save their state; a second one kills them.
+run that fails is named with its last line of stderr and stops no other; what a run writes to stderr, in all its starts,
+is kept in BASE_DIR/.logs/NAME.log. SIGINT or SIGTERM stops all runs, which save their state; a second one kills them.
 
 Exit status: 0 all runs are finished; 1 a run failed; 2 faults in the grid, nothing started; 130 or 143 stopped.
 """
@@ -43,7 +43,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from harness_params import ConfigError
-from utils.grid import Grid, Job, read_grid, summary
+from utils.grid import Grid, Job, distinct_notes, read_grid, summary
 
 HARNESS = Path(__file__).parent.parent / "harness.py"
 POLL_SECONDS = 0.2  # between two looks at the processes
@@ -113,7 +113,8 @@ class Child:
                 if os.getppid() != parent:
                     os._exit(1)
 
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
+            self.said_before = log.tell()  # by earlier starts of this run, whose failures are worth keeping
             # A session of its own: a terminal's Ctrl-C reaches the grid alone, which hands it on once.
             self.process = subprocess.Popen(
                 [sys.executable, str(HARNESS), *job.words], env=environment(grid, place, job.processes),
@@ -151,8 +152,9 @@ class Child:
         return ", ".join(parts)
 
     def last_line(self) -> str:
-        """The last line of its stderr."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        """The last line of its stderr, in this start."""
+        said = self.log.read_bytes()[self.said_before :].decode(errors="replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         return lines[-1] if lines else "it said nothing"
 
     def close(self) -> str:
@@ -190,6 +192,8 @@ class Runner:
         """Runs all that is not finished; returns the exit status."""
         jobs = self.grid.jobs
         print(f"run_grid: {summary(jobs)}; {self.grid.parallel} at a time", flush=True)
+        for note in distinct_notes(jobs):  # each run's own go to its log, where nobody looks while all is well
+            print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
         waiting = [job for job in jobs if not job.finished]
         done = len(jobs) - len(waiting)
         tqdm.monitor_interval = 0  # its thread would make forking unsafe
