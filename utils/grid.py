@@ -2,26 +2,17 @@
 
 import csv
 import itertools
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness_params import Config, ConfigError, load_config, unused_alone
 from utils.checkers import nearest
 from utils.config_sources import read_yaml
+from utils.grid_reader import GRID_KEYS, GridReader
 
-GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "seeds", "set", "runs")
-# What the grid itself decides of each run, and by what.
-OWN = {
-    "experiment_params.seed": "seeds in the grid file",
-    "experiment_params.base_dir": "base_dir in the grid file, or --base_dir",
-    "experiment_params.expt_name": "the names in runs",
-    "experiment_params.resume_expt_name": "a run that has begun is resumed",
-    "experiment_params.resume_level": "a run goes on where it stands",
-}
 LONGEST_GRID = 100_000  # runs; more is a slip in a product of lists
 
 
@@ -125,55 +116,6 @@ class Grid:
     gpus: tuple[str, ...] = ()
 
 
-@dataclass
-class _Reader:
-    """Collects the faults of a grid file, so that all are told at once."""
-
-    faults: list[str] = field(default_factory=list)
-
-    def integer(self, values: Mapping[str, Any], key: str, default: int, least: int) -> int:
-        text = values.get(key, default)
-        if str(text).isascii() and str(text).isdigit() and int(text) >= least:
-            return int(text)
-        self.faults.append(f"{key}: {text!r} is not allowed: a whole number >= {least}")
-        return default
-
-    def integers(self, values: Mapping[str, Any], key: str, default: list) -> tuple[int, ...]:
-        entries = values.get(key, default)
-        entries = entries if isinstance(entries, list) else [entries]
-        if len({str(entry) for entry in entries}) != len(entries):
-            self.faults.append(f"{key}: {entries!r} holds a number twice")
-        return tuple(self.integer({key: entry}, key, 0, 0) for entry in entries)
-
-    def mapping(self, values: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
-        found = values.get(key)
-        if found is None:
-            return {}
-        if not isinstance(found, dict):
-            self.faults.append(f"{where}{key}: {found!r} is not allowed: a mapping is expected")
-            return {}
-        return found
-
-    def options(self, values: Mapping[str, Any], where: str) -> dict[str, str]:
-        """{section.key: text as after ``--section.key=``}."""
-        found = {}
-        for key, value in values.items():
-            if isinstance(value, dict):
-                keys = ", ".join(f"{key}.{inner}" for inner in list(value)[:2])
-                self.faults.append(f"{where}: {key}: options are written with a dot, as in {keys or key + '.KEY'}")
-            elif key in OWN:
-                self.faults.append(f"{where}: {key}: the grid itself sets it: {OWN[key]}")
-            else:
-                found[key] = _text(value)
-        return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_text(entry) for entry in value)
-    return "null" if value is None else str(value)
-
-
 def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     """Reads a grid file and checks the config of every run in it (see utils/run_grid.py for the format).
 
@@ -188,7 +130,7 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         values, faults = read_yaml(path)
     except ConfigError as error:
         raise ConfigError([_named(path, text) for text in error.faults]) from None
-    reader = _Reader([_named(path, text) for text in faults])
+    reader = GridReader([_named(path, text) for text in faults])
     given = dict(overrides or {})
     values |= {key: value for key, value in given.items() if key in GRID_KEYS}
     overrides = reader.options({key: value for key, value in given.items() if key not in GRID_KEYS}, "command line")
@@ -201,7 +143,7 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         reader.faults.append("seeds: at least one is expected")
     common = reader.options(reader.mapping(values, "set"), "set")
     base_dir = str(values.get("base_dir") or "./experiments")
-    threads, gpus = reader.integer(values, "threads", 0, 0), _devices(reader.integers(values, "gpus", []), reader)
+    threads, gpus = reader.integer(values, "threads", 0, 0), reader.devices(values, "gpus")
     parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
     if parallel < len(gpus):
         reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
@@ -223,26 +165,13 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     return Grid(tuple(jobs), parallel, threads, gpus)
 
 
-def _devices(indices: Sequence[int], reader: _Reader) -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES is to say for each GPU; where it says something, they are counted in its list."""
-    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if inherited is None:
-        return tuple(map(str, indices))
-    # CUDA reads up to the first that is no device; -1 is the usual way to hide the rest.
-    names = list(itertools.takewhile(lambda name: name and name != "-1", map(str.strip, inherited.split(","))))
-    beyond = [index for index in indices if index >= len(names)]
-    for index in beyond:
-        reader.faults.append(f"gpus: {index} is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {len(names)} devices")
-    return () if beyond else tuple(names[index] for index in indices)
-
-
 def _named(path: str, text: str) -> str:
     return text.removeprefix("--config ").replace(
         "sections such as `optimizer:` with options below them are expected", "config, seeds, runs, ... are expected"
     )
 
 
-def _entries(values: Mapping[str, Any], reader: _Reader) -> list[tuple[str, str, dict[str, str]]]:
+def _entries(values: Mapping[str, Any], reader: GridReader) -> list[tuple[str, str, dict[str, str]]]:
     """(name, config file, {section.key: text}) of each run, without seeds."""
     entries: list[tuple[str, str, dict[str, str]]] = []
     runs = reader.mapping(values, "runs")
@@ -281,7 +210,7 @@ def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[tuple[s
 
 
 def _job(
-    name: str, config: str, options: Mapping[str, str], threads: int, one_gpu: bool, reader: _Reader
+    name: str, config: str, options: Mapping[str, str], threads: int, one_gpu: bool, reader: GridReader
 ) -> Job | None:
     """The run, checked as harness.py will check it; None with its faults told to `reader`.
 
