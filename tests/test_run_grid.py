@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness_params import ConfigError
+from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
+from utils import run_grid
 from utils.grid import Grid, read_grid, summary
 from utils.plot_data import method_name
 from utils.plot_results import main as plot
@@ -61,11 +62,13 @@ def test_runs_are_the_product_of_names_lists_and_seeds(tmp_path):
     assert grid.jobs[-1].path == tmp_path / "runs" / grid.jobs[-1].name
 
 
-def test_a_run_wins_over_set_and_the_command_line_over_both(tmp_path):
-    path = write(tmp_path, set={"optimizer.lr": 0.3, "optimizer.gamma": 0.5}, runs={"a": {"optimizer.lr": 0.2}})
+def test_a_run_and_the_command_line_win_over_set(tmp_path):
+    common = {"optimizer.lr": 0.3, "optimizer.gamma": 0.5, "optimizer.momentum": 0.8}
+    path = write(tmp_path, set=common, runs={"a": {"optimizer.lr": 0.2}})
     assert read_grid(path).jobs[0].cfg.optimizer.lr == 0.2
-    grid = read_grid(path, {"optimizer.lr": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
-    assert (grid.jobs[0].cfg.optimizer.lr, grid.jobs[0].cfg.optimizer.gamma) == (0.7, 0.5)
+    grid = read_grid(path, {"optimizer.gamma": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
+    optimizer = grid.jobs[0].cfg.optimizer
+    assert (optimizer.lr, optimizer.gamma, optimizer.momentum) == (0.2, 0.7, 0.8)
     assert (grid.parallel, grid.jobs[0].path.parent) == (4, tmp_path / "other")
 
 
@@ -87,6 +90,7 @@ def test_values_are_text_that_the_options_read(tmp_path):
         ({"seed": [0]}, "seed: unknown key of a grid: did you mean seeds?"),
         ({"jobs": 0}, "jobs: '0' is not allowed: a whole number >= 1"),
         ({"seeds": [0, "x"]}, "seeds: 'x' is not allowed: a whole number >= 0"),
+        ({"seeds": []}, "seeds: at least one is expected"),
         ({"seeds": [1, 1]}, "seeds: ['1', '1'] holds a number twice"),
         ({"runs": None}, "runs: at least one run is expected: {NAME: {section.key: value, ...}, ...}"),
         ({"runs": ["a"]}, "runs: ['a'] is not allowed: a mapping is expected"),
@@ -97,7 +101,7 @@ def test_values_are_text_that_the_options_read(tmp_path):
         ),
         (
             {"set": {"experiment_params.seed": 1}},
-            "set: experiment_params.seed: the grid itself sets it (seeds, base_dir, names of the runs)",
+            "set: experiment_params.seed: the grid itself sets it: seeds in the grid file",
         ),
         (
             {"runs": {"a": {"optimizer.lr": 1, "each": {"optimizer.lr": [1]}}}},
@@ -112,6 +116,38 @@ def test_values_are_text_that_the_options_read(tmp_path):
 )
 def test_faults_of_the_grid(tmp_path, grid, fault):
     assert fault in faults(tmp_path, **grid)
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("seed", "seeds in the grid file"),
+        ("base_dir", "base_dir in the grid file, or --base_dir"),
+        ("expt_name", "the names in runs"),
+        ("resume_expt_name", "a run that has begun is resumed"),
+        ("resume_level", "a run goes on where it stands"),
+    ],
+)
+def test_what_the_grid_decides_is_no_option_of_the_command_line(tmp_path, option, instead):
+    key = f"experiment_params.{option}"
+    assert faults(tmp_path, {key: "7"}) == [f"command line: {key}: the grid itself sets it: {instead}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "runs"),
+    [
+        ("prune_params.er_init", "snip_0.5 and 1 more"),
+        ("prune_params.er_method", "snip_0.5 and 1 more"),
+        ("experiment_params.training_type", "wr"),
+    ],
+)
+def test_the_command_line_does_not_change_what_a_run_is_named_for(tmp_path, key, runs):
+    grid = {
+        "wr": {"experiment_params.training_type": "wr"},
+        "snip": {"prune_params.er_method": "snip", "each": {"prune_params.er_init": [0.5, 0.1]}},
+    }
+    told = f"command line: {key}: set by run {runs}; change it in the grid file"
+    assert faults(tmp_path, {key: "x"}, runs=grid) == [told]
 
 
 def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
@@ -136,11 +172,18 @@ def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
 def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(str(path), {"base_dir": str(tmp_path)})
-    assert len(grid.jobs) == 3 * (3 + 6 * 5)
+    small = path.stem.endswith("_small")  # fewer densities, and no GraSP
+    assert len(grid.jobs) == 3 * (3 + (5 * 2 if small else 6 * 5))
     methods = {method_name(job.cfg) for job in grid.jobs}
     between = {"IMP", "IMP + weight rewinding", "IMP + LR rewinding"}
-    assert methods == between | {"SNIP", "GraSP", "SynFlow", "Random ERK", "Random balanced", "Random"}
-    assert all(job.cfg.notes == () for job in grid.jobs), "no option without effect"
+    once = {"SNIP", "SynFlow", "Random ERK", "Random balanced", "Random"} | (set() if small else {"GraSP"})
+    assert methods == between | once
+    idle = [{note.partition(":")[0] for note in job.cfg.notes} for job in grid.jobs]
+    if small:  # these it sets for all runs, and some have no use for them
+        assert set().union(*idle) == {"prune_params.prune_rate", "prune_params.rewind_epoch"}
+        assert not set.intersection(*idle), "no option without effect in every run"
+    else:
+        assert not any(idle), "no option without effect"
 
 
 def test_a_file_that_is_no_grid(tmp_path):
@@ -176,14 +219,82 @@ def test_help_tells_the_format(capsys):
 
 
 def test_threads_and_gpus_of_a_place(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
     cores = len(os.sched_getaffinity(0))
     shared = environment(Grid((), parallel=2), 0)
     assert shared["OMP_NUM_THREADS"] == str(max(1, cores // 2))
-    assert "RANK" not in shared
-    grid = Grid((), parallel=3, threads=5, gpus=(4, 6))
+    grid = Grid((), parallel=3, threads=5, gpus=("4", "6"))
     assert [environment(grid, place)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["4", "6", "4"]
     assert environment(grid, 0)["OMP_NUM_THREADS"] == "5"
+    assert [environment(grid, 0, processes)["OMP_NUM_THREADS"] for processes in (2, 9)] == ["2", "1"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12))
+    assert environment(Grid((), parallel=2), 0, processes=3)["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_run_of_a_grid_under_torchrun_is_no_worker_of_it(tmp_path):
+    """Asked of torchrun itself, which knows best what it sets."""
+    code = "import os; from utils.grid import Grid; from utils.run_grid import environment; "
+    code += f"open({str(tmp_path / 'said')!r}, 'w').write(' '.join(environment(Grid(()), 0)))"
+    script = tmp_path / "worker.py"
+    script.write_text(code)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", str(script)]
+    subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    added = set((tmp_path / "said").read_text().split()) - os.environ.keys()
+    assert added <= {"PYTHONPATH", "OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+
+
+def test_each_gpu_has_a_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    grid = read_grid(write(tmp_path, gpus=[0, 1, 3]))
+    assert (grid.parallel, grid.gpus) == (3, ("0", "1", "3"))
+    assert grid.jobs[0].processes == 1, "of one GPU, whatever else the machine has"
+    assert read_grid(write(tmp_path, gpus=[0, 1], jobs=5)).parallel == 5
+    told = "jobs: 1 leaves some of 3 gpus unused; at least 3"
+    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [told]
+    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [told]
+
+
+def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
+    """The others may be someone else's."""
+    for inherited, gpus, found in (
+        ("4,5", [0, 1], ("4", "5")),
+        ("4, 5", [1], ("5",)),
+        ("GPU-8932f937,MIG-b7c1", [1, 0], ("MIG-b7c1", "GPU-8932f937")),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+        assert read_grid(write(tmp_path, gpus=gpus)).gpus == found
+    for inherited, devices in (("4,5", 2), ("4,-1,5", 1), ("", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
+        told = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
+        assert faults(tmp_path, gpus=[2]) == [told]
+
+
+def test_threads_are_an_option_of_the_run(tmp_path):
+    """A small MLP takes no notice of OMP_NUM_THREADS."""
+    runs = {
+        "one": {"dist_params.nproc": 1},
+        "two": {"dist_params.nproc": 2},
+        "nine": {"dist_params.nproc": 9},
+        "alone": {"dist_params.nproc": 9, "dist_params.distributed": False},
+        "own": {"dist_params.nproc": 2, "dist_params.threads": 3},
+    }
+    path = write(tmp_path, threads=4, runs=runs)
+    jobs = read_grid(path).jobs
+    assert [job.cfg.dist_params.threads for job in jobs] == [4, 2, 1, 4, 3]
+    assert [job.processes for job in jobs] == [1, 2, 9, 1, 2]
+    assert "--dist_params.threads=2" in jobs[1].words
+    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "6"}).jobs] == [6, 3, 1, 6, 3]
+    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "0"}).jobs] == [0, 0, 0, 0, 3]
+    common = write(tmp_path, threads=4, set={"dist_params.threads": 7})
+    assert read_grid(common).jobs[0].cfg.dist_params.threads == 7
+    assert read_grid(common, {"threads": "2"}).jobs[0].cfg.dist_params.threads == 2
+
+
+def test_a_grid_begun_with_other_threads_is_gone_on_with(tmp_path):
+    [job] = read_grid(write(tmp_path)).jobs
+    job.path.mkdir(parents=True)
+    (job.path / "expt_config.yaml").write_text(dump_yaml(job.cfg))
+    [job] = read_grid(write(tmp_path, threads=2)).jobs
+    assert job.begun and "--dist_params.threads=2" in job.words
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -280,6 +391,55 @@ def test_stopped_gone_on_with_and_a_failure_that_stops_no_other(tmp_path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == "run_grid: all 1 runs are finished"
     with pytest.raises(ConfigError, match=r"run imp_seed0: optimizer.lr: 0.2 would change the experiment"):
         read_grid(path, {"optimizer.lr": "0.2"})
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """harness(code): has grids run this in the harness's stead."""
+
+    def install(code: str) -> None:
+        path = tmp_path / "stand_in.py"
+        path.write_text(code)
+        monkeypatch.setattr(run_grid, "HARNESS", path)
+
+    return install
+
+
+def test_the_log_keeps_what_earlier_starts_of_a_run_said(tmp_path, harness, capsys):
+    path, log = write(tmp_path), tmp_path / "runs" / ".logs" / "a_seed0.log"
+    for code, told in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "it said nothing")):
+        harness(code)
+        assert main([path]) == 1
+        assert f"a_seed0: FAILED, exit {1 if told in code else 3}: {told}" in capsys.readouterr().out
+    assert log.read_text() == "disk full\n"
+
+
+def test_each_note_of_the_configs_is_told_once(tmp_path, harness, capsys):
+    harness("raise SystemExit(3)")
+    runs = {"imp": {}, "wr": {"experiment_params.training_type": "wr"}}
+    common = {"dataset.num_workers": 4, "prune_params.rewind_epoch": 3, "dist_params.wire": "bf16"}
+    main([write(tmp_path, set=common | {"dist_params.nproc": 1}, seeds=[0, 1], runs=runs)])
+    assert [line for line in capsys.readouterr().err.splitlines() if "note" in line] == [
+        "run_grid: note: prune_params.rewind_epoch: 3 has no effect: training_type is imp: only wr rewinds to an epoch "
+        "(2 of 4 runs)",
+        "run_grid: note: dataset.num_workers: 4 has no effect: the set is held in memory, where no worker is needed",
+        "run_grid: note: dist_params.wire: bf16 has no effect: nproc is 1: one process",
+    ]
+
+
+def test_a_signal_reaches_a_run_that_is_being_started(tmp_path, harness, monkeypatch):
+    harness("import time; time.sleep(10)")
+    made = []
+
+    class Signalled(run_grid.Child):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run_grid, "Child", Signalled)
+    assert main([write(tmp_path, seeds=[0, 1])]) == 128 + signal.SIGTERM
+    assert [child.process.returncode for child in made] == [-signal.SIGTERM]
 
 
 def test_a_run_does_not_outlive_a_killed_grid(tmp_path):

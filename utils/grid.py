@@ -2,21 +2,17 @@
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_params import Config, ConfigError, load_config
+from harness_params import Config, ConfigError, load_config, unused_alone
 from utils.checkers import nearest
 from utils.config_sources import read_yaml
+from utils.grid_reader import GRID_KEYS, GridReader
 
-GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "seeds", "set", "runs")
-# What the grid itself decides of each run.
-OWN = (
-    "experiment_params.seed", "experiment_params.expt_name", "experiment_params.base_dir",
-    "experiment_params.resume_expt_name", "experiment_params.resume_level",
-)  # fmt: skip
 LONGEST_GRID = 100_000  # runs; more is a slip in a product of lists
 
 
@@ -38,11 +34,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a grid: the words after ``harness.py``, and its checked config."""
+    """One run of a grid.
+
+    Attributes:
+        words: after ``harness.py``.
+        cfg: what they come to, checked.
+        processes: that it starts.
+    """
 
     name: str
     words: tuple[str, ...]
     cfg: Config
+    processes: int = 1
 
     @property
     def path(self) -> Path:
@@ -51,6 +54,11 @@ class Job:
     @property
     def begun(self) -> bool:
         return begun(self.path)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user, as harness.py will tell them: mostly of options without effect."""
+        return [*self.cfg.notes, *(unused_alone(self.cfg) if self.processes == 1 else [])]
 
     @property
     def epochs(self) -> int:
@@ -98,70 +106,22 @@ class Grid:
     Attributes:
         jobs: the runs.
         parallel: how many run at a time.
-        threads: of each run; 0 = a share of the cores.
-        gpus: CUDA devices given to the parallel places in turn; empty = all runs see all.
+        threads: of each run, all its processes together; 0 = a share of the cores.
+        gpus: given to the parallel places in turn, as CUDA_VISIBLE_DEVICES names them; empty = all runs see all.
     """
 
     jobs: tuple[Job, ...]
     parallel: int = 1
     threads: int = 0
-    gpus: tuple[int, ...] = ()
-
-
-@dataclass
-class _Reader:
-    """Collects the faults of a grid file, so that all are told at once."""
-
-    faults: list[str] = field(default_factory=list)
-
-    def integer(self, values: Mapping[str, Any], key: str, default: int, least: int) -> int:
-        text = values.get(key, default)
-        if str(text).isascii() and str(text).isdigit() and int(text) >= least:
-            return int(text)
-        self.faults.append(f"{key}: {text!r} is not allowed: a whole number >= {least}")
-        return default
-
-    def integers(self, values: Mapping[str, Any], key: str, default: list) -> tuple[int, ...]:
-        entries = values.get(key, default)
-        entries = entries if isinstance(entries, list) else [entries]
-        if len({str(entry) for entry in entries}) != len(entries):
-            self.faults.append(f"{key}: {entries!r} holds a number twice")
-        return tuple(self.integer({key: entry}, key, 0, 0) for entry in entries)
-
-    def mapping(self, values: Mapping[str, Any], key: str, where: str = "") -> dict[str, Any]:
-        found = values.get(key)
-        if found is None:
-            return {}
-        if not isinstance(found, dict):
-            self.faults.append(f"{where}{key}: {found!r} is not allowed: a mapping is expected")
-            return {}
-        return found
-
-    def options(self, values: Mapping[str, Any], where: str) -> dict[str, str]:
-        """{section.key: text as after ``--section.key=``}."""
-        found = {}
-        for key, value in values.items():
-            if isinstance(value, dict):
-                keys = ", ".join(f"{key}.{inner}" for inner in list(value)[:2])
-                self.faults.append(f"{where}: {key}: options are written with a dot, as in {keys or key + '.KEY'}")
-            elif key in OWN:
-                self.faults.append(f"{where}: {key}: the grid itself sets it (seeds, base_dir, names of the runs)")
-            else:
-                found[key] = _text(value)
-        return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_text(entry) for entry in value)
-    return "null" if value is None else str(value)
+    gpus: tuple[str, ...] = ()
 
 
 def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     """Reads a grid file and checks the config of every run in it (see utils/run_grid.py for the format).
 
     Args:
-        overrides: {grid key or section.key: text}, from the command line; they win over the file.
+        overrides: {grid key or section.key: text}, from the command line; they win over the file, but may not change
+            what a run sets itself.
 
     Raises:
         ConfigError: naming every fault of the file and of all its runs; nothing has been started or created.
@@ -170,26 +130,35 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         values, faults = read_yaml(path)
     except ConfigError as error:
         raise ConfigError([_named(path, text) for text in error.faults]) from None
-    reader = _Reader([_named(path, text) for text in faults])
-    overrides = dict(overrides or {})
-    values |= {key: overrides.pop(key) for key in list(overrides) if key in GRID_KEYS}
+    reader = GridReader([_named(path, text) for text in faults])
+    given = dict(overrides or {})
+    values |= {key: value for key, value in given.items() if key in GRID_KEYS}
+    overrides = reader.options({key: value for key, value in given.items() if key not in GRID_KEYS}, "command line")
     for key in values.keys() - set(GRID_KEYS):
         near = nearest(key, GRID_KEYS)
         hint = f"did you mean {near}?" if near else f"one of {', '.join(GRID_KEYS)}"
         reader.faults.append(f"{key}: unknown key of a grid: {hint}")
     seeds = reader.integers(values, "seeds", [0])
+    if not seeds:
+        reader.faults.append("seeds: at least one is expected")
     common = reader.options(reader.mapping(values, "set"), "set")
     base_dir = str(values.get("base_dir") or "./experiments")
-    parallel, threads = reader.integer(values, "jobs", 1, 1), reader.integer(values, "threads", 0, 0)
-    gpus = reader.integers(values, "gpus", [])
+    threads, gpus = reader.integer(values, "threads", 0, 0), reader.devices(values, "gpus")
+    parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
+    if parallel < len(gpus):
+        reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
+    if "threads" in given:  # on the command line, which wins over the file
+        common.pop("dist_params.threads", None)
     entries = _entries(values, reader)
+    reader.faults += _faults_of_overrides(overrides, entries)
     if not reader.faults and len(entries) * len(seeds) > LONGEST_GRID:
         reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {LONGEST_GRID}")
     jobs = []
     for seed in seeds if not reader.faults else ():
         for name, config, options in entries:
             fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
-            job = _job(f"{name}_seed{seed}", config, {**common, **options, **overrides, **fixed}, reader)
+            chosen = {**common, **overrides, **options, **fixed}
+            job = _job(f"{name}_seed{seed}", config, chosen, threads, bool(gpus), reader)
             jobs += [job] if job else []
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
@@ -202,7 +171,7 @@ def _named(path: str, text: str) -> str:
     )
 
 
-def _entries(values: Mapping[str, Any], reader: _Reader) -> list[tuple[str, str, dict[str, str]]]:
+def _entries(values: Mapping[str, Any], reader: GridReader) -> list[tuple[str, str, dict[str, str]]]:
     """(name, config file, {section.key: text}) of each run, without seeds."""
     entries: list[tuple[str, str, dict[str, str]]] = []
     runs = reader.mapping(values, "runs")
@@ -229,9 +198,28 @@ def _entries(values: Mapping[str, Any], reader: _Reader) -> list[tuple[str, str,
     return entries
 
 
-def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) -> Job | None:
-    """The run, checked as harness.py will check it; None with its faults told to `reader`."""
-    # It pulls in torch, which `--help` and a misspelt grid don't need.
+def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[tuple[str, str, dict[str, str]]]) -> list[str]:
+    """The options of the command line that runs set themselves: the names of those runs would no longer be true."""
+    faults = []
+    for key in overrides:
+        names = [name for name, _, options in entries if key in options]
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            faults.append(f"command line: {key}: set by run {names[0]}{others}; change it in the grid file")
+    return faults
+
+
+def _job(
+    name: str, config: str, options: Mapping[str, str], threads: int, one_gpu: bool, reader: GridReader
+) -> Job | None:
+    """The run, checked as harness.py will check it; None with its faults told to `reader`.
+
+    Args:
+        threads: shared out to its processes, unless its options say how many each takes; 0 = left to the harness.
+        one_gpu: whether it will see one GPU alone.
+    """
+    # They pull in torch, which `--help` and a misspelt grid don't need.
+    from utils.distributed import default_nproc
     from utils.run_directory import check_run_directory
 
     words = ["--config", config, *(f"--{key}={value}" for key, value in options.items())]
@@ -239,11 +227,17 @@ def _job(name: str, config: str, options: Mapping[str, str], reader: _Reader) ->
         resumed = begun(Path(options["experiment_params.base_dir"]).expanduser() / name)
         words.append(f"--experiment_params.{'resume_expt_name' if resumed else 'expt_name'}={name}")
         cfg = load_config(words)
+        d = cfg.dist_params
+        processes = (d.nproc or (1 if one_gpu else default_nproc(0))) if d.distributed else 1
+        if threads and "dist_params.threads" not in options:
+            # Not left to OMP_NUM_THREADS, of which a small MLP takes no notice.
+            words.append(f"--dist_params.threads={max(1, threads // processes)}")
+            cfg = load_config(words)
         check_run_directory(cfg)
     except ConfigError as error:
         reader.faults += [f"run {name}: {text}" for text in error.faults]
         return None
-    return Job(name, tuple(words), cfg)
+    return Job(name, tuple(words), cfg, processes)
 
 
 def summary(jobs: Sequence[Job]) -> str:
@@ -251,3 +245,9 @@ def summary(jobs: Sequence[Job]) -> str:
     done = sum(job.finished for job in jobs)
     half = sum(job.begun and not job.finished for job in jobs)
     return f"{len(jobs)} runs: {done} finished before, {half} to resume, {len(jobs) - done - half} to start"
+
+
+def distinct_notes(jobs: Sequence[Job]) -> list[str]:
+    """Each note of the runs once, with how many it is of where that is not all: others may use what these do not."""
+    counts = Counter(note for job in jobs for note in job.notes)
+    return [f"{note}{f' ({n} of {len(jobs)} runs)' if n < len(jobs) else ''}" for note, n in counts.items()]

@@ -7,9 +7,11 @@ A grid file:
     config: configs/fashionmnist_lenet_fast.yaml   # of every run, unless a run names its own
     base_dir: experiments/fashionmnist_lenet       # the runs' directory
     seeds: [0, 1, 2]
-    jobs: 2                                        # runs at a time (default 1)
-    threads: 1                                     # of each run; 0 (default) = its share of the cores
-    gpus: [0, 1]                                   # runs take these in turn; default: every run sees all GPUs
+    jobs: 2                                        # runs at a time (default 1, or one for each of gpus)
+    threads: 1                                     # of each run, all its processes together, unless the run sets
+                                                   # dist_params.threads; 0 (default) = its share of the cores
+    gpus: [0, 1]                                   # each run sees one, in turn; counted in CUDA_VISIBLE_DEVICES where
+                                                   # that is set; default: every run sees all GPUs
     set: {prune_params.num_levels: 18}             # options of every run
     runs:
       imp: {experiment_params.training_type: imp}  # becomes imp_seed0, imp_seed1, imp_seed2
@@ -18,11 +20,12 @@ A grid file:
         each: {prune_params.er_init: [0.5, 0.1]}   # one run for each value: snip_0.5_seed0, snip_0.1_seed0, ...
       other: {config: configs/another.yaml}
 
-Options on the command line win over those of the grid. Paths are relative to the current directory.
+Options on the command line win over those of `set`; what a run sets itself, in `each` too, they may not change. Paths
+are relative to the current directory.
 
 The whole grid is checked before anything starts. Started again, it skips finished runs and resumes half-done ones. A
-run that fails is named with its last line of stderr and stops no other; what a run writes to stderr is kept in
-BASE_DIR/.logs/NAME.log. SIGINT or SIGTERM stops all runs, which save their state; a second one kills them.
+run that fails is named with its last line of stderr and stops no other; what a run writes to stderr, in all its starts,
+is kept in BASE_DIR/.logs/NAME.log. SIGINT or SIGTERM stops all runs, which save their state; a second one kills them.
 
 Exit status: 0 all runs are finished; 1 a run failed; 2 faults in the grid, nothing started; 130 or 143 stopped.
 """
@@ -40,7 +43,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from harness_params import ConfigError
-from utils.grid import Grid, Job, read_grid, summary
+from utils.grid import Grid, Job, distinct_notes, read_grid, summary
 
 HARNESS = Path(__file__).parent.parent / "harness.py"
 POLL_SECONDS = 0.2  # between two looks at the processes
@@ -48,6 +51,11 @@ READ_SECONDS = 1.0  # between two looks at a run's CSVs
 LINE_SECONDS = 10.0  # between two lines of one run, without a terminal
 SECOND_SIGNAL_SECONDS = 1.0  # an echo of the first comes sooner, a person's second one later
 PR_SET_PDEATHSIG = 1
+# What torchrun tells its workers, besides TORCHELASTIC_*.
+TORCHRUN = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -73,14 +81,15 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
     return paths[0], options
 
 
-def environment(grid: Grid, place: int) -> dict[str, str]:
-    """The environment of the run in one of the grid's parallel places: its threads, and its GPU."""
+def environment(grid: Grid, place: int, processes: int = 1) -> dict[str, str]:
+    """The environment of a run of so many processes in one of the grid's parallel places: its threads, and its GPU."""
     # A run must not take itself for a worker of a launcher that this grid happens to be started by.
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    env["OMP_NUM_THREADS"] = str(grid.threads or max(1, cores // grid.parallel))
+    # Of each process; dist_params.threads, where the run has it, is what torch goes by.
+    env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or cores // grid.parallel) // processes))
     if grid.gpus:
-        env["CUDA_VISIBLE_DEVICES"] = str(grid.gpus[place % len(grid.gpus)])
+        env["CUDA_VISIBLE_DEVICES"] = grid.gpus[place % len(grid.gpus)]
     return env
 
 
@@ -104,11 +113,13 @@ class Child:
                 if os.getppid() != parent:
                     os._exit(1)
 
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
+            self.said_before = log.tell()  # by earlier starts of this run, whose failures are worth keeping
             # A session of its own: a terminal's Ctrl-C reaches the grid alone, which hands it on once.
             self.process = subprocess.Popen(
-                [sys.executable, str(HARNESS), *job.words], env=environment(grid, place), stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=log, start_new_session=True, preexec_fn=stop_with_parent,
+                [sys.executable, str(HARNESS), *job.words], env=environment(grid, place, job.processes),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+                preexec_fn=stop_with_parent,
             )  # fmt: skip
         self.started = self.read_at = self.told_at = time.monotonic()
         self.progress = job.progress()
@@ -141,8 +152,9 @@ class Child:
         return ", ".join(parts)
 
     def last_line(self) -> str:
-        """The last line of its stderr."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        """The last line of its stderr, in this start."""
+        said = self.log.read_bytes()[self.said_before :].decode(errors="replace")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         return lines[-1] if lines else "it said nothing"
 
     def close(self) -> str:
@@ -155,6 +167,11 @@ class Child:
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
         return f"exit {status}: {self.last_line()}"
+
+    def stop(self, signum: int) -> None:
+        """Asks it to save its state and end; it takes a second request that follows at once for an echo."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
 
     def kill(self) -> None:
         """Ends it and all its workers at once."""
@@ -175,6 +192,8 @@ class Runner:
         """Runs all that is not finished; returns the exit status."""
         jobs = self.grid.jobs
         print(f"run_grid: {summary(jobs)}; {self.grid.parallel} at a time", flush=True)
+        for note in distinct_notes(jobs):  # each run's own go to its log, where nobody looks while all is well
+            print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
         waiting = [job for job in jobs if not job.finished]
         done = len(jobs) - len(waiting)
         tqdm.monitor_interval = 0  # its thread would make forking unsafe
@@ -185,7 +204,9 @@ class Runner:
                 free = [place for place in range(self.grid.parallel) if place not in self.children]
                 while free and waiting and not self.stopping:
                     place = free.pop(0)
-                    self.children[place] = Child(waiting.pop(0), self.grid, place, self.terminal)
+                    self.children[place] = child = Child(waiting.pop(0), self.grid, place, self.terminal)
+                    if self.stopping:  # a signal came while it was being started, when `_note` did not know it yet
+                        child.stop(self.stopping)
                 time.sleep(POLL_SECONDS)
                 total.update(self._collect())
         finally:
@@ -245,8 +266,7 @@ class Runner:
             return
         self.stopping, self.stopped_at = signum, now
         for child in self.children.values():
-            if child.process.poll() is None:
-                child.process.send_signal(signum)
+            child.stop(signum)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
