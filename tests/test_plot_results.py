@@ -68,6 +68,42 @@ def test_method_and_option_that_differ_are_both_told(tmp_path):
     assert [g.label for g in groups_of(tmp_path)] == ["IMP, lr 0.1", "IMP + LR rewinding, lr 0.03", "Random, lr 0.1"]
 
 
+def test_trees_and_betons_are_data_sets_of_their_own(tmp_path, monkeypatch):
+    """The root of a data set with a name is where it happens to lie; an ImageFolder's is all that tells what it is."""
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "birds")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def labels(name, *data) -> list[tuple[str, int]]:
+        for seed, options in enumerate(data):
+            chosen = {f"dataset.{key}": value for key, value in options.items()}
+            write_run(tmp_path / name, f"seed{seed}", [90, 80], seed=seed, **chosen)
+        return [(group.label, group.seeds) for group in groups_of(tmp_path / name)]
+
+    tree = {"dataset_name": "ImageFolder"}
+    birds, cars = tree | {"data_root": str(tmp_path / "birds")}, tree | {"data_root": str(tmp_path / "cars")}
+    assert labels("trees", birds, cars) == [("data root birds", 1), ("data root cars", 1)]
+    same = tree | {"data_root": str(tmp_path / "link")}, tree | {"data_root": "~/birds"}
+    assert labels("links", birds, *same) == [("IMP", 3)]
+    assert labels("inside", birds, tree | {"data_root": str(tmp_path / "birds/small")}) == [
+        ("data root birds", 1), ("data root birds/small", 1),
+    ]  # fmt: skip
+    named = {"dataset_name": "CIFAR10"}
+    assert labels("named", named | {"data_root": "/a"}, named | {"data_root": "/b"}) == [("IMP", 2)]
+
+    ffcv = named | {"loader": "ffcv", "val_beton": "/b/val.beton"}
+    first, second = ffcv | {"train_beton": "/b/birds.beton"}, ffcv | {"train_beton": "/b/cars.beton"}
+    assert labels("betons", first, second) == [("train beton birds.beton", 1), ("train beton cars.beton", 1)]
+    assert labels("roots", first, first | {"data_root": "/elsewhere"}) == [("IMP", 2)]
+    folder = tree | {"loader": "ffcv"}
+    assert labels("unnamed", folder | birds, folder | cars) == [("data root birds", 1), ("data root cars", 1)]
+    found = {"dataset_name": "ImageNet", "loader": "ffcv"}
+    assert labels("found", found, found | {"train_beton": "/b/half.beton"}) == [
+        ("IMP", 1),
+        ("train beton half.beton", 1),
+    ]
+
+
 def test_networks_pruned_once_are_apart_where_density_is_no_axis(study):
     assert [g.label for g in groups_of(study, "layers")] == ["IMP", "SNIP", "SNIP"]
 

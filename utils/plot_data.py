@@ -3,6 +3,7 @@
 A group is a line of a figure. Its name says what sets it apart from the other groups of the same figure.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ SUMMARY = ["level", "density", "sparsity", "final_test_acc", "max_test_acc", "fi
 TIDY = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY]
 
 # Where and how a run executes, or how far; not what the experiment is. Among them all that is free to differ on resume
-# (FREE_ON_RESUME of utils/run_directory.py, whose import would cost a figure the seconds of torch's).
+# (FREE_ON_RESUME of utils/run_directory.py, whose import would cost a figure the seconds of torch's). Where the images
+# lie is among them for a data set with a name; `data_files` puts it back where the place is all that names the images.
 IGNORED = {
     "model_params.conv_type", "dataset.num_classes", "dataset.num_workers", "dataset.data_root", "dataset.download",
     "dataset.loader", "dataset.os_cache", "dataset.train_beton", "dataset.val_beton", "prune_params.num_levels",
@@ -28,6 +30,7 @@ IGNORED = {
     "dist_params.backend", "dist_params.address", "dist_params.port", "dist_params.sparse_allreduce",
     "dist_params.timeout_minutes",
 }  # fmt: skip
+FILES = ("dataset.data_root", "dataset.train_beton", "dataset.val_beton")
 # Told by the method's name.
 METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method"}
 # Without pruning between levels.
@@ -174,9 +177,24 @@ def effective_options(cfg: Config) -> dict[str, Any]:
     if cfg.prune_params.num_levels == 1:
         unused = unused | BETWEEN_LEVELS
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
-    return {
+    options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
     }
+    return options | data_files(cfg)
+
+
+def data_files(cfg: Config) -> dict[str, str]:
+    """{section.key: resolved path} of what the data set's name leaves open: an ImageFolder's tree, ffcv's files.
+
+    A .beton that is not named is found under the root, and told by it. A relative path counts from the working
+    directory, as it did for the run.
+    """
+    d = cfg.dataset
+    betons = {"dataset.train_beton": d.train_beton, "dataset.val_beton": d.val_beton} if d.loader == "ffcv" else {}
+    chosen = {path: value for path, value in betons.items() if value}
+    if d.dataset_name == "ImageFolder" and len(chosen) < 2:
+        chosen["dataset.data_root"] = d.data_root
+    return {path: str(Path(value).expanduser().resolve()) for path, value in chosen.items()}
 
 
 def method_name(cfg: Config) -> str:
@@ -210,11 +228,12 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
         members.setdefault(_key(run.options, left_out), []).append(run)
     options = [dict(key) for key in members]
     told = _differing(options) - METHOD - {AXIS}
+    short = _short_paths(options)
     methods = {run.method for run in runs}
     groups = []
     for chosen, mine in zip(options, members.values()):
         _check_repeats(mine)
-        words = [_word(path, chosen[path]) for path in sorted(told) if path in chosen]
+        words = [_word(path, short.get(chosen[path], chosen[path])) for path in sorted(told) if path in chosen]
         name = [mine[0].method] if len(methods) > 1 or not words else []
         frame = pd.concat([run.summary.assign(run=str(run.path), seed=run.seed, start=run.start) for run in mine])
         training = {path: value for path, value in chosen.items() if not path.startswith("prune_params.")}
@@ -232,12 +251,25 @@ def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> tuple:
 
 
 def _differing(options: Sequence[dict[str, Any]]) -> set[str]:
-    """Options that have more than one value among those that have them."""
-    values: dict[str, set] = {}
+    """Options that have more than one value among those that have them, or files that not all have."""
+    values: dict[str, list] = {}
     for chosen in options:
         for path, value in chosen.items():
-            values.setdefault(path, set()).add(value)
-    return {path for path, found in values.items() if len(found) > 1}
+            values.setdefault(path, []).append(value)
+    return {
+        path for path, found in values.items() if len(set(found)) > 1 or (path in FILES and len(found) < len(options))
+    }
+
+
+def _short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{path of files: the path from the folder that all have in common}: what a legend has room for."""
+    files = {chosen[path] for chosen in options for path in FILES if path in chosen}
+    if not files:
+        return {}
+    folder = os.path.commonpath(files)
+    if folder in files:  # one holds the others, or is the only one: it goes by its name
+        folder = os.path.dirname(folder)
+    return {file: os.path.relpath(file, folder) for file in files}
 
 
 def _word(path: str, value: Any) -> str:
