@@ -108,6 +108,28 @@ def test_networks_pruned_once_are_apart_where_density_is_no_axis(study):
     assert [g.label for g in groups_of(study, "layers")] == ["IMP", "SNIP", "SNIP"]
 
 
+@pytest.mark.parametrize("kind", ["accuracy", "layers"])
+def test_starting_densities_of_runs_pruned_further_are_lines_of_their_own(tmp_path, kind):
+    for start in (0.5, 0.3):
+        options = {"prune_params.er_method": "snip", "prune_params.er_init": start}
+        for seed in (0, 1):
+            densities = [start, start / 2]
+            write_run(tmp_path, f"{start}_{seed}", [80, 70], densities, seed, **options)
+    one_shot(tmp_path, "snip", 0.1, 60)
+    groups = groups_of(tmp_path, kind)
+    assert [(g.label, g.seeds) for g in groups] == [
+        ("SNIP", 1), ("SNIP, then IMP, er init 0.3", 2), ("SNIP, then IMP, er init 0.5", 2),
+    ]  # fmt: skip
+    assert points(groups[2], "final_test_acc")["density"].to_list() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers"])
+def test_an_er_init_of_one_is_no_pruning_at_initialization(tmp_path, kind):
+    write_run(tmp_path, "a", [90, 80])
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"prune_params.er_method": "snip"})
+    assert [(g.label, g.seeds) for g in groups_of(tmp_path, kind)] == [("IMP", 2)]
+
+
 def test_runs_of_one_name_in_several_folders_are_several_runs(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"seed{seed}", "exp", [90, 80, 95], [1, 0.5, 0.05], seed=seed)

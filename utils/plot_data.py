@@ -38,7 +38,9 @@ BETWEEN_LEVELS = {
     "experiment_params.training_type", "prune_params.prune_method", "prune_params.prune_rate",
     "prune_params.rewind_epoch",
 }  # fmt: skip
-AXIS = "prune_params.er_init"  # the density a run starts from: a place on the axis of density, not another method
+# The density a run starts from: a place on the axis of density if it is pruned only there; if it is pruned further,
+# its levels are a line of their own.
+AXIS = "prune_params.er_init"
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
 CRITERIA = {
@@ -59,6 +61,7 @@ class Run:
 
     Attributes:
         start: density left by pruning at initialization (1 without it).
+        planned: levels that its config asks for.
         options: what the experiment is, {section.key: value}, without what has no effect.
         method: the method's name.
         summary: its summary.csv.
@@ -69,6 +72,7 @@ class Run:
     model: str
     seed: int
     start: float
+    planned: int
     options: dict[str, Any]
     method: str
     summary: pd.DataFrame
@@ -143,11 +147,9 @@ def read_run(path: Path, partial: bool = False) -> Run:
         raise ValueError(f"{path}: unfinished: {len(summary)} of {planned} levels are there{hint}")
     if list(summary["level"]) != list(range(len(summary))):
         raise ValueError(f"{path}: summary.csv does not hold each level once: {', '.join(map(str, summary['level']))}")
-    p = cfg.prune_params
-    start = p.er_init if p.er_method != NO_METHOD else 1.0
     return Run(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed, start,
-        effective_options(cfg), method_name(cfg), summary,
+        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed, starting_density(cfg),
+        planned, effective_options(cfg), method_name(cfg), summary,
     )  # fmt: skip
 
 
@@ -171,11 +173,17 @@ def read_csv(path: Path, columns: Sequence[str], missing_ok: bool = False) -> pd
     return frame
 
 
+def starting_density(cfg: Config) -> float:
+    return cfg.prune_params.er_init if cfg.prune_params.er_method != NO_METHOD else 1.0
+
+
 def effective_options(cfg: Config) -> dict[str, Any]:
     """{section.key: value} of all that makes the experiment what it is."""
     unused = IGNORED | {path for path, _ in without_effect(cfg)}
     if cfg.prune_params.num_levels == 1:
         unused = unused | BETWEEN_LEVELS
+    if starting_density(cfg) == 1:  # er_init 1 is the same as no er_method
+        unused = unused | {AXIS, "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
     options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
@@ -201,7 +209,7 @@ def method_name(cfg: Config) -> str:
     """As in 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'Dense'."""
     p = cfg.prune_params
     parts = []
-    if p.er_method != NO_METHOD and p.er_init < 1:
+    if starting_density(cfg) < 1:
         parts.append(CRITERIA.get(p.er_method, p.er_method))
     if p.num_levels > 1:
         by = "" if p.prune_method == "mag" else f" by {CRITERIA.get(p.prune_method, p.prune_method)}"
@@ -215,7 +223,7 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
     """Groups in a fixed order of methods, then as given.
 
     Args:
-        by_start: runs that start from different densities are different groups, not points of one line; figures
+        by_start: runs pruned once, to different densities, are different groups, not points of one line; figures
             that ask for it write each group's density beside its name.
 
     Raises:
@@ -224,16 +232,19 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
     members: dict[tuple, list[Run]] = {}
     for run in runs:
-        left_out = set() if by_start else {AXIS}
+        left_out = {AXIS} if run.planned == 1 and not by_start else set()
         members.setdefault(_key(run.options, left_out), []).append(run)
     options = [dict(key) for key in members]
     told = _differing(options) - METHOD - {AXIS}
+    further = [chosen for chosen, mine in zip(options, members.values()) if mine[0].planned > 1]
+    starts = _differing(further) & {AXIS}
     short = _short_paths(options)
     methods = {run.method for run in runs}
     groups = []
     for chosen, mine in zip(options, members.values()):
         _check_repeats(mine)
-        words = [_word(path, short.get(chosen[path], chosen[path])) for path in sorted(told) if path in chosen]
+        telling = sorted(told | starts if mine[0].planned > 1 else told)
+        words = [_word(path, short.get(chosen[path], chosen[path])) for path in telling if path in chosen]
         name = [mine[0].method] if len(methods) > 1 or not words else []
         frame = pd.concat([run.summary.assign(run=str(run.path), seed=run.seed, start=run.start) for run in mine])
         training = {path: value for path, value in chosen.items() if not path.startswith("prune_params.")}
