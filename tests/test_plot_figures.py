@@ -55,6 +55,21 @@ def test_networks_trained_otherwise_have_a_dense_line_each(tmp_path):
     assert [(line.get_ydata()[0], line.get_color()) for line in dense] == [(90, COLOURS[0]), (70, COLOURS[1])]
 
 
+def test_the_first_dense_line_drawn_is_the_one_in_the_legend(tmp_path):
+    """The first group may have no dense run."""
+    one_shot(tmp_path, "snip", 0.5, 80, **{"optimizer.lr": 0.1})
+    for rate in (0.03, 0.01):
+        options = {"optimizer.lr": rate, "prune_params.er_method": "synflow", "prune_params.er_init": 1.0}
+        write_run(tmp_path, f"{rate}", [1000 * rate], [1.0], **options)
+    groups = groups_of(tmp_path)
+    assert groups[0].label == "SNIP, lr 0.1"
+    figure = draw_accuracy(groups)
+    dense = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert len(dense) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()].count("Dense") == 1
+    assert dense[0].get_label() == "Dense"
+
+
 def test_eight_methods_look_different(tmp_path):
     for kind in ("imp", "wr", "lrr"):
         write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})

@@ -100,12 +100,13 @@ def _line(ax: Axes, place: int, x: pd.Series, line: pd.DataFrame, label: str, da
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
     """A grey line at the dense accuracy; groups trained otherwise have each their own, in their colour."""
     alike = len({group.training for group in groups}) == 1
+    label: str | None = "Dense"  # of the first that is drawn: not every group has a dense run
     for place, part in enumerate([groups] if alike else [[group] for group in groups]):
         accuracy = dense_accuracy(part, column)
         if len(accuracy):
-            label = "Dense" if alike or place == 0 else None
             colour = DENSE if alike else COLOURS[place % len(COLOURS)]
             ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
+            label = None
 
 
 # --- per-layer density -----------------------------------------------------------------------------------------------
