@@ -70,15 +70,58 @@ def test_the_first_dense_line_drawn_is_the_one_in_the_legend(tmp_path):
     assert dense[0].get_label() == "Dense"
 
 
-def test_eight_methods_look_different(tmp_path):
+def write_methods(folder: Path) -> None:
+    """The nine methods of configs/grids."""
     for kind in ("imp", "wr", "lrr"):
-        write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
-    for method in ("snip", "synflow", "random", "random_erk", "random_balanced"):
-        one_shot(tmp_path, method, 0.5, 70)
+        write_run(folder, kind, [90, 80], **{"experiment_params.training_type": kind})
+    for method in ("snip", "grasp", "synflow", "random", "random_erk", "random_balanced"):
+        one_shot(folder, method, 0.5, 70)
+
+
+def test_nine_methods_look_different(tmp_path):
+    write_methods(tmp_path)
     figure = draw_accuracy(groups_of(tmp_path))
     lines = [line for line in figure.axes[0].lines if line.get_label() != "Dense"]
-    assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 8
+    assert len(lines) == len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 9
     assert [line.get_label() for line in lines][:3] == ["IMP", "IMP + weight rewinding", "IMP + LR rewinding"]
+
+
+# Linear RGB as seen with no cones of one kind (Machado, Oliveira & Fernandes 2009, severity 1).
+SEEN = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def seen(colour: str, sight: str) -> np.ndarray:
+    """CIELAB (D65) of a colour as someone with such sight sees it."""
+    srgb = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = TO_XYZ @ np.clip(SEEN[sight] @ linear, 0, 1) / [0.95047, 1, 1.08883]
+    fx, fy, fz = (np.cbrt(v) if v > 216 / 24389 else (24389 / 27 * v + 16) / 116 for v in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+@pytest.mark.parametrize("sight", SEEN)
+def test_colours_are_told_apart_by_the_colour_blind(sight):
+    """CIE76 differences; about 2 is just noticeable, and thin lines need several times as much."""
+    found = [seen(colour, sight) for colour in (*COLOURS, "white")]
+    assert len(COLOURS) == 9
+    assert min(np.linalg.norm(a - b) for place, a in enumerate(found) for b in found[:place]) > 15
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers", "curves"])
+def test_more_lines_than_colours_differ_in_dashes_or_markers(tmp_path, kind):
+    for place in range(2 * len(COLOURS)):
+        write_run(tmp_path, f"{place}", [90, 80], **{"optimizer.lr": 0.01 * (place + 1)})
+    groups = groups_of(tmp_path, kind)
+    figure = {"accuracy": draw_accuracy, "layers": draw_layers, "curves": draw_curves}[kind](groups)
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("lr")]
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines]
+    assert len(set(looks)) == len(looks) == len(groups) == 18
 
 
 def test_layers_of_one_method_at_every_level(tmp_path):

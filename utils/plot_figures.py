@@ -17,14 +17,13 @@ from matplotlib.figure import Figure
 
 from utils.plot_data import Group, read_csv
 from utils.plot_style import (
-    COLOURS,
     DENSE,
     LEGEND,
-    MARKERS,
     NICE,
     STYLE,
     density_axis,
     level_colours,
+    line_style,
     percent_ticks,
     seeds_told,
 )
@@ -69,8 +68,8 @@ def draw_accuracy(
         for place, group in enumerate(groups):
             line = points(group, column)
             sparsest = min(sparsest, line["density"].min())
-            dashes = "--" if group.one_shot else "-"
-            _line(ax, place, 100 * line["density"], line, group.label, dashes)
+            style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
+            _line(ax, 100 * line["density"], line, label=group.label, **style)
         _dense_lines(ax, groups, column)
         density_axis(ax, sparsest)
         best = " (best epoch)" if metric == "max" else ""
@@ -87,14 +86,11 @@ def draw_accuracy(
     return figure
 
 
-def _line(ax: Axes, place: int, x: pd.Series, line: pd.DataFrame, label: str, dashes: str = "-", marks: bool = True):
-    """Mean and band of one group; `place` chooses colour and marker."""
-    colour = COLOURS[place % len(COLOURS)]
-    marker = MARKERS[place % len(MARKERS)] if marks else ""
-    ax.plot(x, line["mean"], dashes, marker=marker, color=colour, label=label, markeredgecolor="white",
-            markeredgewidth=0.4)  # fmt: skip
+def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
+    """Mean and band of one group."""
+    ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
     if (line["seeds"] > 1).any():
-        ax.fill_between(x, line["least"], line["largest"], color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(x, line["least"], line["largest"], color=style["color"], alpha=0.18, linewidth=0)
 
 
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
@@ -104,7 +100,7 @@ def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
     for place, part in enumerate([groups] if alike else [[group] for group in groups]):
         accuracy = dense_accuracy(part, column)
         if len(accuracy):
-            colour = DENSE if alike else COLOURS[place % len(COLOURS)]
+            colour = DENSE if alike else line_style(place)["color"]
             ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
             label = None
 
@@ -156,8 +152,7 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
             rows = [table.loc[d] for table, d in zip(tables, chosen)]
             floor = _floor([row.to_frame() for row in rows])
             for place, (group, row, d) in enumerate(zip(groups, rows, chosen)):
-                style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-                _layer_line(ax, row, floor, label=f"{group.label} ({100 * d:.3g}%)", **style)
+                _layer_line(ax, row, floor, label=f"{group.label} ({100 * d:.3g}%)", **line_style(place))
             figure.legend(**LEGEND, title="method (network density)")
         _layer_axes(ax, names, floor)
         ax.set_title(title)
@@ -240,7 +235,9 @@ def draw_curves(groups: Sequence[Group], level: int | None = None, title: str = 
                 n = int(group.frame["level"].max()) if level is None else level
                 density = 100 * group.frame.query("level == @n")["density"].mean()
                 label = f"{group.label} ({density:.3g}%)"
-                lines.append((epoch_table(group, n), {"color": COLOURS[place % len(COLOURS)], "label": label}))
+                style = line_style(place)
+                del style["marker"]  # epochs are many
+                lines.append((epoch_table(group, n), {**style, "label": label}))
         for ax, (column, label) in zip(axes.flat, PANELS):
             for table, style in lines:
                 by = table.groupby("epoch")[column]

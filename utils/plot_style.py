@@ -1,7 +1,7 @@
 """How the figures of utils/plot_figures.py look: colours, type, axes.
 
 Colours are those of Okabe & Ito (2008) that show on white, told apart by the common kinds of colour blindness, with
-one of Tol's added; markers and dashes tell the lines apart in grey.
+one of Tol's and a violet added; markers and dashes tell the lines apart in grey.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from utils.plot_data import Group
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
+# As many as the grids in configs/grids have methods.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#9010E0"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
+DASHES = ["-", "--"]  # of the first lines, one a colour, and of the next ones
 DENSE = "#767676"
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -29,6 +31,13 @@ STYLE = {
 LEGEND = {"loc": "outside right center", "alignment": "left", "handlelength": 2.6}
 # Ticks of logarithmic axes, as fractions.
 NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
+
+
+def line_style(place: int) -> dict[str, str]:
+    """Of a figure's line number `place`: where colours begin again, markers are moved by one and dashes change."""
+    lap, colour = divmod(place, len(COLOURS))
+    marker = MARKERS[(place + lap) % len(MARKERS)]
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": DASHES[lap % len(DASHES)]}
 
 
 def density_axis(ax: Axes, sparsest: float) -> None:
