@@ -47,6 +47,13 @@ def test_accuracy_figure(study):
     assert legend.get_window_extent().x0 > ax.get_window_extent().x1, "outside the data"
 
 
+def test_legend_tells_of_points_with_fewer_seeds(study):
+    one_shot(study, "snip", 0.05, 60)
+    write_run(study, "short", [90, 91], seed=3)
+    [legend] = draw_accuracy(groups_of(study)).legends
+    assert legend.get_title().get_text() == "mean and range\nof 1 to 4 seeds"
+
+
 def test_networks_trained_otherwise_have_a_dense_line_each(tmp_path):
     write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1})
     write_run(tmp_path, "b", [70, 60], **{"optimizer.lr": 0.01})

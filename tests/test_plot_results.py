@@ -7,7 +7,7 @@ import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
 from utils.plot_data import IGNORED, find_runs
-from utils.plot_figures import dense_accuracy, points
+from utils.plot_lines import dense_accuracy, points
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
 
 
@@ -215,6 +215,40 @@ def test_bad_command_lines(study, capsys, monkeypatch, words, told):
     monkeypatch.chdir(study)
     assert told in refused(capsys, "imp_0", *words)
     assert not list(study.glob("f.*"))
+
+
+# --- points of fewer seeds -------------------------------------------------------------------------------------------
+
+
+def told_of_seeds(capsys, *words) -> str:
+    """The one note on stderr, without its head; "" if there is none."""
+    assert main([*map(str, words)]) == 0
+    told = capsys.readouterr().err
+    head = "plot_results: note: of fewer seeds than the method's others: "
+    assert told == "" or (told.startswith(head) and told.count("\n") == 1)
+    return told.removeprefix(head).strip()
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "table"])
+def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
+    out = ["--kind", kind, "--out", tmp_path / ("f.png" if kind == "accuracy" else "f.csv")]
+    study = write_study(tmp_path / "study")
+    assert told_of_seeds(capsys, study, *out) == "", "methods may have other numbers of seeds"
+    for start in (0.5, 0.1):
+        one_shot(study, "snip", start, 80, seed=2)
+    one_shot(study, "snip", 0.05, 60)
+    assert told_of_seeds(capsys, study, *out) == "SNIP at 5% (1 of 3)"
+    write_run(study, "short", [90, 91], seed=3)
+    assert told_of_seeds(capsys, study, *out) == "IMP at 25% (3 of 4); SNIP at 5% (1 of 3)"
+    write_run(study, "unfinished", [90], seed=4, planned=3)
+    assert told_of_seeds(capsys, study, "--partial", *out) == (
+        "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
+    )
+    if kind == "table":
+        assert (
+            told_of_seeds(capsys, out[-1], "--kind", "table")
+            == "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
+        )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.plot_data import Group, read_csv
+from utils.plot_lines import dense_accuracy, points
 from utils.plot_style import (
     DENSE,
     LEGEND,
@@ -38,20 +39,6 @@ METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 # --- accuracy against density ----------------------------------------------------------------------------------------
 
 
-def points(group: Group, column: str) -> pd.DataFrame:
-    """One row a point of the group's line, densest first: density, mean, least, largest, seeds."""
-    by = group.frame.groupby(["start", "level"])
-    found = by.agg(density=("density", "mean"), mean=(column, "mean"), least=(column, "min"), largest=(column, "max"))
-    found["seeds"] = by["seed"].nunique()
-    return found.sort_values("density", ascending=False).reset_index(drop=True)
-
-
-def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
-    """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
-    frame = pd.concat([group.frame for group in groups])
-    return frame[frame["density"] == 1].groupby("seed")[column].mean()
-
-
 def draw_accuracy(
     groups: Sequence[Group], metric: str = "final", ylim: tuple[float, float] | None = None, title: str = ""
 ) -> Figure:
@@ -64,14 +51,12 @@ def draw_accuracy(
     column = METRICS[metric]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        sparsest = 1.0
-        for place, group in enumerate(groups):
-            line = points(group, column)
-            sparsest = min(sparsest, line["density"].min())
+        lines = [points(group, column) for group in groups]
+        for place, (group, line) in enumerate(zip(groups, lines)):
             style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
             _line(ax, 100 * line["density"], line, label=group.label, **style)
         _dense_lines(ax, groups, column)
-        density_axis(ax, sparsest)
+        density_axis(ax, min(line["density"].min() for line in lines))
         best = " (best epoch)" if metric == "max" else ""
         ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
         if ylim:
@@ -81,7 +66,7 @@ def draw_accuracy(
             loc="outside right center",
             alignment="left",
             handlelength=2.6,
-            title=seeds_told(groups),
+            title=seeds_told(pd.concat(lines)["seeds"]),
         )
     return figure
 
@@ -257,7 +242,7 @@ def draw_curves(groups: Sequence[Group], level: int | None = None, title: str = 
                 loc="outside right center",
                 alignment="left",
                 handlelength=2.6,
-                title="method (density)\n" + seeds_told(groups),
+                title="method (density)\n" + seeds_told(table["seed"].nunique() for table, _ in lines),
             )
         figure.suptitle(title, fontsize=9)
     return figure

@@ -10,7 +10,8 @@ layers    density of each layer: of one method at every level, or of several met
 curves    loss and accuracy against epochs: of one method at every level, or of several methods at one level (--level)
 table     printed; with --out TABLE.csv also all levels of all runs in one CSV, which `accuracy` and `table` read back
 
-Runs that differ only in their seed are averaged; the legend tells what differs between the others. The format follows
+Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points that some
+seeds lack are drawn of those that have them, with a note on stderr. The format follows
 the name: .pdf, .svg and .eps are vectors, .png has 200 dots an inch (--dpi).
 
 Exit status: 0 done; 2 nothing drawn, with one line on stderr that says why.
@@ -25,7 +26,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from utils.plot_data import Group, find_runs, group_runs, read_run, read_tidy, tidy
-from utils.plot_figures import METRICS, dense_accuracy, draw_accuracy, draw_curves, draw_layers
+from utils.plot_figures import METRICS, draw_accuracy, draw_curves, draw_layers
+from utils.plot_lines import dense_accuracy, fewer_seeds
 
 TICKET_DENSITY = 0.1
 # Percent: a mean of equal accuracies may come out a last bit above them; one image is a thousand times as much.
@@ -177,7 +179,14 @@ def draw(args: argparse.Namespace) -> None:
         print(method_table(groups, args.density or TICKET_DENSITY).to_string(index=False))
         if args.out:
             tidy(groups).to_csv(args.out, index=False)
-        return
+    else:
+        _draw_figure(groups, args)
+    lacking = fewer_seeds(groups)
+    if lacking:
+        print(f"plot_results: note: of fewer seeds than the method's others: {lacking}", file=sys.stderr)
+
+
+def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
     if args.kind == "accuracy":
         figure = draw_accuracy(groups, args.metric, args.ylim, args.title)
     elif args.kind == "layers":

@@ -4,7 +4,7 @@ Colours are those of Okabe & Ito (2008) that show on white, told apart by the co
 one of Tol's and a violet added; markers and dashes tell the lines apart in grey.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-from utils.plot_data import Group
 
 # As many as the grids in configs/grids have methods.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#9010E0"]
@@ -59,9 +57,9 @@ def percent_ticks(axis: Axis, least: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def seeds_told(groups: Sequence[Group]) -> str:
-    """What lines and bands are, for the head of the legend."""
-    counts = sorted({group.seeds for group in groups})
+def seeds_told(seeds: Iterable[int]) -> str:
+    """What lines and bands are, for the head of the legend; `seeds` of each point that is drawn."""
+    counts = sorted(set(seeds))
     if counts == [1]:
         return "one seed"
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
