@@ -283,7 +283,8 @@ def test_a_tie_with_the_mean_of_dense_networks_is_a_tie(tmp_path):
         write_run(tmp_path, kind, [accuracy, accuracy], [1, 0.05], **options)
     for _, method in method_table(groups_of(tmp_path)).iterrows():
         assert (
-            method["lowest density >= dense acc. (%)"] == "5.0" and method["time to ticket (s)"] == "20 (1 of 1 runs)"
+            method["lowest density >= dense acc. (%)"] == "5.0 (1 of 1)"
+            and method["time to ticket (s)"] == "20 (1 of 1 runs)"
         )
 
 
@@ -293,12 +294,33 @@ def test_table_of_methods(study, capsys):
     one_shot(study, "synflow", 0.05, 91, seed=1)
     table = method_table(groups_of(study), density=0.3).set_index("method")
     assert table.loc["IMP", "dense acc. (%)"] == "90.00 ± 2.00"
-    assert table.loc["IMP", "lowest density >= dense acc. (%)"] == "50.0 ± 0.0"
+    assert table.loc["IMP", "lowest density >= dense acc. (%)"] == "50.0 ± 0.0 (3 of 3)"
     assert table.loc["IMP", "time to ticket (s)"] == "- (0 of 3 runs)"
     assert table.loc["SynFlow", "time to ticket (s)"] == "10 (1 of 2 runs)"
     assert table.loc["SNIP", "acc. there (%)"] == "70.50 ± 0.71"
     assert main([str(study), "--kind", "table"]) == 0
     assert "time to ticket" in capsys.readouterr().out
+
+
+def test_a_table_of_seeds_with_unequal_levels(tmp_path):
+    """An average is over one density, and says of how many seeds it is."""
+    write_run(tmp_path, "a", [90, 91, 70, 60])
+    write_run(tmp_path, "b", [92, 90, 74], seed=1)
+    [row] = method_table(groups_of(tmp_path)).to_dict("records")
+    assert (row["lowest density (%)"], row["acc. there (%)"]) == ("25", "72.00 ± 2.83")
+    assert row["lowest density >= dense acc. (%)"] == "75.0 ± 35.4 (2 of 2)"  # level 0 is as good as itself
+
+    # Measured against those: one seed of three is good enough, and the seeds share one density only.
+    for seed, accuracy in enumerate([95, 80]):
+        one_shot(tmp_path, "snip", 0.2, accuracy, seed=seed)
+    one_shot(tmp_path, "snip", 0.1, 50)
+    for seed, start in enumerate([0.2, 0.1]):
+        one_shot(tmp_path, "synflow", start, 80, seed=seed)
+    _, snip, synflow = method_table(groups_of(tmp_path)).to_dict("records")
+    assert (snip["lowest density (%)"], snip["acc. there (%)"]) == ("20", "87.50 ± 10.61")
+    assert snip["lowest density >= dense acc. (%)"] == "20.0 (1 of 2)"
+    assert (synflow["lowest density (%)"], synflow["acc. there (%)"]) == ("-", "-")
+    assert synflow["lowest density >= dense acc. (%)"] == "- (0 of 2)"
 
 
 def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys):

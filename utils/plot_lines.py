@@ -21,6 +21,16 @@ def _by_level(group: Group, column: str = "final_test_acc") -> pd.DataFrame:
     return found
 
 
+def sparsest_shared(group: Group) -> pd.DataFrame:
+    """The rows of all seeds at the lowest density that every one of them has; none if they share none."""
+    found = _by_level(group)
+    found = found[found["seeds"] == group.seeds]
+    if found.empty:
+        return group.frame.iloc[:0]
+    start, level = found["density"].idxmin()
+    return group.frame[(group.frame["start"] == start) & (group.frame["level"] == level)]
+
+
 def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
     """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
     frame = pd.concat([group.frame for group in groups])
