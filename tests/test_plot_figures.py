@@ -24,6 +24,10 @@ def study(tmp_path) -> Path:
     return write_study(tmp_path)
 
 
+def legend_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_accuracy_figure(study):
     figure = draw_accuracy(groups_of(study))
     [ax] = figure.axes
@@ -150,9 +154,19 @@ def test_layers_of_one_method_at_every_level(tmp_path):
 
 def test_layers_of_several_methods_at_one_density(study):
     figure = draw_layers(groups_of(study, "layers"), density=0.2)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["IMP (25%)", "SNIP (10%)", "SNIP (50%)"]
+    assert legend_of(figure) == ["IMP (25%)", "SNIP (10%)"]
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [25, 25, 25])
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [10, 10, 10])
+    figure = draw_layers(groups_of(study, "layers"))
+    assert legend_of(figure) == ["IMP (25%)", "SNIP (10%)", "SNIP (50%)"], "no density is asked for"
+
+
+def test_a_run_that_lacks_layers_of_a_level_is_refused(tmp_path):
+    run = write_run(tmp_path, "a", [90, 80])
+    path = run / "metrics" / "layerwise_density.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + len(LAYERS)]))
+    with pytest.raises(ValueError, match=r"layerwise_density\.csv: 1 of the 2 levels of summary\.csv"):
+        draw_layers(groups_of(tmp_path, "layers"))
 
 
 def test_layers_of_other_networks_are_refused(tmp_path):
@@ -171,9 +185,52 @@ def test_curves(study):
     ]  # fmt: skip
     imp = figure.axes[2].lines[0]
     np.testing.assert_allclose(imp.get_xydata(), [[1, 51], [2, 51]])  # mean of 50 + seed; epochs count from 1
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["IMP (100%)", "SNIP (10%)", "SNIP (50%)"]
+    assert legend_of(figure) == ["IMP (100%)", "SNIP (10%)", "SNIP (50%)"]
+    figure = draw_curves(groups_of(study, "curves"), density=0.4)
+    assert legend_of(figure) == ["IMP (50%)", "SNIP (50%)"]
+    np.testing.assert_allclose(figure.axes[2].lines[1].get_xydata(), [[1, 50.5], [2, 50.5]])
     figure = draw_curves(groups_of(study, "curves")[:1])
     assert len(figure.axes[0].lines) == 3, "a line a level"
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory) -> Path:
+    """Twenty networks of four methods."""
+    folder = tmp_path_factory.mktemp("crowd")
+    for method in ("snip", "synflow", "random", "random_erk"):
+        for start in (0.5, 0.2, 0.1, 0.05, 0.02):
+            one_shot(folder, method, start, 70)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["layers", "curves"])
+def test_of_many_networks_each_method_s_next_to_one_density_is_drawn(crowd, kind, tmp_path, capsys):
+    out = ["--kind", kind, "--out", str(tmp_path / "f.png")]
+    assert main([str(crowd), *out]) == 2
+    assert capsys.readouterr().err == (
+        "plot_results: 20 lines are asked for, 18 at most can be told apart: --density keeps one run of each method, "
+        "the one next to it; or name fewer runs\n"
+    )
+    assert main([str(crowd), "--density", "0.04", *out]) == 0
+    groups = groups_of(crowd, kind)
+    figure = draw_layers(groups, 0.04) if kind == "layers" else draw_curves(groups, density=0.04)
+    assert legend_of(figure) == ["SNIP (5%)", "SynFlow (5%)", "Random (5%)", "Random ERK (5%)"]
+
+
+def test_more_lines_than_can_be_told_apart_are_refused(tmp_path, capsys):
+    for place in range(19):
+        write_run(tmp_path, f"{place}", [90, 80], **{"optimizer.lr": 0.01 * (place + 1)})
+    for words in (
+        ["accuracy"],
+        ["layers", "--density", "0.5"],
+        ["curves", "--density", "0.5"],
+        ["curves", "--level", "1"],
+    ):
+        assert main([str(tmp_path), "--out", str(tmp_path / "f.png"), "--kind", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("plot_results: 19 lines are asked for, 18 at most can be told apart: ")
+        assert ("in place of --level" in told) == ("--level" in words) and told.endswith("name fewer runs\n")
+    assert not (tmp_path / "f.png").exists()
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "layers", "curves"])

@@ -208,6 +208,7 @@ def test_runs_that_do_not_go_together(tmp_path, capsys):
         (["--out", "f.png", "--level", "2"], "--level: only with --kind curves (it is accuracy)"),
         (["--out", "f.png", "--kind", "layers", "--ylim", "0", "1"], "--ylim: only with --kind accuracy"),
         (["--out", "f.png", "--kind", "layers", "--density", "5"], "--density: 5 is not allowed"),
+        (["--out", "f.png", "--kind", "curves", "--level", "1", "--density", "0.5"], "--level: not with --density"),
         (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
     ],
 )

@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.plot_data import Group, read_csv
-from utils.plot_lines import dense_accuracy, points
+from utils.plot_lines import chosen_levels, dense_accuracy, every_level, mean_density, points
 from utils.plot_style import (
     DENSE,
     LEGEND,
     NICE,
     STYLE,
+    check_lines,
     density_axis,
     level_colours,
     line_style,
@@ -33,6 +34,8 @@ LAYER_COLUMNS = ["level", "layer", "kept", "total", "density"]
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc"]
 # More layers than these are numbered, not named.
 NAMED_LAYERS = 60
+FEWER = "name fewer runs"
+KEEP_ONE = "--density keeps one run of each method, the one next to it"
 METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 
 
@@ -47,7 +50,11 @@ def draw_accuracy(
     Args:
         metric: ``final`` (after a level's last epoch) or ``max`` (the best epoch: chosen on the test set).
         ylim: percent.
+
+    Raises:
+        ValueError: too many groups.
     """
+    check_lines(len(groups), FEWER)
     column = METRICS[metric]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
@@ -97,13 +104,16 @@ def layer_table(group: Group) -> pd.DataFrame:
     """Mean density of each layer over seeds: a row a level, a column a layer in model order; index = total density.
 
     Raises:
-        ValueError: a run lacks layerwise_density.csv, or runs have different layers.
+        ValueError: a run lacks layerwise_density.csv or a level of it, or runs have different layers.
     """
     tables = []
     for run in group.runs:
-        frame = read_csv(run.path / "metrics" / "layerwise_density.csv", LAYER_COLUMNS)
+        path = run.path / "metrics" / "layerwise_density.csv"
+        frame = read_csv(path, LAYER_COLUMNS)
         frame = frame[frame["level"].isin(run.summary["level"])]
         total = frame.groupby("level")[["kept", "total"]].sum()
+        if len(total) < len(run.summary):
+            raise ValueError(f"{path}: {len(total)} of the {len(run.summary)} levels of summary.csv")
         table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
         tables.append(table.assign(network=total["kept"] / total["total"]))
         if list(tables[0].columns) != list(tables[-1].columns):
@@ -112,42 +122,39 @@ def layer_table(group: Group) -> pd.DataFrame:
 
 
 def draw_layers(groups: Sequence[Group], density: float | None = None, title: str = "") -> Figure:
-    """Density of each layer. One group: a line a level. Several: of each the level nearest to `density`.
+    """Density of each layer. One group: a line a level. Several: of each method the run and level next to `density`.
 
     Args:
         density: fraction of the network's; None takes the last level of each group.
 
     Raises:
-        ValueError: as `layer_table`, or the groups have different layers.
+        ValueError: as `layer_table`; the groups have different layers, or are too many.
     """
-    tables = [layer_table(group) for group in groups]
+    by_level = every_level(groups, density)
+    lines = chosen_levels(groups, density)
+    if not by_level:
+        check_lines(len(lines), FEWER if density else f"{KEEP_ONE}; or {FEWER}")
+    tables = [layer_table(group) for group in (groups if by_level else [group for group, _ in lines])]
     names = list(tables[0].columns)
-    for group, table in zip(groups, tables):
+    for (group, _), table in zip(lines, tables):
         if list(table.columns) != names:
-            raise ValueError(f"{group.label} ({group.model}) has other layers than {groups[0].label}")
+            raise ValueError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(max(6.4, min(12.0, 2.6 + 0.22 * len(names))), 3.6), layout="constrained")
-        chosen = [(table.index[_nearest(table.index, density)]) for table in tables]
-        if len(groups) == 1 and density is None:
+        if by_level:
             floor = _floor(tables)
             colours = level_colours(figure, ax, list(tables[0].index))
             for colour, (_, row) in zip(colours, tables[0].iterrows()):
                 _layer_line(ax, row, floor, color=colour, marker=".")
         else:
-            rows = [table.loc[d] for table, d in zip(tables, chosen)]
+            rows = [table.iloc[level] for table, (_, level) in zip(tables, lines)]  # levels are 0, 1, 2, ...
             floor = _floor([row.to_frame() for row in rows])
-            for place, (group, row, d) in enumerate(zip(groups, rows, chosen)):
-                _layer_line(ax, row, floor, label=f"{group.label} ({100 * d:.3g}%)", **line_style(place))
+            for place, ((group, _), row) in enumerate(zip(lines, rows)):
+                _layer_line(ax, row, floor, label=f"{group.label} ({100 * row.name:.3g}%)", **line_style(place))
             figure.legend(**LEGEND, title="method (network density)")
         _layer_axes(ax, names, floor)
         ax.set_title(title)
     return figure
-
-
-def _nearest(densities: pd.Index, density: float | None) -> int:
-    if density is None:
-        return len(densities) - 1
-    return int(np.argmin(np.abs(np.log(densities.to_numpy() / density))))
 
 
 def _floor(tables: Sequence[pd.DataFrame]) -> float:
@@ -201,40 +208,46 @@ def epoch_table(group: Group, level: int) -> pd.DataFrame:
     return pd.concat(parts).assign(epoch=lambda frame: frame["epoch"] + 1)
 
 
-def draw_curves(groups: Sequence[Group], level: int | None = None, title: str = "") -> Figure:
-    """Loss and accuracy against epochs. One group: a line a level. Several: of each `level` (default: its last).
+def draw_curves(
+    groups: Sequence[Group], level: int | None = None, title: str = "", density: float | None = None
+) -> Figure:
+    """Loss and accuracy against epochs. One group: a line a level. Several: a line each.
+
+    Args:
+        level: of each group; None takes its last one.
+        density: in place of a level: of each method the run and level next to it.
 
     Raises:
-        ValueError: as `epoch_table`.
+        ValueError: as `epoch_table`; a group has no such level, or they are too many.
     """
+    chosen = chosen_levels(groups, density, level)
+    densities = [mean_density(group, n) for group, n in chosen]
+    by_level = every_level(groups, density, level)
+    if not by_level:
+        instead = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
+        check_lines(len(chosen), FEWER if density else instead + FEWER)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
-        if len(groups) == 1 and level is None:
-            numbers = sorted(groups[0].frame["level"].unique())
-            densities = [groups[0].frame.query("level == @n")["density"].mean() for n in numbers]
-            lines = [(epoch_table(groups[0], n), {"color": c, "label": None})
-                     for n, c in zip(numbers, level_colours(figure, axes, densities))]  # fmt: skip
+        if by_level:
+            styles = [{"color": colour, "label": None} for colour in level_colours(figure, axes, densities)]
         else:
-            lines = []
-            for place, group in enumerate(groups):
-                n = int(group.frame["level"].max()) if level is None else level
-                density = 100 * group.frame.query("level == @n")["density"].mean()
-                label = f"{group.label} ({density:.3g}%)"
-                style = line_style(place)
-                del style["marker"]  # epochs are many
-                lines.append((epoch_table(group, n), {**style, "label": label}))
+            styles = [
+                line_style(place) | {"label": f"{group.label} ({100 * d:.3g}%)"}
+                for place, ((group, _), d) in enumerate(zip(chosen, densities))
+            ]
+        lines = [(epoch_table(group, n), style) for (group, n), style in zip(chosen, styles)]
         for ax, (column, label) in zip(axes.flat, PANELS):
             for table, style in lines:
                 by = table.groupby("epoch")[column]
                 mean = by.mean()
-                ax.plot(mean.index, mean, linewidth=1.2, marker="." if len(mean) < 12 else "", **style)
+                ax.plot(mean.index, mean, linewidth=1.2, **style | {"marker": "." if len(mean) < 12 else ""})
                 if table["seed"].nunique() > 1 and style["label"]:
                     ax.fill_between(mean.index, by.min(), by.max(), color=style["color"], alpha=0.18, linewidth=0)
             ax.set_ylabel(label)
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[1]:
             ax.set_xlabel("Epochs of the level's schedule")
-        if lines[0][1]["label"]:
+        if not by_level:
             handles, labels = axes[0, 0].get_legend_handles_labels()
             figure.legend(
                 handles,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from utils.plot_data import Group
@@ -35,6 +36,50 @@ def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> p
     """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
     frame = pd.concat([group.frame for group in groups])
     return frame[frame["density"] == 1].groupby("seed")[column].mean()
+
+
+def every_level(groups: Sequence[Group], density: float | None = None, level: int | None = None) -> bool:
+    """Whether a figure of layers or curves has a line a level, of one method, rather than one a method."""
+    return len(groups) == 1 and density is None and level is None
+
+
+def chosen_levels(
+    groups: Sequence[Group], density: float | None = None, level: int | None = None
+) -> list[tuple[Group, int]]:
+    """(group, level) of each line of a figure of layers or curves.
+
+    Args:
+        density: of each method only the run and the level next to it, by their ratio.
+        level: of each group this one. With neither, its last one; of one group alone all.
+
+    Raises:
+        ValueError: a group has no such level.
+    """
+    if every_level(groups, density, level):
+        return [(groups[0], n) for n in sorted(groups[0].frame["level"].unique())]
+    if density is not None:
+        return _next_to(groups, density)
+    for group in groups:
+        if level is not None and level not in set(group.frame["level"]):
+            longest = group.frame.loc[group.frame["level"].idxmax()]
+            raise ValueError(f"{longest['run']}: no level {level}: it has levels 0 to {longest['level']}")
+    return [(group, int(group.frame["level"].max()) if level is None else level) for group in groups]
+
+
+def _next_to(groups: Sequence[Group], density: float) -> list[tuple[Group, int]]:
+    """One line a method: runs that are pruned once, to other densities, are groups of the same name here."""
+    nearest: dict[tuple, tuple[float, Group, int]] = {}
+    for group in groups:
+        away = np.abs(np.log(_by_level(group)["density"] / density))
+        _, level = away.idxmin()
+        found = (float(away.min()), group, int(level))
+        key = (group.label, group.training)
+        nearest[key] = min(nearest.get(key, found), found, key=lambda line: line[0])
+    return [(group, level) for _, group, level in nearest.values()]
+
+
+def mean_density(group: Group, level: int) -> float:
+    return float(group.frame.loc[group.frame["level"] == level, "density"].mean())
 
 
 def fewer_seeds(groups: Sequence[Group]) -> str:

@@ -6,8 +6,9 @@ RUN is a run directory, a directory of run directories, or a table that ``--kind
 
 accuracy  test accuracy against density: logarithmic, densest left; mean and band over seeds, the dense network dotted,
           methods pruned once at initialization dashed (there each point is a run of its own)
-layers    density of each layer: of one method at every level, or of several methods at one density (--density)
-curves    loss and accuracy against epochs: of one method at every level, or of several methods at one level (--level)
+layers    density of each layer: of one method at every level, or of several methods next to one density (--density)
+curves    loss and accuracy against epochs: of one method at every level, or of several methods next to one density or
+          at one level (--density, --level)
 table     printed; with --out TABLE.csv also all levels of all runs in one CSV, which `accuracy` and `table` read back
 
 Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points that some
@@ -145,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="accuracy: after the last epoch, or of the best (chosen on the test set)")  # fmt: skip
     parser.add_argument("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"), help="accuracy: percent shown")
     parser.add_argument("--density", type=float,
-                        help="layers: the network's density, 0..1; table: a ticket is below this (0.1)")  # fmt: skip
+                        help="layers, curves: of each method the run and level next to this density, 0..1; "
+                        "table: a ticket is below this (0.1)")  # fmt: skip
     parser.add_argument("--level", type=int, help="curves: level shown of each method (default: its last)")
     parser.add_argument("--partial", action="store_true", help="take the finished levels of unfinished runs")
     parser.add_argument("--title", default="", help="above the figure")
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # Options that only some kinds of figure have.
-ONLY = {"metric": ("accuracy",), "ylim": ("accuracy",), "density": ("layers", "table"), "level": ("curves",)}
+ONLY = {"metric": ("accuracy",), "ylim": ("accuracy",), "density": ("layers", "curves", "table"), "level": ("curves",)}
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -170,6 +172,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise ValueError(f"--out: {args.out.parent}: no such directory")
     if args.density is not None and not 0 < args.density <= 1:
         raise ValueError(f"--density: {args.density:g} is not allowed: above 0, at most 1")
+    if args.density is not None and args.level is not None:
+        raise ValueError("--level: not with --density, which chooses the level")
     if args.dpi < 10:
         raise ValueError(f"--dpi: {args.dpi} is not allowed: at least 10")
 
@@ -194,7 +198,7 @@ def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
     elif args.kind == "layers":
         figure = draw_layers(groups, args.density, args.title)
     else:
-        figure = draw_curves(groups, args.level, args.title)
+        figure = draw_curves(groups, args.level, args.title, args.density)
     figure.savefig(args.out, dpi=args.dpi)
     plt.close(figure)
 

@@ -18,6 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#9010E0"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 DASHES = ["-", "--"]  # of the first lines, one a colour, and of the next ones
+# More could not be told apart, nor does the legend have room for them.
+MOST_LINES = len(COLOURS) * len(DASHES)
 DENSE = "#767676"
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -32,10 +34,16 @@ NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
 
 
 def line_style(place: int) -> dict[str, str]:
-    """Of a figure's line number `place`: where colours begin again, markers are moved by one and dashes change."""
+    """Of a figure's line number `place`, below MOST_LINES: where colours begin again, markers and dashes change."""
     lap, colour = divmod(place, len(COLOURS))
     marker = MARKERS[(place + lap) % len(MARKERS)]
-    return {"color": COLOURS[colour], "marker": marker, "linestyle": DASHES[lap % len(DASHES)]}
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": DASHES[lap]}
+
+
+def check_lines(number: int, narrow: str) -> None:
+    """Raises ValueError if they are too many for one figure; `narrow` says how to ask for fewer."""
+    if number > MOST_LINES:
+        raise ValueError(f"{number} lines are asked for, {MOST_LINES} at most can be told apart: {narrow}")
 
 
 def density_axis(ax: Axes, sparsest: float) -> None:
