@@ -193,6 +193,20 @@ def test_curves(study):
     assert len(figure.axes[0].lines) == 3, "a line a level"
 
 
+def test_curves_of_a_level_that_some_seeds_lack(tmp_path):
+    for seed, accuracies in enumerate([[90, 91, 80], [90, 91], [90, 92, 81]]):
+        write_run(tmp_path, f"{seed}", accuracies, seed=seed)
+    groups = groups_of(tmp_path, "curves")
+    figure = draw_curves(groups, level=2)
+    np.testing.assert_allclose(figure.axes[2].lines[0].get_ydata(), [51, 51])  # mean of 50 + seed, of 0 and 2
+    assert legend_of(figure) == ["IMP (25%)"]
+    assert figure.legends[0].get_title().get_text() == "method (density)\nmean and range\nof 2 seeds"
+    title = draw_layers(groups, density=0.25).legends[0].get_title().get_text()
+    assert title == "method (network density)\nmean of 2 seeds"
+    with pytest.raises(ValueError, match=r"no level 3: it has levels 0 to 2"):
+        draw_curves(groups, level=3)
+
+
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory) -> Path:
     """Twenty networks of four methods."""

@@ -252,6 +252,27 @@ def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
         )
 
 
+@pytest.mark.parametrize("kind", ["layers", "curves"])
+def test_levels_that_some_seeds_lack_are_drawn_of_the_others_and_told(tmp_path, capsys, kind):
+    """Only the levels that are drawn are told of."""
+    folder, out = tmp_path / "runs", ["--kind", kind, "--out", tmp_path / "f.png"]
+    for seed, accuracies in enumerate([[90, 91, 80], [90, 91, 80], [90, 92]]):
+        write_run(folder, f"imp_{seed}", accuracies, seed=seed)
+    write_run(folder, "imp_3", [90], seed=3, planned=3)
+    words = [folder, "--partial", *out]
+    assert told_of_seeds(capsys, *words) == "IMP at 50% (3 of 4); IMP at 25% (2 of 4)"
+    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4)"
+    assert told_of_seeds(capsys, *words, "--density", 1) == ""
+    # Without --partial, seeds of a different number of levels.
+    assert told_of_seeds(capsys, *(folder / f"imp_{seed}" for seed in (0, 1, 2)), *out) == "IMP at 25% (2 of 3)"
+    # Each starting density is a group of its own here; seeds are still those of the method.
+    one_shot(folder, "snip", 0.25, 60)
+    for seed in (0, 1):
+        one_shot(folder, "snip", 0.5, 80, seed)
+    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4); SNIP at 25% (1 of 2)"
+    assert told_of_seeds(capsys, *words, "--density", 0.5) == "IMP at 50% (3 of 4)"
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.plot_data import Group, read_csv
-from utils.plot_lines import chosen_levels, dense_accuracy, every_level, mean_density, points
+from utils.plot_lines import chosen_levels, dense_accuracy, every_level, mean_density, points, seeds_at
 from utils.plot_style import (
     DENSE,
     LEGEND,
@@ -151,7 +151,8 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
             floor = _floor([row.to_frame() for row in rows])
             for place, ((group, _), row) in enumerate(zip(lines, rows)):
                 _layer_line(ax, row, floor, label=f"{group.label} ({100 * row.name:.3g}%)", **line_style(place))
-            figure.legend(**LEGEND, title="method (network density)")
+            told = seeds_told((seeds_at(group, level) for group, level in lines), band=False)
+            figure.legend(**LEGEND, title="method (network density)\n" + told)
         _layer_axes(ax, names, floor)
         ax.set_title(title)
     return figure
@@ -194,17 +195,12 @@ PANELS = [
 
 
 def epoch_table(group: Group, level: int) -> pd.DataFrame:
-    """Epoch rows of one level of all the group's runs; epochs count from 1 here: how many are done.
-
-    Raises:
-        ValueError: a run has no such level.
-    """
+    """Epoch rows of one level, of those runs that have it; epochs count from 1 here: how many are done."""
     parts = []
     for run in group.runs:
-        if level not in set(run.summary["level"]):
-            raise ValueError(f"{run.path}: no level {level}: it has levels 0 to {len(run.summary) - 1}")
-        path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
-        parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
+        if level in set(run.summary["level"]):
+            path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
+            parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
     return pd.concat(parts).assign(epoch=lambda frame: frame["epoch"] + 1)
 
 
@@ -218,7 +214,7 @@ def draw_curves(
         density: in place of a level: of each method the run and level next to it.
 
     Raises:
-        ValueError: as `epoch_table`; a group has no such level, or they are too many.
+        ValueError: no run of a group has such a level, or groups are too many.
     """
     chosen = chosen_levels(groups, density, level)
     densities = [mean_density(group, n) for group, n in chosen]
@@ -255,7 +251,7 @@ def draw_curves(
                 loc="outside right center",
                 alignment="left",
                 handlelength=2.6,
-                title="method (density)\n" + seeds_told(table["seed"].nunique() for table, _ in lines),
+                title="method (density)\n" + seeds_told(seeds_at(group, n) for group, n in chosen),
             )
         figure.suptitle(title, fontsize=9)
     return figure

@@ -82,13 +82,28 @@ def mean_density(group: Group, level: int) -> float:
     return float(group.frame.loc[group.frame["level"] == level, "density"].mean())
 
 
-def fewer_seeds(groups: Sequence[Group]) -> str:
-    """As in 'SNIP at 5, 2% (2 of 3)': points that not all seeds of their group have; "" if there are none."""
+def seeds_at(group: Group, level: int) -> int:
+    return int(group.frame.loc[group.frame["level"] == level, "seed"].nunique())
+
+
+def fewer_seeds(groups: Sequence[Group], shown: Sequence[tuple[Group, int]] | None = None) -> str:
+    """As in 'SNIP at 5, 2% (2 of 3)': points that not all seeds of their method have; "" if there are none.
+
+    Args:
+        shown: (group, level) of the points that count; None = all.
+    """
+    seeds: dict[tuple, set[int]] = {}
+    for group in groups:  # with a run each, groups of one name are one method
+        seeds.setdefault((group.label, group.training), set()).update(group.frame["seed"])
     told = []
     for group in groups:
-        found = points(group, "final_test_acc")
-        found = found[found["seeds"] < group.seeds]
-        for seeds, rows in found.groupby("seeds", sort=False):
+        found = _by_level(group)
+        if shown is not None:
+            levels = [level for other, level in shown if other is group]
+            found = found[found.index.isin(levels, level="level")]
+        of = len(seeds[group.label, group.training])
+        found = found[found["seeds"] < of].sort_values("density", ascending=False)
+        for number, rows in found.groupby("seeds", sort=False):
             densities = ", ".join(f"{100 * density:.3g}" for density in rows["density"])
-            told.append(f"{group.label} at {densities}% ({seeds} of {group.seeds})")
+            told.append(f"{group.label} at {densities}% ({number} of {of})")
     return "; ".join(told)

@@ -11,8 +11,8 @@ curves    loss and accuracy against epochs: of one method at every level, or of 
           at one level (--density, --level)
 table     printed; with --out TABLE.csv also all levels of all runs in one CSV, which `accuracy` and `table` read back
 
-Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points that some
-seeds lack are drawn of those that have them, with a note on stderr. The format follows
+Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points and
+levels that some seeds lack are drawn of those that have them, with a note on stderr. The format follows
 the name: .pdf, .svg and .eps are vectors, .png has 200 dots an inch (--dpi).
 
 Exit status: 0 done; 2 nothing drawn, with one line on stderr that says why.
@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 
 from utils.plot_data import Group, find_runs, group_runs, read_run, read_tidy, tidy
 from utils.plot_figures import METRICS, draw_accuracy, draw_curves, draw_layers
-from utils.plot_lines import dense_accuracy, fewer_seeds, sparsest_shared
+from utils.plot_lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
 
 TICKET_DENSITY = 0.1
 # Percent: a mean of equal accuracies may come out a last bit above them; one image is a thousand times as much.
@@ -187,7 +187,8 @@ def draw(args: argparse.Namespace) -> None:
             tidy(groups).to_csv(args.out, index=False)
     else:
         _draw_figure(groups, args)
-    lacking = fewer_seeds(groups)
+    shown = chosen_levels(groups, args.density, args.level) if args.kind in ("layers", "curves") else None
+    lacking = fewer_seeds(groups, shown)
     if lacking:
         print(f"plot_results: note: of fewer seeds than the method's others: {lacking}", file=sys.stderr)
 

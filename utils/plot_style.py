@@ -65,13 +65,13 @@ def percent_ticks(axis: Axis, least: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def seeds_told(seeds: Iterable[int]) -> str:
-    """What lines and bands are, for the head of the legend; `seeds` of each point that is drawn."""
+def seeds_told(seeds: Iterable[int], band: bool = True) -> str:
+    """What lines, and bands if there are any, are, for the head of the legend; `seeds` of each point that is drawn."""
     counts = sorted(set(seeds))
     if counts == [1]:
         return "one seed"
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"mean and range\nof {number} seeds"
+    return f"mean and range\nof {number} seeds" if band else f"mean of {number} seeds"
 
 
 def level_colours(figure: Figure, ax: Axes, densities: Sequence[float]) -> list:
