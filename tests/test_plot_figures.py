@@ -135,6 +135,23 @@ def test_more_lines_than_colours_differ_in_dashes_or_markers(tmp_path, kind):
     assert len(set(looks)) == len(looks) == len(groups) == 18
 
 
+@pytest.mark.parametrize("kind", ["accuracy", "layers", "curves"])
+def test_many_long_names_have_room(tmp_path, kind):
+    for training in ("imp", "wr", "lrr"):
+        for place in range(6):
+            options = {"experiment_params.training_type": training, "optimizer.lr": 0.01 * (place + 1)}
+            options |= {"experiment_params.epochs_per_level": 20 + place, "optimizer.weight_decay": 0.001 * place}
+            write_run(tmp_path, f"{training}{place}", [90, 80], **options)
+    draw = {"accuracy": draw_accuracy, "layers": draw_layers, "curves": draw_curves}[kind]
+    figure = draw(groups_of(tmp_path, kind), title="title")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= legend.y0 < legend.y1 <= figure.bbox.y1
+    boxes = [ax.xaxis.label.get_window_extent() for ax in figure.axes if ax.get_xlabel()] + [legend]
+    assert not any(box.overlaps(other) for place, box in enumerate(boxes) for other in boxes[:place])
+
+
 def test_layers_of_one_method_at_every_level(tmp_path):
     write_run(tmp_path, "a", [90, 80], layers=[[1, 1, 1], [0.4, 0, 0.8]])
     write_run(tmp_path, "b", [90, 80], seed=1, layers=[[1, 1, 1], [0.2, 0, 1.0]])

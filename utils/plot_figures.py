@@ -19,11 +19,11 @@ from utils.plot_data import Group, read_csv
 from utils.plot_lines import chosen_levels, dense_accuracy, every_level, mean_density, points, seeds_at
 from utils.plot_style import (
     DENSE,
-    LEGEND,
     NICE,
     STYLE,
     check_lines,
     density_axis,
+    legend_beside,
     level_colours,
     line_style,
     percent_ticks,
@@ -68,13 +68,7 @@ def draw_accuracy(
         ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
         if ylim:
             ax.set_ylim(*ylim)
-        figure.legend(
-            *ax.get_legend_handles_labels(),
-            loc="outside right center",
-            alignment="left",
-            handlelength=2.6,
-            title=seeds_told(pd.concat(lines)["seeds"]),
-        )
+        legend_beside(figure, ax, seeds_told(pd.concat(lines)["seeds"]))
     return figure
 
 
@@ -152,7 +146,7 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
             for place, ((group, _), row) in enumerate(zip(lines, rows)):
                 _layer_line(ax, row, floor, label=f"{group.label} ({100 * row.name:.3g}%)", **line_style(place))
             told = seeds_told((seeds_at(group, level) for group, level in lines), band=False)
-            figure.legend(**LEGEND, title="method (network density)\n" + told)
+            legend_beside(figure, ax, "method (network density)\n" + told)
         _layer_axes(ax, names, floor)
         ax.set_title(title)
     return figure
@@ -244,14 +238,7 @@ def draw_curves(
         for ax in axes[1]:
             ax.set_xlabel("Epochs of the level's schedule")
         if not by_level:
-            handles, labels = axes[0, 0].get_legend_handles_labels()
-            figure.legend(
-                handles,
-                labels,
-                loc="outside right center",
-                alignment="left",
-                handlelength=2.6,
-                title="method (density)\n" + seeds_told(seeds_at(group, n) for group, n in chosen),
-            )
+            told = seeds_told(seeds_at(group, n) for group, n in chosen)
+            legend_beside(figure, axes[0, 0], "method (density)\n" + told)
         figure.suptitle(title, fontsize=9)
     return figure

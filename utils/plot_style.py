@@ -28,7 +28,7 @@ STYLE = {
     "lines.markersize": 4, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 200,
     "pdf.fonttype": 42, "ps.fonttype": 42,  # TrueType: journals refuse Type 3
 }  # fmt: skip
-LEGEND = {"loc": "outside right center", "alignment": "left", "handlelength": 2.6}
+LEGEND_INCHES = 2.2  # room for the names of methods alone; a figure with longer ones is made wider
 # Ticks of logarithmic axes, as fractions.
 NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
 
@@ -38,6 +38,15 @@ def line_style(place: int) -> dict[str, str]:
     lap, colour = divmod(place, len(COLOURS))
     marker = MARKERS[(place + lap) % len(MARKERS)]
     return {"color": COLOURS[colour], "marker": marker, "linestyle": DASHES[lap]}
+
+
+def legend_beside(figure: Figure, ax: Axes, title: str) -> None:
+    """A legend of the lines of `ax`, right of all axes, which keep their width however long the names are."""
+    legend = figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside right center", alignment="left", handlelength=2.6, title=title
+    )
+    wider = legend.get_window_extent().width / figure.dpi - LEGEND_INCHES
+    figure.set_figwidth(figure.get_figwidth() + max(0.0, wider))
 
 
 def check_lines(number: int, narrow: str) -> None:
