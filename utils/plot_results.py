@@ -11,9 +11,9 @@ curves    loss and accuracy against epochs: of one method at every level, or of 
           at one level (--density, --level)
 table     printed; with --out TABLE.csv also all levels of all runs in one CSV, which `accuracy` and `table` read back
 
-Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points and
-levels that some seeds lack are drawn of those that have them, with a note on stderr. The format follows
-the name: .pdf, .svg and .eps are vectors, .png has 200 dots an inch (--dpi).
+Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points and levels
+that some seeds lack are drawn of those that have them, with a note on stderr. The format follows the name: .pdf, .svg
+and .eps are vectors, .png has 200 dots an inch (--dpi).
 
 Exit status: 0 done; 2 nothing drawn, with one line on stderr that says why.
 """
