@@ -7,7 +7,7 @@ import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
 from utils.plot_data import IGNORED, find_runs
-from utils.plot_figures import dense_accuracy, points
+from utils.plot_lines import dense_accuracy, points
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
 
 
@@ -68,8 +68,66 @@ def test_method_and_option_that_differ_are_both_told(tmp_path):
     assert [g.label for g in groups_of(tmp_path)] == ["IMP, lr 0.1", "IMP + LR rewinding, lr 0.03", "Random, lr 0.1"]
 
 
+def test_trees_and_betons_are_data_sets_of_their_own(tmp_path, monkeypatch):
+    """The root of a data set with a name is where it happens to lie; an ImageFolder's is all that tells what it is."""
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "birds")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def labels(name, *data) -> list[tuple[str, int]]:
+        for seed, options in enumerate(data):
+            chosen = {f"dataset.{key}": value for key, value in options.items()}
+            write_run(tmp_path / name, f"seed{seed}", [90, 80], seed=seed, **chosen)
+        return [(group.label, group.seeds) for group in groups_of(tmp_path / name)]
+
+    tree = {"dataset_name": "ImageFolder"}
+    birds, cars = tree | {"data_root": str(tmp_path / "birds")}, tree | {"data_root": str(tmp_path / "cars")}
+    assert labels("trees", birds, cars) == [("data root birds", 1), ("data root cars", 1)]
+    same = tree | {"data_root": str(tmp_path / "link")}, tree | {"data_root": "~/birds"}
+    assert labels("links", birds, *same) == [("IMP", 3)]
+    assert labels("inside", birds, tree | {"data_root": str(tmp_path / "birds/small")}) == [
+        ("data root birds", 1), ("data root birds/small", 1),
+    ]  # fmt: skip
+    named = {"dataset_name": "CIFAR10"}
+    assert labels("named", named | {"data_root": "/a"}, named | {"data_root": "/b"}) == [("IMP", 2)]
+
+    ffcv = named | {"loader": "ffcv", "val_beton": "/b/val.beton"}
+    first, second = ffcv | {"train_beton": "/b/birds.beton"}, ffcv | {"train_beton": "/b/cars.beton"}
+    assert labels("betons", first, second) == [("train beton birds.beton", 1), ("train beton cars.beton", 1)]
+    assert labels("roots", first, first | {"data_root": "/elsewhere"}) == [("IMP", 2)]
+    folder = tree | {"loader": "ffcv"}
+    assert labels("unnamed", folder | birds, folder | cars) == [("data root birds", 1), ("data root cars", 1)]
+    found = {"dataset_name": "ImageNet", "loader": "ffcv"}
+    assert labels("found", found, found | {"train_beton": "/b/half.beton"}) == [
+        ("IMP", 1),
+        ("train beton half.beton", 1),
+    ]
+
+
 def test_networks_pruned_once_are_apart_where_density_is_no_axis(study):
     assert [g.label for g in groups_of(study, "layers")] == ["IMP", "SNIP", "SNIP"]
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers"])
+def test_starting_densities_of_runs_pruned_further_are_lines_of_their_own(tmp_path, kind):
+    for start in (0.5, 0.3):
+        options = {"prune_params.er_method": "snip", "prune_params.er_init": start}
+        for seed in (0, 1):
+            densities = [start, start / 2]
+            write_run(tmp_path, f"{start}_{seed}", [80, 70], densities, seed, **options)
+    one_shot(tmp_path, "snip", 0.1, 60)
+    groups = groups_of(tmp_path, kind)
+    assert [(g.label, g.seeds) for g in groups] == [
+        ("SNIP", 1), ("SNIP, then IMP, er init 0.3", 2), ("SNIP, then IMP, er init 0.5", 2),
+    ]  # fmt: skip
+    assert points(groups[2], "final_test_acc")["density"].to_list() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers"])
+def test_an_er_init_of_one_is_no_pruning_at_initialization(tmp_path, kind):
+    write_run(tmp_path, "a", [90, 80])
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"prune_params.er_method": "snip"})
+    assert [(g.label, g.seeds) for g in groups_of(tmp_path, kind)] == [("IMP", 2)]
 
 
 def test_runs_of_one_name_in_several_folders_are_several_runs(tmp_path):
@@ -150,6 +208,7 @@ def test_runs_that_do_not_go_together(tmp_path, capsys):
         (["--out", "f.png", "--level", "2"], "--level: only with --kind curves (it is accuracy)"),
         (["--out", "f.png", "--kind", "layers", "--ylim", "0", "1"], "--ylim: only with --kind accuracy"),
         (["--out", "f.png", "--kind", "layers", "--density", "5"], "--density: 5 is not allowed"),
+        (["--out", "f.png", "--kind", "curves", "--level", "1", "--density", "0.5"], "--level: not with --density"),
         (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
     ],
 )
@@ -157,6 +216,61 @@ def test_bad_command_lines(study, capsys, monkeypatch, words, told):
     monkeypatch.chdir(study)
     assert told in refused(capsys, "imp_0", *words)
     assert not list(study.glob("f.*"))
+
+
+# --- points of fewer seeds -------------------------------------------------------------------------------------------
+
+
+def told_of_seeds(capsys, *words) -> str:
+    """The one note on stderr, without its head; "" if there is none."""
+    assert main([*map(str, words)]) == 0
+    told = capsys.readouterr().err
+    head = "plot_results: note: of fewer seeds than the method's others: "
+    assert told == "" or (told.startswith(head) and told.count("\n") == 1)
+    return told.removeprefix(head).strip()
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "table"])
+def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
+    out = ["--kind", kind, "--out", tmp_path / ("f.png" if kind == "accuracy" else "f.csv")]
+    study = write_study(tmp_path / "study")
+    assert told_of_seeds(capsys, study, *out) == "", "methods may have other numbers of seeds"
+    for start in (0.5, 0.1):
+        one_shot(study, "snip", start, 80, seed=2)
+    one_shot(study, "snip", 0.05, 60)
+    assert told_of_seeds(capsys, study, *out) == "SNIP at 5% (1 of 3)"
+    write_run(study, "short", [90, 91], seed=3)
+    assert told_of_seeds(capsys, study, *out) == "IMP at 25% (3 of 4); SNIP at 5% (1 of 3)"
+    write_run(study, "unfinished", [90], seed=4, planned=3)
+    assert told_of_seeds(capsys, study, "--partial", *out) == (
+        "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
+    )
+    if kind == "table":
+        assert (
+            told_of_seeds(capsys, out[-1], "--kind", "table")
+            == "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
+        )
+
+
+@pytest.mark.parametrize("kind", ["layers", "curves"])
+def test_levels_that_some_seeds_lack_are_drawn_of_the_others_and_told(tmp_path, capsys, kind):
+    """Only the levels that are drawn are told of."""
+    folder, out = tmp_path / "runs", ["--kind", kind, "--out", tmp_path / "f.png"]
+    for seed, accuracies in enumerate([[90, 91, 80], [90, 91, 80], [90, 92]]):
+        write_run(folder, f"imp_{seed}", accuracies, seed=seed)
+    write_run(folder, "imp_3", [90], seed=3, planned=3)
+    words = [folder, "--partial", *out]
+    assert told_of_seeds(capsys, *words) == "IMP at 50% (3 of 4); IMP at 25% (2 of 4)"
+    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4)"
+    assert told_of_seeds(capsys, *words, "--density", 1) == ""
+    # Without --partial, seeds of a different number of levels.
+    assert told_of_seeds(capsys, *(folder / f"imp_{seed}" for seed in (0, 1, 2)), *out) == "IMP at 25% (2 of 3)"
+    # Each starting density is a group of its own here; seeds are still those of the method.
+    one_shot(folder, "snip", 0.25, 60)
+    for seed in (0, 1):
+        one_shot(folder, "snip", 0.5, 80, seed)
+    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4); SNIP at 25% (1 of 2)"
+    assert told_of_seeds(capsys, *words, "--density", 0.5) == "IMP at 50% (3 of 4)"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -191,7 +305,8 @@ def test_a_tie_with_the_mean_of_dense_networks_is_a_tie(tmp_path):
         write_run(tmp_path, kind, [accuracy, accuracy], [1, 0.05], **options)
     for _, method in method_table(groups_of(tmp_path)).iterrows():
         assert (
-            method["lowest density >= dense acc. (%)"] == "5.0" and method["time to ticket (s)"] == "20 (1 of 1 runs)"
+            method["lowest density >= dense acc. (%)"] == "5.0 (1 of 1)"
+            and method["time to ticket (s)"] == "20 (1 of 1 runs)"
         )
 
 
@@ -201,12 +316,33 @@ def test_table_of_methods(study, capsys):
     one_shot(study, "synflow", 0.05, 91, seed=1)
     table = method_table(groups_of(study), density=0.3).set_index("method")
     assert table.loc["IMP", "dense acc. (%)"] == "90.00 ± 2.00"
-    assert table.loc["IMP", "lowest density >= dense acc. (%)"] == "50.0 ± 0.0"
+    assert table.loc["IMP", "lowest density >= dense acc. (%)"] == "50.0 ± 0.0 (3 of 3)"
     assert table.loc["IMP", "time to ticket (s)"] == "- (0 of 3 runs)"
     assert table.loc["SynFlow", "time to ticket (s)"] == "10 (1 of 2 runs)"
     assert table.loc["SNIP", "acc. there (%)"] == "70.50 ± 0.71"
     assert main([str(study), "--kind", "table"]) == 0
     assert "time to ticket" in capsys.readouterr().out
+
+
+def test_a_table_of_seeds_with_unequal_levels(tmp_path):
+    """An average is over one density, and says of how many seeds it is."""
+    write_run(tmp_path, "a", [90, 91, 70, 60])
+    write_run(tmp_path, "b", [92, 90, 74], seed=1)
+    [row] = method_table(groups_of(tmp_path)).to_dict("records")
+    assert (row["lowest density (%)"], row["acc. there (%)"]) == ("25", "72.00 ± 2.83")
+    assert row["lowest density >= dense acc. (%)"] == "75.0 ± 35.4 (2 of 2)"  # level 0 is as good as itself
+
+    # Measured against those: one seed of three is good enough, and the seeds share one density only.
+    for seed, accuracy in enumerate([95, 80]):
+        one_shot(tmp_path, "snip", 0.2, accuracy, seed=seed)
+    one_shot(tmp_path, "snip", 0.1, 50)
+    for seed, start in enumerate([0.2, 0.1]):
+        one_shot(tmp_path, "synflow", start, 80, seed=seed)
+    _, snip, synflow = method_table(groups_of(tmp_path)).to_dict("records")
+    assert (snip["lowest density (%)"], snip["acc. there (%)"]) == ("20", "87.50 ± 10.61")
+    assert snip["lowest density >= dense acc. (%)"] == "20.0 (1 of 2)"
+    assert (synflow["lowest density (%)"], synflow["acc. there (%)"]) == ("-", "-")
+    assert synflow["lowest density >= dense acc. (%)"] == "- (0 of 2)"
 
 
 def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys):

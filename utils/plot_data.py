@@ -3,6 +3,7 @@
 A group is a line of a figure. Its name says what sets it apart from the other groups of the same figure.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ SUMMARY = ["level", "density", "sparsity", "final_test_acc", "max_test_acc", "fi
 TIDY = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY]
 
 # Where and how a run executes, or how far; not what the experiment is. Among them all that is free to differ on resume
-# (FREE_ON_RESUME of utils/run_directory.py, whose import would cost a figure the seconds of torch's).
+# (FREE_ON_RESUME of utils/run_directory.py, whose import would cost a figure the seconds of torch's). Where the images
+# lie is among them for a data set with a name; `data_files` puts it back where the place is all that names the images.
 IGNORED = {
     "model_params.conv_type", "dataset.num_classes", "dataset.num_workers", "dataset.data_root", "dataset.download",
     "dataset.loader", "dataset.os_cache", "dataset.train_beton", "dataset.val_beton", "prune_params.num_levels",
@@ -28,6 +30,7 @@ IGNORED = {
     "dist_params.backend", "dist_params.address", "dist_params.port", "dist_params.sparse_allreduce",
     "dist_params.timeout_minutes",
 }  # fmt: skip
+FILES = ("dataset.data_root", "dataset.train_beton", "dataset.val_beton")
 # Told by the method's name.
 METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method"}
 # Without pruning between levels.
@@ -35,7 +38,9 @@ BETWEEN_LEVELS = {
     "experiment_params.training_type", "prune_params.prune_method", "prune_params.prune_rate",
     "prune_params.rewind_epoch",
 }  # fmt: skip
-AXIS = "prune_params.er_init"  # the density a run starts from: a place on the axis of density, not another method
+# The density a run starts from: a place on the axis of density if it is pruned only there; if it is pruned further,
+# its levels are a line of their own.
+AXIS = "prune_params.er_init"
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
 CRITERIA = {
@@ -56,6 +61,7 @@ class Run:
 
     Attributes:
         start: density left by pruning at initialization (1 without it).
+        planned: levels that its config asks for.
         options: what the experiment is, {section.key: value}, without what has no effect.
         method: the method's name.
         summary: its summary.csv.
@@ -66,6 +72,7 @@ class Run:
     model: str
     seed: int
     start: float
+    planned: int
     options: dict[str, Any]
     method: str
     summary: pd.DataFrame
@@ -140,11 +147,9 @@ def read_run(path: Path, partial: bool = False) -> Run:
         raise ValueError(f"{path}: unfinished: {len(summary)} of {planned} levels are there{hint}")
     if list(summary["level"]) != list(range(len(summary))):
         raise ValueError(f"{path}: summary.csv does not hold each level once: {', '.join(map(str, summary['level']))}")
-    p = cfg.prune_params
-    start = p.er_init if p.er_method != NO_METHOD else 1.0
     return Run(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed, start,
-        effective_options(cfg), method_name(cfg), summary,
+        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed, starting_density(cfg),
+        planned, effective_options(cfg), method_name(cfg), summary,
     )  # fmt: skip
 
 
@@ -168,22 +173,43 @@ def read_csv(path: Path, columns: Sequence[str], missing_ok: bool = False) -> pd
     return frame
 
 
+def starting_density(cfg: Config) -> float:
+    return cfg.prune_params.er_init if cfg.prune_params.er_method != NO_METHOD else 1.0
+
+
 def effective_options(cfg: Config) -> dict[str, Any]:
     """{section.key: value} of all that makes the experiment what it is."""
     unused = IGNORED | {path for path, _ in without_effect(cfg)}
     if cfg.prune_params.num_levels == 1:
         unused = unused | BETWEEN_LEVELS
+    if starting_density(cfg) == 1:  # er_init 1 is the same as no er_method
+        unused = unused | {AXIS, "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
-    return {
+    options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
     }
+    return options | data_files(cfg)
+
+
+def data_files(cfg: Config) -> dict[str, str]:
+    """{section.key: resolved path} of what the data set's name leaves open: an ImageFolder's tree, ffcv's files.
+
+    A .beton that is not named is found under the root, and told by it. A relative path counts from the working
+    directory, as it did for the run.
+    """
+    d = cfg.dataset
+    betons = {"dataset.train_beton": d.train_beton, "dataset.val_beton": d.val_beton} if d.loader == "ffcv" else {}
+    chosen = {path: value for path, value in betons.items() if value}
+    if d.dataset_name == "ImageFolder" and len(chosen) < 2:
+        chosen["dataset.data_root"] = d.data_root
+    return {path: str(Path(value).expanduser().resolve()) for path, value in chosen.items()}
 
 
 def method_name(cfg: Config) -> str:
     """As in 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'Dense'."""
     p = cfg.prune_params
     parts = []
-    if p.er_method != NO_METHOD and p.er_init < 1:
+    if starting_density(cfg) < 1:
         parts.append(CRITERIA.get(p.er_method, p.er_method))
     if p.num_levels > 1:
         by = "" if p.prune_method == "mag" else f" by {CRITERIA.get(p.prune_method, p.prune_method)}"
@@ -197,7 +223,7 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
     """Groups in a fixed order of methods, then as given.
 
     Args:
-        by_start: runs that start from different densities are different groups, not points of one line; figures
+        by_start: runs pruned once, to different densities, are different groups, not points of one line; figures
             that ask for it write each group's density beside its name.
 
     Raises:
@@ -206,15 +232,19 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
     members: dict[tuple, list[Run]] = {}
     for run in runs:
-        left_out = set() if by_start else {AXIS}
+        left_out = {AXIS} if run.planned == 1 and not by_start else set()
         members.setdefault(_key(run.options, left_out), []).append(run)
     options = [dict(key) for key in members]
     told = _differing(options) - METHOD - {AXIS}
+    further = [chosen for chosen, mine in zip(options, members.values()) if mine[0].planned > 1]
+    starts = _differing(further) & {AXIS}
+    short = _short_paths(options)
     methods = {run.method for run in runs}
     groups = []
     for chosen, mine in zip(options, members.values()):
         _check_repeats(mine)
-        words = [_word(path, chosen[path]) for path in sorted(told) if path in chosen]
+        telling = sorted(told | starts if mine[0].planned > 1 else told)
+        words = [_word(path, short.get(chosen[path], chosen[path])) for path in telling if path in chosen]
         name = [mine[0].method] if len(methods) > 1 or not words else []
         frame = pd.concat([run.summary.assign(run=str(run.path), seed=run.seed, start=run.start) for run in mine])
         training = {path: value for path, value in chosen.items() if not path.startswith("prune_params.")}
@@ -232,12 +262,25 @@ def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> tuple:
 
 
 def _differing(options: Sequence[dict[str, Any]]) -> set[str]:
-    """Options that have more than one value among those that have them."""
-    values: dict[str, set] = {}
+    """Options that have more than one value among those that have them, or files that not all have."""
+    values: dict[str, list] = {}
     for chosen in options:
         for path, value in chosen.items():
-            values.setdefault(path, set()).add(value)
-    return {path for path, found in values.items() if len(found) > 1}
+            values.setdefault(path, []).append(value)
+    return {
+        path for path, found in values.items() if len(set(found)) > 1 or (path in FILES and len(found) < len(options))
+    }
+
+
+def _short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{path of files: the path from the folder that all have in common}: what a legend has room for."""
+    files = {chosen[path] for chosen in options for path in FILES if path in chosen}
+    if not files:
+        return {}
+    folder = os.path.commonpath(files)
+    if folder in files:  # one holds the others, or is the only one: it goes by its name
+        folder = os.path.dirname(folder)
+    return {file: os.path.relpath(file, folder) for file in files}
 
 
 def _word(path: str, value: Any) -> str:

@@ -16,15 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.plot_data import Group, read_csv
+from utils.plot_lines import chosen_levels, dense_accuracy, every_level, mean_density, points, seeds_at
 from utils.plot_style import (
-    COLOURS,
     DENSE,
-    LEGEND,
-    MARKERS,
     NICE,
     STYLE,
+    check_lines,
     density_axis,
+    legend_beside,
     level_colours,
+    line_style,
     percent_ticks,
     seeds_told,
 )
@@ -33,24 +34,12 @@ LAYER_COLUMNS = ["level", "layer", "kept", "total", "density"]
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc"]
 # More layers than these are numbered, not named.
 NAMED_LAYERS = 60
+FEWER = "name fewer runs"
+KEEP_ONE = "--density keeps one run of each method, the one next to it"
 METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 
 
 # --- accuracy against density ----------------------------------------------------------------------------------------
-
-
-def points(group: Group, column: str) -> pd.DataFrame:
-    """One row a point of the group's line, densest first: density, mean, least, largest, seeds."""
-    by = group.frame.groupby(["start", "level"])
-    found = by.agg(density=("density", "mean"), mean=(column, "mean"), least=(column, "min"), largest=(column, "max"))
-    found["seeds"] = by["seed"].nunique()
-    return found.sort_values("density", ascending=False).reset_index(drop=True)
-
-
-def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
-    """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
-    frame = pd.concat([group.frame for group in groups])
-    return frame[frame["density"] == 1].groupby("seed")[column].mean()
 
 
 def draw_accuracy(
@@ -61,51 +50,45 @@ def draw_accuracy(
     Args:
         metric: ``final`` (after a level's last epoch) or ``max`` (the best epoch: chosen on the test set).
         ylim: percent.
+
+    Raises:
+        ValueError: too many groups.
     """
+    check_lines(len(groups), FEWER)
     column = METRICS[metric]
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        sparsest = 1.0
-        for place, group in enumerate(groups):
-            line = points(group, column)
-            sparsest = min(sparsest, line["density"].min())
-            dashes = "--" if group.one_shot else "-"
-            _line(ax, place, 100 * line["density"], line, group.label, dashes)
+        lines = [points(group, column) for group in groups]
+        for place, (group, line) in enumerate(zip(groups, lines)):
+            style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
+            _line(ax, 100 * line["density"], line, label=group.label, **style)
         _dense_lines(ax, groups, column)
-        density_axis(ax, sparsest)
+        density_axis(ax, min(line["density"].min() for line in lines))
         best = " (best epoch)" if metric == "max" else ""
         ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
         if ylim:
             ax.set_ylim(*ylim)
-        figure.legend(
-            *ax.get_legend_handles_labels(),
-            loc="outside right center",
-            alignment="left",
-            handlelength=2.6,
-            title=seeds_told(groups),
-        )
+        legend_beside(figure, ax, seeds_told(pd.concat(lines)["seeds"]))
     return figure
 
 
-def _line(ax: Axes, place: int, x: pd.Series, line: pd.DataFrame, label: str, dashes: str = "-", marks: bool = True):
-    """Mean and band of one group; `place` chooses colour and marker."""
-    colour = COLOURS[place % len(COLOURS)]
-    marker = MARKERS[place % len(MARKERS)] if marks else ""
-    ax.plot(x, line["mean"], dashes, marker=marker, color=colour, label=label, markeredgecolor="white",
-            markeredgewidth=0.4)  # fmt: skip
+def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
+    """Mean and band of one group."""
+    ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
     if (line["seeds"] > 1).any():
-        ax.fill_between(x, line["least"], line["largest"], color=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(x, line["least"], line["largest"], color=style["color"], alpha=0.18, linewidth=0)
 
 
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
     """A grey line at the dense accuracy; groups trained otherwise have each their own, in their colour."""
     alike = len({group.training for group in groups}) == 1
+    label: str | None = "Dense"  # of the first that is drawn: not every group has a dense run
     for place, part in enumerate([groups] if alike else [[group] for group in groups]):
         accuracy = dense_accuracy(part, column)
         if len(accuracy):
-            label = "Dense" if alike or place == 0 else None
-            colour = DENSE if alike else COLOURS[place % len(COLOURS)]
+            colour = DENSE if alike else line_style(place)["color"]
             ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
+            label = None
 
 
 # --- per-layer density -----------------------------------------------------------------------------------------------
@@ -115,13 +98,16 @@ def layer_table(group: Group) -> pd.DataFrame:
     """Mean density of each layer over seeds: a row a level, a column a layer in model order; index = total density.
 
     Raises:
-        ValueError: a run lacks layerwise_density.csv, or runs have different layers.
+        ValueError: a run lacks layerwise_density.csv or a level of it, or runs have different layers.
     """
     tables = []
     for run in group.runs:
-        frame = read_csv(run.path / "metrics" / "layerwise_density.csv", LAYER_COLUMNS)
+        path = run.path / "metrics" / "layerwise_density.csv"
+        frame = read_csv(path, LAYER_COLUMNS)
         frame = frame[frame["level"].isin(run.summary["level"])]
         total = frame.groupby("level")[["kept", "total"]].sum()
+        if len(total) < len(run.summary):
+            raise ValueError(f"{path}: {len(total)} of the {len(run.summary)} levels of summary.csv")
         table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
         tables.append(table.assign(network=total["kept"] / total["total"]))
         if list(tables[0].columns) != list(tables[-1].columns):
@@ -130,43 +116,40 @@ def layer_table(group: Group) -> pd.DataFrame:
 
 
 def draw_layers(groups: Sequence[Group], density: float | None = None, title: str = "") -> Figure:
-    """Density of each layer. One group: a line a level. Several: of each the level nearest to `density`.
+    """Density of each layer. One group: a line a level. Several: of each method the run and level next to `density`.
 
     Args:
         density: fraction of the network's; None takes the last level of each group.
 
     Raises:
-        ValueError: as `layer_table`, or the groups have different layers.
+        ValueError: as `layer_table`; the groups have different layers, or are too many.
     """
-    tables = [layer_table(group) for group in groups]
+    by_level = every_level(groups, density)
+    lines = chosen_levels(groups, density)
+    if not by_level:
+        check_lines(len(lines), FEWER if density else f"{KEEP_ONE}; or {FEWER}")
+    tables = [layer_table(group) for group in (groups if by_level else [group for group, _ in lines])]
     names = list(tables[0].columns)
-    for group, table in zip(groups, tables):
+    for (group, _), table in zip(lines, tables):
         if list(table.columns) != names:
-            raise ValueError(f"{group.label} ({group.model}) has other layers than {groups[0].label}")
+            raise ValueError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
     with plt.rc_context(STYLE):
         figure, ax = plt.subplots(figsize=(max(6.4, min(12.0, 2.6 + 0.22 * len(names))), 3.6), layout="constrained")
-        chosen = [(table.index[_nearest(table.index, density)]) for table in tables]
-        if len(groups) == 1 and density is None:
+        if by_level:
             floor = _floor(tables)
             colours = level_colours(figure, ax, list(tables[0].index))
             for colour, (_, row) in zip(colours, tables[0].iterrows()):
                 _layer_line(ax, row, floor, color=colour, marker=".")
         else:
-            rows = [table.loc[d] for table, d in zip(tables, chosen)]
+            rows = [table.iloc[level] for table, (_, level) in zip(tables, lines)]  # levels are 0, 1, 2, ...
             floor = _floor([row.to_frame() for row in rows])
-            for place, (group, row, d) in enumerate(zip(groups, rows, chosen)):
-                style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-                _layer_line(ax, row, floor, label=f"{group.label} ({100 * d:.3g}%)", **style)
-            figure.legend(**LEGEND, title="method (network density)")
+            for place, ((group, _), row) in enumerate(zip(lines, rows)):
+                _layer_line(ax, row, floor, label=f"{group.label} ({100 * row.name:.3g}%)", **line_style(place))
+            told = seeds_told((seeds_at(group, level) for group, level in lines), band=False)
+            legend_beside(figure, ax, "method (network density)\n" + told)
         _layer_axes(ax, names, floor)
         ax.set_title(title)
     return figure
-
-
-def _nearest(densities: pd.Index, density: float | None) -> int:
-    if density is None:
-        return len(densities) - 1
-    return int(np.argmin(np.abs(np.log(densities.to_numpy() / density))))
 
 
 def _floor(tables: Sequence[pd.DataFrame]) -> float:
@@ -206,60 +189,56 @@ PANELS = [
 
 
 def epoch_table(group: Group, level: int) -> pd.DataFrame:
-    """Epoch rows of one level of all the group's runs; epochs count from 1 here: how many are done.
-
-    Raises:
-        ValueError: a run has no such level.
-    """
+    """Epoch rows of one level, of those runs that have it; epochs count from 1 here: how many are done."""
     parts = []
     for run in group.runs:
-        if level not in set(run.summary["level"]):
-            raise ValueError(f"{run.path}: no level {level}: it has levels 0 to {len(run.summary) - 1}")
-        path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
-        parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
+        if level in set(run.summary["level"]):
+            path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
+            parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
     return pd.concat(parts).assign(epoch=lambda frame: frame["epoch"] + 1)
 
 
-def draw_curves(groups: Sequence[Group], level: int | None = None, title: str = "") -> Figure:
-    """Loss and accuracy against epochs. One group: a line a level. Several: of each `level` (default: its last).
+def draw_curves(
+    groups: Sequence[Group], level: int | None = None, title: str = "", density: float | None = None
+) -> Figure:
+    """Loss and accuracy against epochs. One group: a line a level. Several: a line each.
+
+    Args:
+        level: of each group; None takes its last one.
+        density: in place of a level: of each method the run and level next to it.
 
     Raises:
-        ValueError: as `epoch_table`.
+        ValueError: no run of a group has such a level, or groups are too many.
     """
+    chosen = chosen_levels(groups, density, level)
+    densities = [mean_density(group, n) for group, n in chosen]
+    by_level = every_level(groups, density, level)
+    if not by_level:
+        instead = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
+        check_lines(len(chosen), FEWER if density else instead + FEWER)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
-        if len(groups) == 1 and level is None:
-            numbers = sorted(groups[0].frame["level"].unique())
-            densities = [groups[0].frame.query("level == @n")["density"].mean() for n in numbers]
-            lines = [(epoch_table(groups[0], n), {"color": c, "label": None})
-                     for n, c in zip(numbers, level_colours(figure, axes, densities))]  # fmt: skip
+        if by_level:
+            styles = [{"color": colour, "label": None} for colour in level_colours(figure, axes, densities)]
         else:
-            lines = []
-            for place, group in enumerate(groups):
-                n = int(group.frame["level"].max()) if level is None else level
-                density = 100 * group.frame.query("level == @n")["density"].mean()
-                label = f"{group.label} ({density:.3g}%)"
-                lines.append((epoch_table(group, n), {"color": COLOURS[place % len(COLOURS)], "label": label}))
+            styles = [
+                line_style(place) | {"label": f"{group.label} ({100 * d:.3g}%)"}
+                for place, ((group, _), d) in enumerate(zip(chosen, densities))
+            ]
+        lines = [(epoch_table(group, n), style) for (group, n), style in zip(chosen, styles)]
         for ax, (column, label) in zip(axes.flat, PANELS):
             for table, style in lines:
                 by = table.groupby("epoch")[column]
                 mean = by.mean()
-                ax.plot(mean.index, mean, linewidth=1.2, marker="." if len(mean) < 12 else "", **style)
+                ax.plot(mean.index, mean, linewidth=1.2, **style | {"marker": "." if len(mean) < 12 else ""})
                 if table["seed"].nunique() > 1 and style["label"]:
                     ax.fill_between(mean.index, by.min(), by.max(), color=style["color"], alpha=0.18, linewidth=0)
             ax.set_ylabel(label)
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[1]:
             ax.set_xlabel("Epochs of the level's schedule")
-        if lines[0][1]["label"]:
-            handles, labels = axes[0, 0].get_legend_handles_labels()
-            figure.legend(
-                handles,
-                labels,
-                loc="outside right center",
-                alignment="left",
-                handlelength=2.6,
-                title="method (density)\n" + seeds_told(groups),
-            )
+        if not by_level:
+            told = seeds_told(seeds_at(group, n) for group, n in chosen)
+            legend_beside(figure, axes[0, 0], "method (density)\n" + told)
         figure.suptitle(title, fontsize=9)
     return figure

@@ -6,12 +6,14 @@ RUN is a run directory, a directory of run directories, or a table that ``--kind
 
 accuracy  test accuracy against density: logarithmic, densest left; mean and band over seeds, the dense network dotted,
           methods pruned once at initialization dashed (there each point is a run of its own)
-layers    density of each layer: of one method at every level, or of several methods at one density (--density)
-curves    loss and accuracy against epochs: of one method at every level, or of several methods at one level (--level)
+layers    density of each layer: of one method at every level, or of several methods next to one density (--density)
+curves    loss and accuracy against epochs: of one method at every level, or of several methods next to one density or
+          at one level (--density, --level)
 table     printed; with --out TABLE.csv also all levels of all runs in one CSV, which `accuracy` and `table` read back
 
-Runs that differ only in their seed are averaged; the legend tells what differs between the others. The format follows
-the name: .pdf, .svg and .eps are vectors, .png has 200 dots an inch (--dpi).
+Runs that differ only in their seed are averaged; the legend tells what differs between the others. Points and levels
+that some seeds lack are drawn of those that have them, with a note on stderr. The format follows the name: .pdf, .svg
+and .eps are vectors, .png has 200 dots an inch (--dpi).
 
 Exit status: 0 done; 2 nothing drawn, with one line on stderr that says why.
 """
@@ -25,7 +27,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from utils.plot_data import Group, find_runs, group_runs, read_run, read_tidy, tidy
-from utils.plot_figures import METRICS, dense_accuracy, draw_accuracy, draw_curves, draw_layers
+from utils.plot_figures import METRICS, draw_accuracy, draw_curves, draw_layers
+from utils.plot_lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
 
 TICKET_DENSITY = 0.1
 # Percent: a mean of equal accuracies may come out a last bit above them; one image is a thousand times as much.
@@ -65,7 +68,8 @@ def time_to_ticket(
 def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd.DataFrame:
     """One row a method, as text: seeds, dense accuracy, the sparsest network as good as it, time to ticket.
 
-    Figures are means over seeds with the standard deviation (n - 1).
+    Figures are means over seeds with the standard deviation (n - 1); how many have one is told where not all must. The
+    lowest density is that of the sparsest network that all seeds have.
     """
     rows = []
     for group in groups:
@@ -78,7 +82,8 @@ def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd
         for run in own:
             accuracy = dense.get(run["seed"].iloc[0])
             times.append(None if accuracy is None else time_to_ticket(run, accuracy, density))
-        last = group.frame[group.frame["density"] == group.frame.groupby("seed")["density"].transform("min")]
+        matched = 100 * pd.Series(best, dtype=float).dropna()
+        last = sparsest_shared(group)
         reached = pd.Series([t for t in times if t is not None], dtype=float)
         of = len(own) if not group.one_shot else int((group.frame["density"] < density).sum())
         rows.append(
@@ -86,9 +91,9 @@ def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd
                 "method": group.label,
                 "seeds": group.seeds,
                 "dense acc. (%)": _spread(group.frame[group.frame["density"] == 1]["final_test_acc"]),
-                "lowest density (%)": f"{100 * last['density'].mean():.3g}",
+                "lowest density (%)": f"{100 * last['density'].mean():.3g}" if len(last) else "-",
                 "acc. there (%)": _spread(last["final_test_acc"]),
-                "lowest density >= dense acc. (%)": _spread(100 * pd.Series(best, dtype=float).dropna(), 1),
+                "lowest density >= dense acc. (%)": f"{_spread(matched, 1)} ({len(matched)} of {len(best)})",
                 "time to ticket (s)": f"{_spread(reached, 0)} ({len(reached)} of {of} runs)",
                 "total (s)": _spread(pd.Series([run["seconds"].sum() for run in own]), 0),
             }
@@ -141,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="accuracy: after the last epoch, or of the best (chosen on the test set)")  # fmt: skip
     parser.add_argument("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"), help="accuracy: percent shown")
     parser.add_argument("--density", type=float,
-                        help="layers: the network's density, 0..1; table: a ticket is below this (0.1)")  # fmt: skip
+                        help="layers, curves: of each method the run and level next to this density, 0..1; "
+                        "table: a ticket is below this (0.1)")  # fmt: skip
     parser.add_argument("--level", type=int, help="curves: level shown of each method (default: its last)")
     parser.add_argument("--partial", action="store_true", help="take the finished levels of unfinished runs")
     parser.add_argument("--title", default="", help="above the figure")
@@ -150,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # Options that only some kinds of figure have.
-ONLY = {"metric": ("accuracy",), "ylim": ("accuracy",), "density": ("layers", "table"), "level": ("curves",)}
+ONLY = {"metric": ("accuracy",), "ylim": ("accuracy",), "density": ("layers", "curves", "table"), "level": ("curves",)}
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -166,6 +172,8 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise ValueError(f"--out: {args.out.parent}: no such directory")
     if args.density is not None and not 0 < args.density <= 1:
         raise ValueError(f"--density: {args.density:g} is not allowed: above 0, at most 1")
+    if args.density is not None and args.level is not None:
+        raise ValueError("--level: not with --density, which chooses the level")
     if args.dpi < 10:
         raise ValueError(f"--dpi: {args.dpi} is not allowed: at least 10")
 
@@ -177,13 +185,21 @@ def draw(args: argparse.Namespace) -> None:
         print(method_table(groups, args.density or TICKET_DENSITY).to_string(index=False))
         if args.out:
             tidy(groups).to_csv(args.out, index=False)
-        return
+    else:
+        _draw_figure(groups, args)
+    shown = chosen_levels(groups, args.density, args.level) if args.kind in ("layers", "curves") else None
+    lacking = fewer_seeds(groups, shown)
+    if lacking:
+        print(f"plot_results: note: of fewer seeds than the method's others: {lacking}", file=sys.stderr)
+
+
+def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
     if args.kind == "accuracy":
         figure = draw_accuracy(groups, args.metric, args.ylim, args.title)
     elif args.kind == "layers":
         figure = draw_layers(groups, args.density, args.title)
     else:
-        figure = draw_curves(groups, args.level, args.title)
+        figure = draw_curves(groups, args.level, args.title, args.density)
     figure.savefig(args.out, dpi=args.dpi)
     plt.close(figure)
 

@@ -1,10 +1,10 @@
 """How the figures of utils/plot_figures.py look: colours, type, axes.
 
 Colours are those of Okabe & Ito (2008) that show on white, told apart by the common kinds of colour blindness, with
-one of Tol's added; markers and dashes tell the lines apart in grey.
+one of Tol's and a violet added; markers and dashes tell the lines apart in grey.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -14,10 +14,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from utils.plot_data import Group
-
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"]
+# As many as the grids in configs/grids have methods.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#9010E0"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
+DASHES = ["-", "--"]  # of the first lines, one a colour, and of the next ones
+# More could not be told apart, nor does the legend have room for them.
+MOST_LINES = len(COLOURS) * len(DASHES)
 DENSE = "#767676"
 STYLE = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -26,9 +28,31 @@ STYLE = {
     "lines.markersize": 4, "legend.frameon": False, "figure.dpi": 100, "savefig.dpi": 200,
     "pdf.fonttype": 42, "ps.fonttype": 42,  # TrueType: journals refuse Type 3
 }  # fmt: skip
-LEGEND = {"loc": "outside right center", "alignment": "left", "handlelength": 2.6}
+LEGEND_INCHES = 2.2  # room for the names of methods alone; a figure with longer ones is made wider
 # Ticks of logarithmic axes, as fractions.
 NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
+
+
+def line_style(place: int) -> dict[str, str]:
+    """Of a figure's line number `place`, below MOST_LINES: where colours begin again, markers and dashes change."""
+    lap, colour = divmod(place, len(COLOURS))
+    marker = MARKERS[(place + lap) % len(MARKERS)]
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": DASHES[lap]}
+
+
+def legend_beside(figure: Figure, ax: Axes, title: str) -> None:
+    """A legend of the lines of `ax`, right of all axes, which keep their width however long the names are."""
+    legend = figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside right center", alignment="left", handlelength=2.6, title=title
+    )
+    wider = legend.get_window_extent().width / figure.dpi - LEGEND_INCHES
+    figure.set_figwidth(figure.get_figwidth() + max(0.0, wider))
+
+
+def check_lines(number: int, narrow: str) -> None:
+    """Raises ValueError if they are too many for one figure; `narrow` says how to ask for fewer."""
+    if number > MOST_LINES:
+        raise ValueError(f"{number} lines are asked for, {MOST_LINES} at most can be told apart: {narrow}")
 
 
 def density_axis(ax: Axes, sparsest: float) -> None:
@@ -50,13 +74,13 @@ def percent_ticks(axis: Axis, least: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def seeds_told(groups: Sequence[Group]) -> str:
-    """What lines and bands are, for the head of the legend."""
-    counts = sorted({group.seeds for group in groups})
+def seeds_told(seeds: Iterable[int], band: bool = True) -> str:
+    """What lines, and bands if there are any, are, for the head of the legend; `seeds` of each point that is drawn."""
+    counts = sorted(set(seeds))
     if counts == [1]:
         return "one seed"
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"mean and range\nof {number} seeds"
+    return f"mean and range\nof {number} seeds" if band else f"mean of {number} seeds"
 
 
 def level_colours(figure: Figure, ax: Axes, densities: Sequence[float]) -> list:
