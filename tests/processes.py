@@ -150,9 +150,17 @@ def alive_in_session(session: int) -> list[int]:
                     fields = file.read().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if int(fields[3]) == session and fields[0] != "Z":
+            if int(fields[3]) == session and (fields[0] != "Z" or _has_threads(entry)):
                 found.append(int(entry))
     return found
+
+
+def _has_threads(pid: str) -> bool:
+    """Whether threads go on whose first one has ended: until they end, too, files stay open, and locked."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def all_gone(session: int, seconds: float = 10) -> bool:
