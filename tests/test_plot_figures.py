@@ -51,6 +51,14 @@ def test_accuracy_figure(study):
     assert legend.get_window_extent().x0 > ax.get_window_extent().x1, "outside the data"
 
 
+def test_a_lone_point_has_its_range(tmp_path):
+    for seed, accuracy in enumerate((70, 74, 71)):
+        one_shot(tmp_path, "synflow", 0.1, accuracy, seed)
+    [bar] = draw_accuracy(groups_of(tmp_path)).axes[0].collections
+    [segment] = bar.get_segments()
+    np.testing.assert_allclose(segment, [[10, 70], [10, 74]])
+
+
 def test_legend_tells_of_points_with_fewer_seeds(study):
     one_shot(study, "snip", 0.05, 60)
     write_run(study, "short", [90, 91], seed=3)
