@@ -76,7 +76,7 @@ def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
     """Mean and band of one group; of a single point a bar."""
     ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
     if len(line) == 1:
-        ax.vlines(x, line["least"], line["largest"], color=style["color"], alpha=0.4, linewidth=2.5)
+        ax.vlines(x, line["least"], line["largest"], color=style["color"], alpha=0.4, linewidth=2.5, zorder=1)
     elif (line["seeds"] > 1).any():
         ax.fill_between(x, line["least"], line["largest"], color=style["color"], alpha=0.18, linewidth=0)
 
