@@ -38,6 +38,7 @@ from tests.benchmarks.data import Arrays, OneBatch, load
 from tests.benchmarks.plain_loop import PlainLoop
 from utils import distributed
 from utils.conv_type import apply_masks
+from utils.cores import available_cores
 from utils.dataset import DATASETS, Data, augment_recipe
 from utils.distributed import Context
 from utils.pruning_utils import prune
@@ -57,7 +58,7 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = f"{model}, {len(os.sched_getaffinity(0))} core(s); {', '.join(gpus) or 'no GPU'}"
+    hardware = f"{model}, {available_cores()} core(s); {', '.join(gpus) or 'no GPU'}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
     return f"{hardware}; load average {os.getloadavg()[0]:.1f}\n{versions}; {platform.system()} {platform.release()}"
 

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness_params import Config, ConfigError, make_config, unused_alone
+from utils.cores import share_of_cores
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def share_out_threads(local_world: int, threads: int = 0) -> None:
     if threads:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world))
+        torch.set_num_threads(share_of_cores(local_world))
 
 
 def serve_store(address: str, port: int) -> dist.TCPStore:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.config import ConfigError
+from utils.cores import available_cores
 from utils.dataset import LARGE_RESOLUTION, SMALL_PIXELS, Data, DataSpec, augment_recipe, data_root, identity_of
 from utils.memory_loader import Normalizer
 
@@ -154,7 +155,7 @@ def available_memory() -> int:
 def _threads(num_workers: int, tell: bool) -> int:
     """Decoding threads: at least 1, at most one for each core; `tell`: log if that is fewer than asked for."""
     # More gain nothing, and Numba's own thread pool, which FFCV uses, refuses to run at all with more.
-    most = len(os.sched_getaffinity(0))
+    most = available_cores()
     if num_workers > most and tell:
         log.warning("dataset.num_workers: %d asked for, %d used: one for each core there is", num_workers, most)
     return max(1, min(num_workers, most))

@@ -43,6 +43,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from harness_params import ConfigError
+from utils.cores import available_cores
 from utils.grid import Grid, Job, distinct_notes, read_grid, summary
 
 HARNESS = Path(__file__).parent.parent / "harness.py"
@@ -85,9 +86,8 @@ def environment(grid: Grid, place: int, processes: int = 1) -> dict[str, str]:
     """The environment of a run of so many processes in one of the grid's parallel places: its threads, and its GPU."""
     # A run must not take itself for a worker of a launcher that this grid happens to be started by.
     env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Of each process; dist_params.threads, where the run has it, is what torch goes by.
-    env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or cores // grid.parallel) // processes))
+    env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or available_cores() // grid.parallel) // processes))
     if grid.gpus:
         env["CUDA_VISIBLE_DEVICES"] = grid.gpus[place % len(grid.gpus)]
     return env

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from utils.cores import share_of_cores
 from utils.distributed import is_lost_connection, serve_store
 from utils.files import scratch_folder
 from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, exit_quietly, handled, held_back
@@ -64,7 +65,7 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
     # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
     quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(nproc)))
     context = multiprocessing.get_context(START_METHOD)
     with scratch_folder() as errors, _noted() as stop:
         store = serve_store(address, port)

@@ -11,7 +11,6 @@ is removed.
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Protocol
 import numpy as np
 
 from utils.checkers import nearest
+from utils.cores import available_cores
 from utils.dataset import DATASETS
 from utils.files import RunError
 from utils.image_tree import Split, find_tree, image_size, open_image
@@ -147,7 +147,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
-    args.num_workers = args.num_workers or len(os.sched_getaffinity(0))
+    args.num_workers = args.num_workers or available_cores()
     return args
 
 
