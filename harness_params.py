@@ -100,7 +100,8 @@ _section(
         "",
         "autocast type; auto = bf16 where the hardware has it; fp32: TF32 convolutions on GPUs, as torch has it",
     ),
-    compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile"),
+    compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile; auto = on GPUs only"),
+    cuda_graphs=Option(Bool(), False, "", "the compiled network as CUDA graphs, for small networks on GPUs"),
     channels_last=Option(Bool(), True, "", "NHWC memory for images and convolutions"),
     save_every_epochs=Option(Int(0), 1, "epochs", "resume state saved at the end of every so many epochs; 0 = off"),
     save_every_minutes=Option(

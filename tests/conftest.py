@@ -13,6 +13,10 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
+# Tests run on the CPU, also where there is a GPU: but for those of test_gpu.py, which show this one to what they start.
+GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if Path("/dev/nvidiactl").exists() else ""
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # scikit-learn's real digits, small enough that a level of two epochs takes well under a second.
 SMALL = {
     "model_params.model_name": "lenet_300_100",

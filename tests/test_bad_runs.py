@@ -52,6 +52,7 @@ BAD_CONFIGS = {
     "exclude nothing": (["--prune_params.exclude=conv9"], "prune_params.exclude"),
     "exclude everything": (["--prune_params.exclude=*"], "prune_params.exclude"),
     "fp16 on a CPU": (["--experiment_params.precision=fp16"], "experiment_params.precision"),
+    "CUDA graphs on a CPU": (["--experiment_params.cuda_graphs=true"], "experiment_params.cuda_graphs"),
     "nccl without GPUs": (["--dist_params.backend=nccl"], "dist_params.backend"),
     "workers for a set in memory": (["--dataset.loader=torchvision"], "dataset.loader"),
     "another size in memory": (["--dataset.resolution=16"], "dataset.resolution"),

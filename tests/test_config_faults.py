@@ -180,6 +180,12 @@ BAD_TOGETHER = [  # several options, each fine alone
     ({"optimizer": {"lr_min": 0.2}}, "optimizer.lr_min", "0.2", "0.1"),
     ({"optimizer": {"nesterov": True, "momentum": 0}}, "optimizer.nesterov", "true", "momentum > 0"),
     (
+        {"experiment_params": {"cuda_graphs": True, "compile": "off"}},
+        "experiment_params.cuda_graphs",
+        "true",
+        "compile auto or on",
+    ),
+    (
         {"experiment_params": {"num_levels": 3}, "prune_params": {"num_levels": 4}},
         "experiment_params.num_levels",
         "3",

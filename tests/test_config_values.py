@@ -99,7 +99,7 @@ def _valid_options(draw):
         "dataset": "num_classes loader resolution eval_resolution alternate_flip train_beton val_beton "
         "start_resolution end_resolution",
         "dist_params": "nproc",
-        "experiment_params": "resume_level training_type",
+        "experiment_params": "resume_level training_type cuda_graphs",
         "prune_params": "prune_rate num_levels er_init",
         "optimizer": "milestones warmup_epochs lr_min nesterov",
     }.items():

@@ -114,10 +114,8 @@ def contenders(
 
 
 def plain_loop(cfg: Config, ctx: Context, data: Data) -> PlainLoop:
-    """In the precision, and compiled, as ours is."""
-    e = cfg.experiment_params
-    compiled = e.compile == "on" or (e.compile == "auto" and _on_gpu(ctx))
-    return PlainLoop(cfg, ctx, data, autocast_dtype(e.precision, ctx.device), compiled)
+    """In the precision of ours."""
+    return PlainLoop(cfg, ctx, data, autocast_dtype(cfg.experiment_params.precision, ctx.device))
 
 
 def usual_settings(cfg: Config, data: Data) -> dict[str, Any]:
@@ -232,12 +230,13 @@ def measure(cfg: Config, ctx: Context, args: argparse.Namespace, argv: list[str]
     made, threads = contenders(cfg, ctx, data, arrays, steps, epoch_steps)
     size, dtype = cfg.dataset.batch_size, autocast_dtype(cfg.experiment_params.precision, ctx.device)
     precision = str(dtype or torch.float32).removeprefix("torch.")
+    graphs = ", CUDA graphs" if cfg.experiment_params.cuda_graphs else ""
     each = ", ".join(f"{name} {number}" for name, number in threads.items())
     yield f"{machine()}; {ctx.world} process(es), threads of each: {each}"
     images = f"{args.synthetic} random images of its shape" if args.synthetic else f"{data.train.num_images} images"
     yield (
         f"{cfg.model_params.model_name} on {cfg.dataset.dataset_name} ({images}), batch {size}, {precision}, "
-        f"compile {cfg.experiment_params.compile}, masks at density {DENSITY}, n = {args.rounds} rounds\n"
+        f"compile {cfg.experiment_params.compile}{graphs}, masks at density {DENSITY}, n = {args.rounds} rounds\n"
     )
     yield f"| | {' | '.join(NAMES)} | ours / plain | ours / usual |\n|---|---|---|---|---|---|"
     found = images_a_second(ctx, {**made, "matmul": {"step": Matmul(ctx, dtype).multiply}}, "step", args.rounds)

@@ -129,6 +129,11 @@ def _check_resume_level(c: Any) -> Faults:
         yield "experiment_params.resume_level", f"less than prune_params.num_levels ({c.prune_params.num_levels})"
 
 
+def _check_cuda_graphs(c: Any) -> Faults:
+    if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
+        yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
+
+
 def _check_milestones(c: Any) -> Faults:
     o, epochs = c.optimizer, c.experiment_params.epochs_per_level
     places = [m * epochs if m < 1 else m for m in o.milestones]
@@ -170,6 +175,7 @@ CHECKS = (
     _check_batch,
     _check_resume,
     _check_resume_level,
+    _check_cuda_graphs,
     _check_milestones,
     _check_warmup,
     _check_rates,

@@ -99,6 +99,11 @@ def density(model: nn.Module) -> float:
     return kept / sum(mask.numel() for mask in masks)
 
 
+def all_ones(masks: Sequence[Tensor]) -> list[bool]:
+    """Whether each mask keeps everything, with one transfer to the host for all of them."""
+    return torch.stack([mask.all() for mask in masks]).tolist()
+
+
 class _MaskHook:
     """The step post-hook of `keep_masked`: weights *= masks, with masks held in the weights' own dtype.
 
@@ -121,15 +126,16 @@ class _MaskHook:
             torch._foreach_mul_(self.weights, self.factors)
 
     def _refresh(self) -> None:
+        entries = list(masked_params(self.model))
+        if not entries:
+            raise ValueError("the model has no masks: call insert_masks first")
         self.seen, self.weights, self.factors = [], [], []
-        for full, param, mask in masked_params(self.model):
+        for (full, param, mask), whole in zip(entries, all_ones([mask for _, _, mask in entries])):
             owner, _, name = full.rpartition(".")
             self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
-            if not mask.all():  # a weight times one is the weight: a dense level costs nothing
+            if not whole:  # a weight times one is the weight: a dense level costs nothing
                 self.weights.append(param)
                 self.factors.append(mask.to(param.dtype))
-        if not self.seen:
-            raise ValueError("the model has no masks: call insert_masks first")
 
 
 def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:

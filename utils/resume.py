@@ -47,6 +47,7 @@ def surroundings(harness: "Harness") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(harness.trainer.dtype or torch.float32).removeprefix("torch."),
         "compile": e.compile,
+        "cuda_graphs": e.cuda_graphs,
         "channels_last": e.channels_last,
         "deterministic": e.deterministic,
         "sparse_allreduce": harness.cfg.dist_params.sparse_allreduce,

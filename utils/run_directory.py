@@ -24,8 +24,8 @@ FREE_ON_RESUME = {
     "dataset": {"num_workers", "data_root", "download", "os_cache", "train_beton", "val_beton"},
     "prune_params": {"num_levels"},  # more levels prolong a study, they don't change those already run
     "experiment_params": {
-        "base_dir", "expt_name", "resume_level", "resume_expt_name", "compile", "channels_last",
-        "save_every_epochs", "save_every_minutes", "deterministic",
+        "base_dir", "expt_name", "resume_level", "resume_expt_name", "compile", "cuda_graphs",
+        "channels_last", "save_every_epochs", "save_every_minutes", "deterministic",
     },
     "dist_params": {
         "threads", "distributed", "nproc", "backend", "address", "port", "sparse_allreduce", "timeout_minutes",

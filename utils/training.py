@@ -76,6 +76,20 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
     return optimizer
 
 
+def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
+    """``experiment_params.compile`` and ``cuda_graphs``, in place: the state_dict keeps its names.
+
+    Raises:
+        ConfigError: graphs are asked for, and there is no GPU.
+    """
+    e, on_gpu = cfg.experiment_params, ctx.device.type == "cuda"
+    if e.cuda_graphs and not on_gpu:
+        raise ConfigError(["experiment_params.cuda_graphs: true is not allowed here: there is no GPU"])
+    if e.compile == "on" or (e.compile == "auto" and on_gpu):
+        # dynamic=False: the last, smaller batch of an epoch gets graphs of its own and leaves the others as they are.
+        model.compile(dynamic=False, mode="reduce-overhead" if e.cuda_graphs else None)
+
+
 @dataclass
 class Tally:
     """What an epoch has counted so far, on the device, so that no step waits for it.
@@ -109,10 +123,7 @@ class Trainer:
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
         if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
             torch.set_num_threads(1)
-        if cfg.experiment_params.compile == "on" or (
-            cfg.experiment_params.compile == "auto" and ctx.device.type == "cuda"
-        ):
-            model.compile(dynamic=False)  # in place: the state_dict keeps its names
+        compile_network(cfg, ctx, model)
         self.params = list(model.parameters())
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1

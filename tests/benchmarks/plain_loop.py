@@ -10,17 +10,18 @@ from harness_params import Config
 from utils.dataset import Data
 from utils.distributed import Context
 from utils.models import create_model
+from utils.training import compile_network
 
 
 class PlainLoop:
-    """Images already on the device, channels_last, autocast, fused SGD, no wait for the device within an epoch.
+    """Images already on the device, channels_last, autocast, fused SGD, no wait for the device within an epoch;
+    compiled where the config says so.
 
     Args:
         dtype: of autocast; None is plain float32.
-        compiled: whether to torch.compile.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None, compiled: bool):
+    def __init__(self, cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None):
         torch.manual_seed(cfg.experiment_params.seed)
         self.dtype, self.device, self.world = dtype, ctx.device, ctx.world
         self.smoothing, self.threads = cfg.optimizer.label_smoothing, torch.get_num_threads()
@@ -28,8 +29,7 @@ class PlainLoop:
         m = cfg.model_params
         model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool)
         self.model = model.to(ctx.device, memory_format=layout)
-        if compiled:
-            self.model.compile(dynamic=False)
+        compile_network(cfg, ctx, self.model)
         self.net = ctx.wrap(self.model)
         o = cfg.optimizer
         self.optimizer = torch.optim.SGD(
