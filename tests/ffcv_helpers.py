@@ -20,7 +20,7 @@ from utils.dataset import Data
 if importlib.util.find_spec("ffcv") is None:
     if os.environ.get("CI"):
         raise ImportError("FFCV is not installed: CI must not skip its tests")
-    pytest.skip("FFCV is not installed (README, "FFCV")", allow_module_level=True)
+    pytest.skip("FFCV is not installed (see README)", allow_module_level=True)
 
 torch.set_num_threads(3)
 from utils.ffcv_decode import Beton  # noqa: E402

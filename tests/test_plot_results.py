@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
-from utils.plot_data import IGNORED, find_runs
+from utils.plot_data import find_runs
 from utils.plot_lines import dense_accuracy, points
+from utils.plot_names import IGNORED
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
 
 

@@ -19,7 +19,7 @@ from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
 from utils import run_grid
 from utils.grid import Grid, read_grid, summary
-from utils.plot_data import method_name
+from utils.plot_names import method_name
 from utils.plot_results import main as plot
 from utils.run_grid import environment, main, parse
 

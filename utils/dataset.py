@@ -70,30 +70,15 @@ _SPECS = [
     DataSpec("Digits", 10, (1, 8, 8), (0.3059,), (0.3766,), "none", data_files.DigitsFiles(), full_scale=16),
     DataSpec("MNIST", 10, (1, 28, 28), (0.1307,), (0.3081,), "none", data_files.MNIST_FILES),
     DataSpec("FashionMNIST", 10, (1, 28, 28), (0.2860,), (0.3530,), "none", data_files.FASHION_MNIST_FILES),
-    DataSpec(
-        "CIFAR10",
-        10,
-        (3, 32, 32),
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        "crop_flip",
-        data_files.CIFAR10_FILES,
-    ),
-    DataSpec(
-        "CIFAR100",
-        100,
-        (3, 32, 32),
-        (0.5071, 0.4865, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-        "crop_flip",
-        data_files.CIFAR100_FILES,
-    ),
-    DataSpec(
-        "SVHN", 10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none", data_files.SVHN_FILES
-    ),
+    DataSpec("CIFAR10", 10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip",
+             data_files.CIFAR10_FILES),
+    DataSpec("CIFAR100", 100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip",
+             data_files.CIFAR100_FILES),
+    DataSpec("SVHN", 10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none",
+             data_files.SVHN_FILES),
     DataSpec("ImageNet", 1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", None),
     DataSpec("ImageFolder", None, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", None),
-]
+]  # fmt: skip
 DATASETS: dict[str, DataSpec] = {spec.name: spec for spec in _SPECS}
 
 
