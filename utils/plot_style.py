@@ -57,9 +57,9 @@ def check_lines(number: int, narrow: str) -> None:
 
 def density_axis(ax: Axes, sparsest: float) -> None:
     """Logarithmic, densest left as in most papers on pruning, ticks at 1, 2 and 5 times powers of ten."""
-    ax.set_xscale("log")
     low = 100 * sparsest
-    ax.set_xlim(100 * 1.08, low / 1.08 if low < 100 else 50)
+    ax.set_xlim(100 * 1.08, low / 1.08 if low < 100 else 50)  # first: a lone point has no range to be logarithmic in
+    ax.set_xscale("log")
     percent_ticks(ax.xaxis, sparsest / 1.08)
     ax.set_xlabel("Density (% of prunable weights kept)")
 

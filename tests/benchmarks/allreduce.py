@@ -27,7 +27,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from torch import nn
+from torch.nn import functional as F
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from utils.conv_type import apply_masks, insert_masks, keep_masked, masked_params
+from utils.distributed import Context, join
+from utils.models import create_model
+from utils.sparse_allreduce import KeptGradients
 
 PREFIX, LINK, PORT = "tickets", "tickets0", 29400
 NETWORK = "10.213.77"
@@ -38,95 +47,100 @@ NETWORK = "10.213.77"
 
 def work(args: argparse.Namespace) -> None:
     """Measures, as one of two ranks; rank 0 writes the rows to ``args.worker``."""
-    import torch
-
-    from utils.distributed import join
-
     torch.set_num_threads(args.threads)
     with join("gloo", timeout_minutes=args.limit / 60) as ctx:
-        rows = [row for kind in args.kinds.split(",") for row in measure(args, ctx, kind)]
+        rows = []
+        for kind in args.kinds.split(","):
+            pair = Pair(args, ctx, kind)
+            rows += [pair.measure(float(density)) for density in args.densities.split(",")]
         if ctx.is_main:
             Path(args.worker).write_text(json.dumps(rows))
 
 
-def measure(args: argparse.Namespace, ctx, kind: str) -> Iterator[dict]:
-    """Rows of one kind of step, a density each."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
+class Given(nn.Module):
+    """A network whose gradients are given numbers, at the cost of one product."""
 
-    from utils.conv_type import apply_masks, insert_masks, keep_masked, masked_params
-    from utils.models import create_model
-    from utils.sparse_allreduce import KeptGradients
+    def __init__(self, net: nn.Module, rank: int):
+        super().__init__()
+        self.net = net
+        generator = torch.Generator().manual_seed(rank)
+        self.gradients = [torch.empty_like(p).normal_(generator=generator) for p in net.parameters()]
 
-    class Given(nn.Module):
-        """A network whose gradients are given numbers, at the cost of one product."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return sum(torch.sum(p * g) for p, g in zip(self.net.parameters(), self.gradients))
 
-        def __init__(self, net: nn.Module):
-            super().__init__()
-            self.net = net
-            generator = torch.Generator().manual_seed(ctx.rank)
-            self.gradients = [torch.empty_like(p).normal_(generator=generator) for p in net.parameters()]
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return sum(torch.sum(p * g) for p, g in zip(self.net.parameters(), self.gradients))
+class Pair:
+    """Two copies of one network, whose gradients are averaged densely and sparsely, for one kind of step."""
 
-    def build() -> nn.Module:
+    def __init__(self, args: argparse.Namespace, ctx: Context, kind: str):
+        self.args, self.ctx, self.kind = args, ctx, kind
+        self.models = {"dense": self._build(), "sparse": self._build()}
+        hook = KeptGradients(self.models["sparse"], ctx.world, ctx.start_sum)
+        self.nets = {"dense": ctx.wrap(self.models["dense"]), "sparse": ctx.wrap(self.models["sparse"], hook)}
+        self.optimizers = {}
+        for name, model in self.models.items():
+            self.optimizers[name] = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+            keep_masked(self.optimizers[name], model)
+        generator = torch.Generator().manual_seed(ctx.rank)
+        images = torch.randn(args.batch, 3, 32, 32, generator=generator)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.arange(args.batch) % 10
+
+    def _build(self) -> nn.Module:
         torch.manual_seed(0)
-        net = insert_masks(create_model(args.model, 10, (3, 32, 32))).to(memory_format=torch.channels_last)
-        return Given(net) if kind == "gradients" else net
+        net = insert_masks(create_model(self.args.model, 10, (3, 32, 32))).to(memory_format=torch.channels_last)
+        return Given(net, self.ctx.rank) if self.kind == "gradients" else net
 
-    models = {"dense": build(), "sparse": build()}
-    hook = KeptGradients(models["sparse"], ctx.world, ctx.start_sum)
-    nets = {"dense": ctx.wrap(models["dense"]), "sparse": ctx.wrap(models["sparse"], hook)}
-    optimizers = {name: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for name, model in models.items()}
-    for name, model in models.items():
-        keep_masked(optimizers[name], model)
-    generator = torch.Generator().manual_seed(ctx.rank)
-    images, labels = torch.randn(args.batch, 3, 32, 32, generator=generator), torch.arange(args.batch) % 10
-    images = images.contiguous(memory_format=torch.channels_last)
+    def measure(self, density: float) -> dict:
+        """The row of one density."""
+        self._prune(density)
+        seconds, sent, gaps = {name: [] for name in self.nets}, {}, []
+        # The first step finds the indices (and lays out buckets, or gradients would be compared across layouts).
+        started = time.perf_counter()
+        for number in range(1 + self.args.rounds):
+            for name in self.nets:
+                took, sent[name] = self._step(name)
+                seconds[name].append(took)
+            gaps = gaps or self._unequal()
+            if number and self.ctx.any(time.perf_counter() - started > self.args.seconds):
+                break
+        masks = [mask for _, _, mask in masked_params(self.models["sparse"])]
+        kept, maskable = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
+        total = sum(p.numel() for p in self.models["sparse"].parameters())
+        return {
+            "kind": self.kind, "density": kept / maskable, "dense": seconds["dense"][1:],
+            "sparse": seconds["sparse"][1:], "dense_bytes": sent["dense"], "sparse_bytes": sent["sparse"],
+            "unmasked": 4 * (total - maskable), "unequal": gaps,
+        }  # fmt: skip
 
-    def step(name: str) -> None:
-        out = nets[name](images)
-        (out if kind == "gradients" else F.cross_entropy(out, labels)).backward()
-        if kind == "training":
-            optimizers[name].step()
-
-    def unequal() -> list[str]:
-        masks = {name: mask for name, _, mask in masked_params(models["sparse"])}
-        pairs = zip(models["sparse"].named_parameters(), models["dense"].parameters())
-        wanted = ((name, p.grad, q.grad * masks[name] if name in masks else q.grad) for (name, p), q in pairs)
-        return [name for name, mine, theirs in wanted if not torch.equal(mine, theirs)]
-
-    for density in map(float, args.densities.split(",")):
-        for model in models.values():
+    def _prune(self, density: float) -> None:
+        """The same random masks for both, on either rank."""
+        for model in self.models.values():
             generator = torch.Generator().manual_seed(1)
             for _, _, mask in masked_params(model):
                 mask.copy_(torch.rand(mask.shape, generator=generator) < density)
             apply_masks(model)
-        seconds, sent, gaps = {name: [] for name in nets}, {}, []
-        # The first step finds the indices (and lays out buckets, or gradients would be compared across layouts).
-        started = time.perf_counter()
-        for number in range(1 + args.rounds):
-            for name in nets:
-                models[name].zero_grad(set_to_none=True)
-                ctx.barrier()
-                counted, start = _counted(), time.perf_counter()
-                step(name)
-                seconds[name].append(time.perf_counter() - start)
-                ctx.barrier()
-                sent[name] = _counted() - counted
-            gaps = gaps or unequal()
-            if number and ctx.any(time.perf_counter() - started > args.seconds):
-                break
-        masks = [mask for _, _, mask in masked_params(models["sparse"])]
-        kept, maskable = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
-        total = sum(p.numel() for p in models["sparse"].parameters())
-        yield {
-            "kind": kind, "density": kept / maskable, "dense": seconds["dense"][1:], "sparse": seconds["sparse"][1:],
-            "dense_bytes": sent["dense"], "sparse_bytes": sent["sparse"], "unmasked": 4 * (total - maskable),
-            "unequal": gaps,
-        }  # fmt: skip
+
+    def _step(self, name: str) -> tuple[float, int]:
+        """(seconds, bytes sent) of a step."""
+        self.models[name].zero_grad(set_to_none=True)
+        self.ctx.barrier()
+        counted, start = _counted(), time.perf_counter()
+        out = self.nets[name](self.images)
+        (out if self.kind == "gradients" else F.cross_entropy(out, self.labels)).backward()
+        if self.kind == "training":
+            self.optimizers[name].step()
+        seconds = time.perf_counter() - start
+        self.ctx.barrier()
+        return seconds, _counted() - counted
+
+    def _unequal(self) -> list[str]:
+        """Names of the parameters whose sparse gradient is not the dense one times the mask."""
+        masks = {name: mask for name, _, mask in masked_params(self.models["sparse"])}
+        pairs = zip(self.models["sparse"].named_parameters(), self.models["dense"].parameters())
+        wanted = ((name, p.grad, q.grad * masks[name] if name in masks else q.grad) for (name, p), q in pairs)
+        return [name for name, mine, theirs in wanted if not torch.equal(mine, theirs)]
 
 
 def _counted() -> int:
