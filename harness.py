@@ -248,7 +248,7 @@ class Harness:
             self.run.save_state(resume.capture(self, mid_epoch))
             self.run.writer.flush()
         self.ctx.barrier()  # torchrun ends the others as soon as one has ended
-        raise Stopped(self.stop.noted)
+        raise Stopped(self.stop.signum)
 
 
 def print_levels(run: Run) -> None:

@@ -5,6 +5,7 @@ Imports nothing heavy, so that `exit_quietly` can be in place before torch is im
 
 import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -94,40 +95,52 @@ def ignore_stops() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-class StopRequest:
+class NotedSignal:
+    """A handler that notes the first signal; a second one ends this process at once, if it is no echo of the first.
+
+    Attributes:
+        signum: the one noted, 0 before.
+        since: when, by time.monotonic().
+        echo: seconds after it in which another is taken for the same.
+    """
+
+    def __init__(self, echo: float = ECHO_SECONDS):
+        self.signum, self.since, self.echo = 0, 0.0, echo
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self.since = signum, now
+        elif now - self.since > self.echo:
+            os._exit(128 + signum)
+
+
+class StopRequest(NotedSignal):
     """Notes the signals that stop a run; a second one ends the process at once, unless the state is being saved.
 
     In a worker of our own launcher a second one is ignored: the launcher gets it too, ends, and its workers with it.
     """
 
     def __init__(self, ctx: "Context"):
+        led = multiprocessing.parent_process() is not None
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        super().__init__(math.inf if led else TORCHRUN_ECHO_SECONDS if under_torchrun else ECHO_SECONDS)
         self.ctx = ctx
-        self.noted = 0
-        self._since = 0.0
         self._interval, self._steps, self._asked = 1, 0, time.monotonic()
-        self._led = multiprocessing.parent_process() is not None
-        self._echo = TORCHRUN_ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else ECHO_SECONDS
         for signum in handled():
-            signal.signal(signum, self._note)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.noted:
-            self.noted, self._since = signum, now
-        elif not self._led and now - self._since > self._echo:
-            os._exit(128 + signum)
+            signal.signal(signum, self.note)
 
     def saving(self) -> None:
         """To end at once now would lose the state: for as long as a save may take, another signal is an echo.
 
         Where the first went to one worker alone, torchrun sends the others theirs when that one has ended.
         """
-        self._since, self._echo = time.monotonic(), SHUTDOWN_SECONDS
+        self.since, self.echo = time.monotonic(), max(self.echo, SHUTDOWN_SECONDS)
 
     def __call__(self, steps: int) -> bool:
         """Whether to stop after a step; the same answer on every rank."""
         if self.ctx.world == 1:
-            return self.noted > 0
+            return self.signum > 0
         self._steps += 1
         return self._steps >= self._interval and self.agreed()
 
@@ -135,12 +148,12 @@ class StopRequest:
         """Whether any rank was asked to stop; every rank must call it at the same place."""
         # The slowest rank's time of a step, so that all of them count up to the same one.
         milliseconds = int(1000 * (time.monotonic() - self._asked) / max(self._steps, 1))
-        agreed, milliseconds = self.ctx.largest([self.noted, milliseconds])
+        agreed, milliseconds = self.ctx.largest([self.signum, milliseconds])
         if self._steps:
             steps = int(1000 * SECONDS_BETWEEN_CHECKS / max(milliseconds, 1))
             self._interval = min(max(steps, 1), STEPS_BETWEEN_CHECKS)
         self._steps, self._asked = 0, time.monotonic()
         if agreed:  # not assigned otherwise: a signal may have been noted since the message was sent
-            self._since = self._since or time.monotonic()
-            self.noted = agreed
+            self.since = self.since or time.monotonic()
+            self.signum = agreed
         return agreed > 0

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from utils.cores import share_of_cores
 from utils.distributed import is_lost_connection, serve_store
 from utils.files import scratch_folder
-from utils.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, Stopped, exit_quietly, handled, held_back
+from utils.signals import SHUTDOWN_SECONDS, NotedSignal, Stopped, exit_quietly, handled, held_back
 
 # Each worker imports all afresh: CUDA does not survive a fork.
 START_METHOD = "spawn"
@@ -105,24 +104,10 @@ def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tupl
     os._exit(status)
 
 
-class _Stop:
-    """The signal that asked for a stop; 0 before."""
-
-    signum = 0
-    since = 0.0
-
-    def note(self, signum: int, frame: Any) -> None:
-        """A second one ends this process at once, and the kernel its workers (`die_with_parent`)."""
-        now = time.monotonic()
-        if not self.signum:
-            self.signum, self.since = signum, now
-        elif now - self.since > ECHO_SECONDS:
-            os._exit(128 + signum)
-
-
 @contextlib.contextmanager
-def _noted() -> Iterator[_Stop]:
-    stop = _Stop()
+def _noted() -> Iterator[NotedSignal]:
+    """Within it a signal is noted; a second one ends this process, and the kernel its workers (`die_with_parent`)."""
+    stop = NotedSignal()
     before = {signum: signal.signal(signum, stop.note) for signum in handled()}
     try:
         yield stop
@@ -131,7 +116,7 @@ def _noted() -> Iterator[_Stop]:
             signal.signal(signum, handler)
 
 
-def _watch(crew: list[BaseProcess], stop: _Stop) -> tuple[list[int | None], int]:
+def _watch(crew: list[BaseProcess], stop: NotedSignal) -> tuple[list[int | None], int]:
     """Waits until the workers have ended, but not for ever once one has died; a signal is passed on to them.
 
     Returns:

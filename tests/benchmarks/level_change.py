@@ -59,8 +59,6 @@ class FewTests:
 class Clock:
     """Stands where the request to stop does: notes when each step ends."""
 
-    noted = 0
-
     def __init__(self, device: torch.device):
         self.device, self.ends = device, []
 
