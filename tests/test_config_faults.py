@@ -396,6 +396,18 @@ def test_null_is_refused_for_options_and_empty_for_names(in_file):
     assert load_config(in_file("optimizer:\n  # lr: 0.1\n")) == make_config()  # nothing is set, so nothing is ignored
 
 
+def check_outcome(words: list[str]) -> None:
+    """A config, or faults of a line each."""
+    try:
+        load_config(words)
+    except ConfigError as error:
+        faults = error.faults
+    else:
+        return
+    assert faults
+    assert all(line and len(line.splitlines()) == 1 for line in faults), faults
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     words=st.lists(
@@ -403,35 +415,13 @@ def test_null_is_refused_for_options_and_empty_for_names(in_file):
     )
 )
 def test_any_words_end_in_a_config_or_in_faults(words):
-    words = [word for word in words if word not in ("-h", "--help")]
-    try:
-        load_config(words)
-        faults = None
-    except ConfigError as error:
-        faults = error.faults
-    if faults is not None:
-        assert faults
-        assert all(line and len(line.splitlines()) == 1 for line in faults), faults
+    check_outcome([word for word in words if word not in ("-h", "--help")])
 
 
 _SCRAPS = st.binary(max_size=6) | st.sampled_from(
-    [
-        b"!!binary x",
-        b"!!bool x",
-        b"&a [*a]",
-        b"? ",
-        b"<<: ",
-        b"- ",
-        b"\n",
-        b"\n  ",
-        b"\t",
-        b"{",
-        b"]",
-        b"---\n",
-        b": ",
-        b"null",
-    ]
-)
+    [b"!!binary x", b"!!bool x", b"&a [*a]", b"? ", b"<<: ", b"- ", b"\n", b"\n  ", b"\t", b"{", b"]", b"---\n", b": ",
+     b"null"]
+)  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -439,11 +429,4 @@ _SCRAPS = st.binary(max_size=6) | st.sampled_from(
 def test_any_damage_to_a_file_ends_in_a_config_or_in_faults(in_file, place, scrap, gone):
     whole = Path(EMBEDDED).read_bytes()
     at = int(place * len(whole))
-    try:
-        load_config(in_file(whole[:at] + scrap + whole[at + gone :]))
-        faults = None
-    except ConfigError as error:
-        faults = error.faults
-    if faults is not None:
-        assert faults
-        assert all(line and len(line.splitlines()) == 1 for line in faults), faults
+    check_outcome(in_file(whole[:at] + scrap + whole[at + gone :]))

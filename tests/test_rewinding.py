@@ -1,10 +1,13 @@
 """What each training type takes up a level with: weights, BN statistics, momentum and the place in the schedule."""
 
+import contextlib
+
 import pytest
 import torch
 
 from harness import Harness, build_model
 from harness_params import Config, make_config
+from harness_utils import Run
 from utils.conv_type import density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
@@ -38,70 +41,74 @@ def ctx():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def begin(tmp_path, ctx):
+    """begin(kind, **options) -> (harness of a new run at the start of its level 0, the run)."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind: str, **options) -> tuple[Harness, Run]:
+            cfg = config(tmp_path, kind, **options)
+            data = stack.enter_context(contextlib.closing(load_data(cfg, ctx)))
+            run = stack.enter_context(open_run(cfg))
+            trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+            harness = Harness(cfg, ctx, trainer, run, StopRequest(ctx))
+            harness.prune()
+            harness.rewind()
+            return harness, run
+
+        yield make
+
+
 def snapshot(harness: Harness) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in harness.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", ["imp", "wr", "lrr"])
-def test_start_of_the_next_level(kind, tmp_path, ctx):
-    cfg = config(tmp_path, kind)
-    data = load_data(cfg, ctx)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-    with open_run(cfg) as run:
-        harness = Harness(cfg, ctx, trainer, run, StopRequest(ctx))
-        harness.prune()
-        harness.rewind()
-        start = snapshot(harness)
-        assert harness.epoch == 0
-        harness.train_level()
-        end = snapshot(harness)
-        harness.finish_level()
-        harness.prune()
-        pruned = snapshot(harness)
-        harness.rewind()
-        now = snapshot(harness)
-        source = {"imp": start, "wr": None, "lrr": end}[kind]
-        if kind == "wr":
-            source = run.load_checkpoint("rewind")
-            momentum = run.load_artifact("optimizer_rewind")["sgd"]["state"]
-            own = trainer.optimizer.state_dict()["state"]
-            assert momentum.keys() == own.keys() and len(own) > 0
-            for i in own:
-                assert torch.equal(own[i]["momentum_buffer"], momentum[i]["momentum_buffer"])
-        else:
-            assert not trainer.optimizer.state_dict()["state"]
-        assert harness.epoch == (K if kind == "wr" else 0)
+def test_start_of_the_next_level(kind, begin):
+    harness, run = begin(kind)
+    start = snapshot(harness)
+    assert harness.epoch == 0
+    harness.train_level()
+    end = snapshot(harness)
+    harness.finish_level()
+    harness.prune()
+    pruned = snapshot(harness)
+    harness.rewind()
+    now = snapshot(harness)
+    source = {"imp": start, "wr": None, "lrr": end}[kind]
+    own = harness.trainer.optimizer.state_dict()["state"]
+    if kind == "wr":
+        source = run.load_checkpoint("rewind")
+        momentum = run.load_artifact("optimizer_rewind")["sgd"]["state"]
+        assert momentum.keys() == own.keys() and len(own) > 0
+        for i in own:
+            assert torch.equal(own[i]["momentum_buffer"], momentum[i]["momentum_buffer"])
+    else:
+        assert not own
+    assert harness.epoch == (K if kind == "wr" else 0)
 
-        masks = {f"{name}_mask" for name, _, _ in masked_params(harness.model)}
-        for name, tensor in now.items():
-            if name in masks:
-                assert torch.equal(tensor, pruned[name]), name
-            elif f"{name}_mask" in masks:
-                assert torch.equal(tensor, source[name] * now[f"{name}_mask"]), name
-            else:  # biases, BN weights and statistics
-                assert torch.equal(tensor, source[name]), name
-        assert density(harness.model) == pytest.approx(0.5, abs=1e-4)
-        assert not torch.equal(end["bn1.running_mean"], start["bn1.running_mean"])
-    data.close()
+    masks = {f"{name}_mask" for name, _, _ in masked_params(harness.model)}
+    for name, tensor in now.items():
+        if name in masks:
+            assert torch.equal(tensor, pruned[name]), name
+        elif f"{name}_mask" in masks:
+            assert torch.equal(tensor, source[name] * now[f"{name}_mask"]), name
+        else:  # biases, BN weights and statistics
+            assert torch.equal(tensor, source[name]), name
+    assert density(harness.model) == pytest.approx(0.5, abs=1e-4)
+    assert not torch.equal(end["bn1.running_mean"], start["bn1.running_mean"])
 
 
-def test_epoch_k_is_the_state_after_k_epochs(tmp_path, ctx):
+def test_epoch_k_is_the_state_after_k_epochs(begin, ctx):
     """model_rewind.pt is what a run of k epochs ends with, up to the schedule, which is the same over those epochs."""
-    cfg = config(tmp_path, "wr", num_levels=1)
-    data = load_data(cfg, ctx)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-    with open_run(cfg) as run:
-        harness = Harness(cfg, ctx, trainer, run, StopRequest(ctx))
-        harness.prune()
-        harness.rewind()
-        harness.train_level()
-        saved = run.load_checkpoint("rewind")
-    again = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    harness, run = begin("wr", num_levels=1)
+    harness.train_level()
+    saved = run.load_checkpoint("rewind")
+    again = Trainer(harness.cfg, ctx, build_model(harness.cfg, harness.data, ctx), harness.data)
     for epoch in range(K):
         again.train_epoch(0, epoch, again.new_tally(), lambda steps: False)
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, saved[name]), name
-    data.close()
 
 
 def test_densities_start_from_what_initialization_left(tmp_path, ctx):
