@@ -15,6 +15,7 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
         end_on_faults()
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -313,4 +314,10 @@ def _tell(kind: str, message: str, trace: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if exit_status and distributed.started_by_launcher():
+        # What the process group does at Python's end may wait for ranks that have not heard of the fault.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_status)
+    sys.exit(exit_status)

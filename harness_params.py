@@ -100,14 +100,16 @@ _section(
         "",
         "autocast type; auto = bf16 where the hardware has it; fp32: TF32 convolutions on GPUs, as torch has it",
     ),
-    compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile; auto = on GPUs only"),
+    compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile; auto = on GPUs (not with sync_bn)"),
     cuda_graphs=Option(Bool(), False, "", "the compiled network as CUDA graphs, for small networks on GPUs"),
     channels_last=Option(Bool(), True, "", "NHWC memory for images and convolutions"),
     save_every_epochs=Option(Int(0), 1, "epochs", "resume state saved at the end of every so many epochs; 0 = off"),
     save_every_minutes=Option(
         Float("[0,]"), 0.0, "minutes", "resume state saved at an epoch's end when so old; 0 = off"
     ),
-    deterministic=Option(Bool(), False, "", "deterministic kernels only, slower"),
+    deterministic=Option(
+        Bool(), False, "", "deterministic kernels only, slower; on GPUs torchvision's VGG and AlexNet have none"
+    ),
 )
 _section(
     "optimizer",

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness_params import make_config
 from tests.conftest import Finished
 from tests.traps import Both, StopAt
+from utils.compilation import compile_network, missing_tools
+from utils.distributed import Context
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: torch.compile did not run on the CPU")
 
@@ -122,3 +125,27 @@ def test_no_recompilation_of_resnet20(fork, env):
     out = fork.folder / "counts"
     fork("compiled", env=env, trap=CountGraphs(out), **options)
     check_counts([json.loads(line) for line in out.read_text().splitlines()], graphs=4)
+
+
+def test_each_size_of_progressive_resizing_has_its_graphs():
+    """Torch's own limit is 8; what comes after those runs uncompiled, with a warning."""
+    from torch._dynamo.utils import counters
+
+    sizes = range(4, 14)
+    net = torch.nn.Flatten()
+    counters.clear()
+    compile_network(make_config({"experiment_params": {"compile": "on"}}), Context(), net)
+    for size in sizes:
+        assert net(torch.zeros(2, 3, size, size)).shape == (2, 3 * size * size)
+    assert counters["stats"]["unique_graphs"] == len(sizes)
+
+
+def test_triton_needs_a_compiler(monkeypatch, tmp_path):
+    (tmp_path / "gcc").touch(mode=0o755)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "C compiler" not in missing_tools()
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert "C compiler" in missing_tools()
+    monkeypatch.setenv("CC", str(tmp_path / "gcc"))
+    assert "C compiler" not in missing_tools()

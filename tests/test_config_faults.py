@@ -186,6 +186,12 @@ BAD_TOGETHER = [  # several options, each fine alone
         "compile auto or on",
     ),
     (
+        {"experiment_params": {"cuda_graphs": True}, "dist_params": {"sync_bn": True}},
+        "experiment_params.cuda_graphs",
+        "true",
+        "not with dist_params.sync_bn",
+    ),
+    (
         {"experiment_params": {"num_levels": 3}, "prune_params": {"num_levels": 4}},
         "experiment_params.num_levels",
         "3",

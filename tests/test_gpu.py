@@ -1,7 +1,6 @@
 """Runs on a GPU, each a process of its own. Skipped where there is none; nothing else of the tests needs one."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -25,15 +24,23 @@ OPTIONS = {
 
 def in_process(call: str) -> dict:
     """What `call`, a function of this module and its arguments, returns in a new process that sees the GPU."""
-    words = [sys.executable, "-c", f"import json; from tests.test_gpu import *; print(json.dumps({call}))"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | ENV, timeout=600)
+    # The variables are set after the import, which hides the GPU, as it does from the tests.
+    program = f"import json, os; from tests.test_gpu import *; os.environ.update(ENV); print(json.dumps({call}))"
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def env(tmp_path_factory) -> dict[str, str]:
+    """Kernels are compiled once for all tests here."""
+    return ENV | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path_factory.mktemp("kernels"))}
+
+
 @pytest.mark.parametrize("compiled", ["off", "auto"])
-def test_a_run_learns(fork, compiled):
-    run = fork("run", env=ENV, **OPTIONS, **{"experiment_params.compile": compiled})
+def test_a_run_learns(fork, env, compiled):
+    run = fork.start("run", env=env, **OPTIONS, **{"experiment_params.compile": compiled}).finish(timeout=600)
     what_ran = json.loads((run.path / "artifacts" / "environment.json").read_text())[0]
     assert what_ran["devices"]
     summary = run.csv("summary")
@@ -41,18 +48,20 @@ def test_a_run_learns(fork, compiled):
     assert summary["final_test_acc"].min() > 80
 
 
-def test_stopped_and_resumed_runs_are_equal(fork):
+@pytest.mark.parametrize("compiled", ["off", "auto"])
+def test_stopped_and_resumed_runs_are_equal(fork, env, compiled):
     """Deterministic kernels: the same bits."""
-    options = {**OPTIONS, "experiment_params.deterministic": True, "experiment_params.compile": "off"}
-    whole = fork("whole", env=ENV, **options)
-    fork("parts", status=143, env=ENV, trap=StopAt(30), **options)
-    fork("parts", env=ENV, resume=True, **options).assert_same_figures(whole)
+    options = {**OPTIONS, "experiment_params.deterministic": True, "experiment_params.compile": compiled}
+    whole = fork.start("whole", env=env, **options).finish(timeout=600)
+    fork.start("parts", env=env, trap=StopAt(30), **options).finish(143, timeout=600)
+    fork.start("parts", env=env, resume=True, **options).finish(timeout=600).assert_same_figures(whole)
 
 
-def test_cuda_graphs_train_as_without(fork):
+def test_cuda_graphs_train_as_without(fork, env):
     options = {**OPTIONS, "experiment_params.precision": "fp32", "experiment_params.compile": "on"}
-    plain = fork("plain", env=ENV, **options)
-    graphs = fork("graphs", env=ENV, **options, **{"experiment_params.cuda_graphs": True})
+    plain = fork.start("plain", env=env, **options).finish(timeout=600)
+    options["experiment_params.cuda_graphs"] = True
+    graphs = fork.start("graphs", env=env, **options).finish(timeout=600)
     one, other = plain.csv("summary"), graphs.csv("summary")
     assert list(one["density"]) == list(other["density"])
     assert (one["final_test_acc"] - other["final_test_acc"]).abs().max() < 5
@@ -89,19 +98,21 @@ def test_masks_are_those_of_the_cpu():
         assert share == 1 if exact else share > 0.999, f"{method}: {share}"
 
 
-def steps_watched(device: str) -> dict[str, int]:
-    """Trains a level's second epoch with every wait for the device forbidden; the number of its steps."""
+def steps_watched(device: str, *words: str) -> dict[str, int]:
+    """Trains the second epoch of a pruned network with every wait for the device forbidden; the number of its steps."""
     from harness import build_model
     from harness_params import load_config
     from utils.dataset import load_data
     from utils.distributed import join
+    from utils.pruning_utils import prune
     from utils.training import Trainer
 
-    cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off"])
+    cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off", *words])
     with join() as ctx:
         assert ctx.device.type == device
         data = load_data(cfg, ctx)
         trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+        prune(trainer.model, "mag", 0.2)
         trainer.train_epoch(0, 0, trainer.new_tally(), lambda steps: False)
         tally = trainer.new_tally()
 
@@ -114,5 +125,7 @@ def steps_watched(device: str) -> dict[str, int]:
         return {"steps": tally.step}
 
 
-def test_no_step_waits_for_the_device():
-    assert in_process("steps_watched('cuda')")["steps"] == 12
+@pytest.mark.parametrize("option", ["experiment_params.precision=bf16", "experiment_params.precision=fp16",
+                                    "optimizer.grad_clip=1"])  # fmt: skip
+def test_no_step_waits_for_the_device(option):
+    assert in_process(f"steps_watched('cuda', '--{option}')")["steps"] == 12

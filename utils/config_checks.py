@@ -132,6 +132,8 @@ def _check_resume_level(c: Any) -> Faults:
 def _check_cuda_graphs(c: Any) -> Faults:
     if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
         yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
+    if c.experiment_params.cuda_graphs and c.dist_params.sync_bn and c.dist_params.nproc != 1:
+        yield "experiment_params.cuda_graphs", "not with dist_params.sync_bn, which waits for the GPU in every layer"
 
 
 def _check_milestones(c: Any) -> Faults:

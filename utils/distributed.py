@@ -190,7 +190,7 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     """Enters this process among the others, and leaves on exit.
 
     Args:
-        backend: auto is nccl where each local process has a GPU of its own, gloo otherwise. With nccl, messages
+        backend: auto is nccl where there are as many GPUs as local processes, gloo otherwise. With nccl, messages
             between CPUs still go by gloo.
         timeout_minutes: how long a collective waits for a rank that says nothing.
         threads: CPU threads of this process; 0 is its share of the cores.
@@ -198,9 +198,14 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
-    on_gpu = gpus >= local_world and backend != "gloo"
+    # A launcher may show each process one GPU, its own (Slurm's --gpus-per-task): whether it is, only the user knows.
+    own_shown = gpus == 1 and backend == "nccl"
+    on_gpu = (gpus >= local_world and backend != "gloo") or own_shown
     if backend == "nccl" and not on_gpu:
         raise ConfigError([f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found"])
+    if backend == "auto" and gpus and not on_gpu and rank == 0:
+        told = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
+        print(f"harness: note: dist_params.backend: {told}", file=sys.stderr)
     device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")  # more ranks than GPUs share them
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -219,10 +224,9 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
         timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    try:
-        yield ctx
-    finally:
-        dist.destroy_process_group()
+    yield ctx
+    # Not after an exception: nccl's would wait for the other ranks, which wait for this one.
+    dist.destroy_process_group()
 
 
 def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:

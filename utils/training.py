@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness_params import Config, ConfigError
+from utils.compilation import compile_network
 from utils.conv_type import MASK_SUFFIX, keep_masked, mask_gradients
 from utils.dataset import Data
 from utils.distributed import Context
@@ -60,34 +61,20 @@ def is_small_mlp(model: nn.Module) -> bool:
 
 
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
-    """SGD, fused, with the masks kept after every step (`keep_masked`).
-
-    Not fused in fp16: where the loss scale overflows in a level's first step, the fused kernel leaves a momentum that
-    was never written, and the next step goes on with it. Unfused, the scaler leaves out the whole step.
-    """
+    """SGD, fused, with the masks kept after every step (`keep_masked`)."""
     o, params = cfg.optimizer, list(model.parameters())
     groups = [{"params": params, "weight_decay": o.weight_decay}]
     if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; layers' weights never are
         groups[0]["params"] = [p for p in params if p.ndim > 1]
         groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
-    fused = cfg.experiment_params.precision != "fp16"
-    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    if cfg.experiment_params.precision == "fp16" and o.momentum:
+        # Where the loss scale overflows in the first step, the fused kernel leaves a momentum that was never written,
+        # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient.
+        for param in params:
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     keep_masked(optimizer, model)
     return optimizer
-
-
-def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
-    """``experiment_params.compile`` and ``cuda_graphs``, in place: the state_dict keeps its names.
-
-    Raises:
-        ConfigError: graphs are asked for, and there is no GPU.
-    """
-    e, on_gpu = cfg.experiment_params, ctx.device.type == "cuda"
-    if e.cuda_graphs and not on_gpu:
-        raise ConfigError(["experiment_params.cuda_graphs: true is not allowed here: there is no GPU"])
-    if e.compile == "on" or (e.compile == "auto" and on_gpu):
-        # dynamic=False: the last, smaller batch of an epoch gets graphs of its own and leaves the others as they are.
-        model.compile(dynamic=False, mode="reduce-overhead" if e.cuda_graphs else None)
 
 
 @dataclass

@@ -31,6 +31,10 @@ START_METHOD = "spawn"
 LAST_WORDS_SECONDS = 10
 LAST_SAVE_SECONDS = 20
 POLL_SECONDS = 0.2
+LIKELY = {
+    "SIGKILL": " (out of memory?)",
+    "SIGABRT": " (a library gave up: see above; nccl does after dist_params.timeout_minutes without an answer)",
+}
 
 
 class WorkerFailure(RuntimeError):
@@ -167,7 +171,7 @@ def _cause(codes: list[int | None], first: int, errors: Path, signum: int) -> Wo
         rank = first if first in killed else killed[0]
         number = -codes[rank]
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return WorkerFailure(f"worker {rank} was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}")
+        return WorkerFailure(f"worker {rank} was killed by {name}{LIKELY.get(name, '')}")
     if signum:
         return Stopped(signum)
     if told:

@@ -211,6 +211,7 @@ def run_pair(args: argparse.Namespace, mbit: int) -> list[dict]:
         for rank, space in enumerate(spaces):
             place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": PORT}
             env = os.environ | {key: str(value) for key, value in place.items()} | {"OMP_NUM_THREADS": "1"}
+            env["CUDA_VISIBLE_DEVICES"] = ""  # the network is what is measured
             env["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # it warns that the namespaces have no names for their addresses
             env["MASTER_ADDR"] = f"{NETWORK}.1" if space else "127.0.0.1"
             env["GLOO_SOCKET_IFNAME"] = LINK if space else "lo"

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from harness_params import Config
+from utils.compilation import compile_network
 from utils.dataset import Data
 from utils.distributed import Context
 from utils.models import create_model
-from utils.training import compile_network
 
 
 class PlainLoop:

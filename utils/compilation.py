@@ -1,0 +1,58 @@
+"""torch.compile: where it is asked for, and where it can run."""
+
+import os
+import shutil
+import sys
+
+from torch import nn
+
+from harness_params import Config, ConfigError
+from utils.distributed import Context
+
+# Graphs of one network: for whole and last batches, in training and evaluation, at each size of progressive resizing.
+# Beyond torch's own limit of 8 it would go on uncompiled.
+MOST_GRAPHS = 64
+
+
+def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
+    """``experiment_params.compile`` and ``cuda_graphs``, in place: the state_dict keeps its names.
+
+    Called by all ranks together; rank 0's machine decides what auto means.
+
+    Raises:
+        ConfigError: graphs are asked for where there can be none.
+    """
+    e = cfg.experiment_params
+    if e.compile == "off":
+        return
+    reason = ctx.broadcast_object(_not_on_a_gpu(cfg, ctx))
+    if e.cuda_graphs and reason:
+        raise ConfigError([f"experiment_params.cuda_graphs: true is not allowed here: {reason}"])
+    if e.compile == "auto" and reason:
+        if ctx.device.type == "cuda" and ctx.is_main:
+            print(f"harness: note: experiment_params.compile: auto is off here: {reason}", file=sys.stderr)
+        return
+    import torch._dynamo  # takes a second
+
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    # dynamic=False: the last, smaller batch of an epoch gets graphs of its own and leaves the others as they are.
+    model.compile(dynamic=False, mode="reduce-overhead" if e.cuda_graphs else None)
+
+
+def _not_on_a_gpu(cfg: Config, ctx: Context) -> str:
+    """Why the network is not compiled for a GPU; empty if it is."""
+    if ctx.device.type != "cuda":
+        return "there is no GPU"
+    if cfg.dist_params.sync_bn and ctx.world > 1:
+        # A graph would end at every layer of it, and each piece be compiled and launched by itself.
+        return "dist_params.sync_bn waits for the GPU in every layer"
+    return missing_tools()
+
+
+def missing_tools() -> str:
+    """What Triton, which makes torch.compile's kernels on GPUs, lacks on this machine; empty if nothing."""
+    from torch.utils._triton import has_triton
+
+    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name):
+        return "Triton needs a C compiler (gcc, clang, or what CC names)"
+    return "" if has_triton() else "Triton is not installed, or the GPU is too old for it"
