@@ -53,7 +53,11 @@ _section(
     data_root=Option(FilePath(), "./data", "", "directory of the data"),
     download=Option(Bool(), True, "", "fetch a missing data set, where it may be fetched"),
     loader=Option(
-        Choice(["auto", "memory", "torchvision", "ffcv"]), "auto", "", "auto = memory, or torchvision for large sets"
+        Choice(["auto", "memory", "torchvision", "ffcv"]),
+        "auto",
+        "",
+        "auto = memory, or torchvision for large images; memory crops padded images of their own size and normalises "
+        "a tree by its own pixels, the others crop and resize and take ImageNet's",
     ),
     augment=Option(Choice(["auto", "none", "flip", "crop", "crop_flip"]), "auto", "", "auto = the set's usual recipe"),
     alternate_flip=Option(

@@ -63,6 +63,25 @@ def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:
         mask.copy_(state[name + MASK_SUFFIX])
 
 
+def saved_states(run: Path) -> list[dict[str, Any]]:
+    """The index of a run's resume states, newest first; empty when none was saved.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    index = run / "artifacts" / "state.json"
+    try:
+        entries = json.loads(index.read_text())
+        sound = [isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries]
+        if isinstance(entries, list) and entries and all(sound):
+            return entries
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
+    raise RunError(f"{index} is damaged; start a level again with resume_level")
+
+
 class Run:
     """One run directory, opened by rank 0 for as long as the run lives.
 
@@ -179,7 +198,7 @@ class Run:
         Raises:
             RunError: states were saved, and every one of them is damaged.
         """
-        entries = self._states()
+        entries = saved_states(self.path)
         if not entries:
             return None
         files = [(entry["file"], entry["sha256"]) for entry in entries]
@@ -198,21 +217,7 @@ class Run:
         e = self.cfg.experiment_params
         if not e.resume_expt_name or e.resume_level:
             return False
-        return any(entry["level"] >= self.cfg.prune_params.num_levels for entry in self._states()[:1])
-
-    def _states(self) -> list[dict[str, Any]]:
-        """The index of resume states, newest first; empty when none was saved."""
-        index = self.path / "artifacts" / "state.json"
-        try:
-            entries = json.loads(index.read_text())
-            sound = [isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries]
-            if isinstance(entries, list) and entries and all(sound):
-                return entries
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
-        raise RunError(f"{index} is damaged; start a level again with resume_level")
+        return any(entry["level"] >= self.cfg.prune_params.num_levels for entry in saved_states(self.path)[:1])
 
     # --- CSV logs ----------------------------------------------------------------------------------------------------
 

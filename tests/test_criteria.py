@@ -104,6 +104,20 @@ def test_a_large_batch_is_scored_in_parts(method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
+def test_batch_norm_without_statistics_sees_the_whole_batch(method, monkeypatch):
+    def masks(most: int) -> torch.Tensor:
+        monkeypatch.setattr(scores, "SCORE_IMAGES", most)
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(6, track_running_stats=False)
+        model = insert_masks(nn.Sequential(nn.Conv2d(2, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)))
+        (images, labels), *_ = batches_for(model.double())
+        prune(model, method, 0.3, [(images, labels)])
+        return torch.cat([mask.flatten() for mask in masks_of(model)])
+
+    assert torch.equal(masks(2), masks(1000))
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp"])
 def test_batch_norm_uses_its_running_statistics(method):
     """The statistics of the scoring batch do not matter, the model's do."""
 

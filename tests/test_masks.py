@@ -146,6 +146,25 @@ def test_insert_is_idempotent_and_shared_weights_count_once():
     assert [name for name, _, _ in masked_params(model)] == ["0.weight"]
 
 
+def test_a_shared_weight_is_excluded_by_any_of_its_names():
+    for name in ("0", "1"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        model[1].weight = model[0].weight
+        insert_masks(model, exclude=[name])
+        assert [full for full, _, _ in masked_params(model)] == ["2.weight"]
+
+
+def test_weights_that_masks_would_not_reach_are_refused():
+    """What is set on a weight made from parameters is gone with the next look at it."""
+    for made in (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm):
+        model = nn.Sequential(made(nn.Linear(8, 8)), nn.Linear(8, 4))
+        with pytest.raises(ValueError, match=r"0.weight is no parameter but made from others"):
+            insert_masks(model)
+        assert [full for full, _, _ in masked_params(insert_masks(model, exclude=["0"]))] == ["1.weight"]
+    with pytest.raises(ValueError, match=r"prune_params.exclude: 1.weight has a mask already"):
+        insert_masks(model, exclude=["*"])
+
+
 def test_exclude():
     model = insert_masks(small_net(), exclude=["0", "7.*"])
     assert [name for name, _, _ in masked_params(model)] == ["3.weight"]

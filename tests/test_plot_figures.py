@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
 from utils.plot_figures import draw_accuracy, draw_curves, draw_layers, layer_table
 from utils.plot_results import main
-from utils.plot_style import COLOURS
+from utils.plot_style import COLOURS, DENSE
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,19 @@ def test_the_first_dense_line_drawn_is_the_one_in_the_legend(tmp_path):
     assert len(dense) == 2
     assert [text.get_text() for text in figure.legends[0].get_texts()].count("Dense") == 1
     assert dense[0].get_label() == "Dense"
+
+
+def test_ways_of_training_have_a_dense_line_each(tmp_path):
+    """Grey, where several methods train that way; in the colour of the one method that does."""
+    for kind in ("imp", "lrr"):
+        write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
+    write_run(tmp_path, "longer", [95, 85], **{"experiment_params.epochs_per_level": 9})
+    figure = draw_accuracy(groups_of(tmp_path))
+    lines = {line.get_ydata()[0]: line for line in figure.axes[0].lines if line.get_linestyle() == ":"}
+    assert sorted(lines) == [90, 95]
+    solid = {line.get_label(): line.get_color() for line in figure.axes[0].lines if line.get_linestyle() == "-"}
+    assert lines[90].get_color() == DENSE
+    assert lines[95].get_color() == solid["IMP, E = 9 epochs"]
 
 
 def write_methods(folder: Path) -> None:

@@ -61,6 +61,20 @@ def test_legend_tells_what_differs_and_ignores_where_and_how_a_run_executed(tmp_
     ]
 
 
+def test_an_empty_list_is_the_default(tmp_path):
+    write_run(tmp_path, "a", [90, 80])
+    write_run(tmp_path, "b", [90, 80], **{"prune_params.exclude": ["fc1", "fc2"]})
+    assert [group.label for group in groups_of(tmp_path)] == ["exclude by default", "exclude fc1, fc2"]
+
+
+def test_a_run_pruned_further_is_no_one_shot_run_at_its_first_level(tmp_path):
+    options = {"prune_params.er_method": "snip", "prune_params.er_init": 0.5}
+    write_run(tmp_path, "a", [90], [0.5], planned=3, **options)
+    one_shot(tmp_path, "snip", 0.5, 80)
+    groups = load_groups([str(tmp_path)], "accuracy", partial=True)
+    assert {group.label: group.one_shot for group in groups} == {"SNIP, then IMP": False, "SNIP": True}
+
+
 def test_method_and_option_that_differ_are_both_told(tmp_path):
     write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1})
     write_run(tmp_path, "b", [90, 80], **{"optimizer.lr": 0.03, "experiment_params.training_type": "lrr"})
@@ -89,7 +103,11 @@ def test_trees_and_betons_are_data_sets_of_their_own(tmp_path, monkeypatch):
     assert labels("inside", birds, tree | {"data_root": str(tmp_path / "birds/small")}) == [
         ("data root birds", 1), ("data root birds/small", 1),
     ]  # fmt: skip
+    # In memory the images of a tree are cropped and normalised otherwise.
+    ways = birds | {"loader": "memory"}, birds | {"loader": "torchvision"}
+    assert labels("ways", *ways) == [("loader memory", 1), ("loader torchvision", 1)]
     named = {"dataset_name": "CIFAR10"}
+    assert labels("loaders", named | {"loader": "memory"}, named) == [("IMP", 2)]
     assert labels("named", named | {"data_root": "/a"}, named | {"data_root": "/b"}) == [("IMP", 2)]
 
     ffcv = named | {"loader": "ffcv", "val_beton": "/b/val.beton"}

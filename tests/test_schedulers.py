@@ -46,6 +46,14 @@ def test_first_step_of_a_warmup_is_at_the_warmups_rate(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+def test_the_least_warmup_is_one_step(name):
+    """None at all would mean another thing to the triangle: its own warm-up, of a fifth."""
+    line = Timeline(epochs=2, steps_per_epoch=12, warmup_epochs=0.01)
+    assert line.warmup_steps == 1
+    assert learning_rate(name, 1.0, 0, line) == 1.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_pure_positive_and_never_above_the_peak(name):
     rates = [learning_rate(name, 0.3, step, WARM) for step in range(WARM.steps)]
     assert rates == [learning_rate(name, 0.3, step, WARM) for step in range(WARM.steps)]

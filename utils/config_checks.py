@@ -31,7 +31,7 @@ DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with mil
 # Options that do nothing in a run of one level, and in one of one process.
 BETWEEN_LEVELS = ("prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type")
 # (nproc 0 is one on a CPU, which only harness.py finds out.)
-BETWEEN_PROCESSES = ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
+BETWEEN_PROCESSES = ("backend", "address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
 
 Faults = Iterator[tuple[str, str]]
 
@@ -213,12 +213,16 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
         yield "dataset.num_workers", "the set is held in memory, where no worker is needed"
     if d.loader != "ffcv":
         yield "dataset.os_cache", "the loader is not ffcv"
+    if d.dataset_name == "Digits":
+        yield "dataset.data_root", "Digits are embedded in scikit-learn"
+    if o.weight_decay == 0:
+        yield "optimizer.no_decay_bn", "weight_decay is 0"
     if e.save_every_epochs == 1:
         yield "experiment_params.save_every_minutes", "the state is saved at every epoch's end, and only there"
     if d.dataset_name in ("Digits", *TREES):
         yield "dataset.download", f"{d.dataset_name} is never fetched"
     if not c.dist_params.distributed:
-        for key in ("nproc", "backend", *BETWEEN_PROCESSES):
+        for key in ("nproc", *BETWEEN_PROCESSES):
             yield f"dist_params.{key}", "distributed is false: one process"
     elif c.dist_params.nproc == 1:
         for key in BETWEEN_PROCESSES:

@@ -42,20 +42,31 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: a pattern matches no maskable layer, or nothing is left to mask.
+        ValueError: a pattern matches no maskable layer, or one that has a mask already; nothing is left to mask; or a
+            weight is no parameter but made from others (torch.nn.utils.parametrize), which a mask would not reach.
     """
-    unused, seen = set(exclude), set()
+    unused, seen, excluded = set(exclude), set(), set()
+    found = []
     for prefix, module in model.named_modules():
         for name in _maskable(module):
-            param = getattr(module, name)
             full = f"{prefix}.{name}" if prefix else name
             hits = {pattern for pattern in exclude if fnmatchcase(full, pattern) or fnmatchcase(prefix, pattern)}
             unused -= hits
-            if hits or id(param) in seen:
-                continue
-            seen.add(id(param))
-            if getattr(module, name + MASK_SUFFIX, None) is None:
-                module.register_buffer(name + MASK_SUFFIX, torch.ones_like(param, dtype=torch.bool))
+            param = getattr(module, name)
+            if hits:  # by any of its names, if it is shared
+                excluded.add(id(param))
+            found.append((full, module, name, param))
+    for full, module, name, param in found:
+        masked = getattr(module, name + MASK_SUFFIX, None) is not None
+        if id(param) in excluded:
+            if masked:
+                raise ValueError(f"prune_params.exclude: {full} has a mask already")
+            continue
+        if not isinstance(param, nn.Parameter):
+            raise ValueError(f"{full} is no parameter but made from others: it cannot be masked; exclude its layer")
+        if id(param) not in seen and not masked:
+            module.register_buffer(name + MASK_SUFFIX, torch.ones_like(param, dtype=torch.bool))
+        seen.add(id(param))
     if unused:
         raise ValueError(
             f"prune_params.exclude: {', '.join(sorted(unused))} matches no layer; "

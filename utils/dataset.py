@@ -5,6 +5,7 @@ A new data set is one line in `DATASETS`, with a reader as in utils/data_files.p
 
 import difflib
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,15 @@ def load_data(cfg: Any, ctx: Any) -> Data:
         ConfigError: an option does not fit the data.
         ValueError, RuntimeError: files are missing or damaged; one line, on all ranks.
     """
+    data = _loaded(cfg, ctx)
+    asked, images = cfg.dataset.batch_size, data.train.num_images
+    if ctx.rank == 0 and asked > images:
+        told = f"{asked} is more than the {images} training images: all of them make one batch"
+        print(f"harness: note: dataset.batch_size: {told}", file=sys.stderr)
+    return data
+
+
+def _loaded(cfg: Any, ctx: Any) -> Data:
     name = cfg.dataset.dataset_name
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=len(DATASETS), cutoff=0)

@@ -78,7 +78,8 @@ class Group:
     @property
     def one_shot(self) -> bool:
         """Whether each point is a run of its own, pruned once, at initialization."""
-        return bool((self.frame["level"] == 0).all() and (self.frame["start"] < 1).any())
+        further = any(run.planned > 1 for run in self.runs)  # of a table the levels alone tell
+        return bool(not further and (self.frame["level"] == 0).all() and (self.frame["start"] < 1).any())
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:

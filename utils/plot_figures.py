@@ -82,13 +82,16 @@ def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
 
 
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
-    """A grey line at the dense accuracy; groups trained otherwise have each their own, in their colour."""
-    alike = len({group.training for group in groups}) == 1
+    """A line at the dense accuracy of each way of training: grey, or in the colour of the one group it belongs to."""
+    ways: dict[tuple, list[int]] = {}
+    for place, group in enumerate(groups):
+        ways.setdefault(group.training, []).append(place)
     label: str | None = "Dense"  # of the first that is drawn: not every group has a dense run
-    for place, part in enumerate([groups] if alike else [[group] for group in groups]):
-        accuracy = dense_accuracy(part, column)
+    for places in ways.values():
+        accuracy = dense_accuracy([groups[place] for place in places], column)
         if len(accuracy):
-            colour = DENSE if alike else line_style(place)["color"]
+            own = len(ways) > 1 and len(places) == 1
+            colour = line_style(places[0])["color"] if own else DENSE
             ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
             label = None
 

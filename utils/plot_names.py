@@ -62,6 +62,8 @@ def effective_options(cfg: Config) -> dict[str, Any]:
     options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
     }
+    if cfg.dataset.dataset_name == "ImageFolder":  # in memory its images are cropped and normalised otherwise
+        options["dataset.loader"] = cfg.dataset.loader
     return options | data_files(cfg)
 
 
@@ -118,7 +120,7 @@ def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
 def word(path: str, value: Any) -> str:
     """As in 'lr 0.1', 'resnet20', 'E = 160 epochs'."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else text
+    text = ", ".join(map(str, value)) or "by default" if isinstance(value, tuple) else text
     name = SHORT.get(path, path.partition(".")[2].replace("_", " "))
     unit = f" {UNITS[path]}" if path in UNITS else ""
     return f"{name} {'= ' if len(name) == 1 else ''}{text}{unit}".strip()

@@ -40,7 +40,8 @@ class Timeline:
 
     @property
     def warmup_steps(self) -> int:
-        return round(self.warmup_epochs * self.steps_per_epoch)
+        """At least one where a warm-up is asked for: 0 has a meaning of its own."""
+        return max(1, round(self.warmup_epochs * self.steps_per_epoch)) if self.warmup_epochs else 0
 
     def milestone_steps(self, default: Sequence[float]) -> list[int]:
         """First step at each lowered rate."""

@@ -212,12 +212,15 @@ def _losses(
 ) -> Iterator[Tensor]:
     """Cross-entropies of parts of at most `SCORE_IMAGES` images, which add up to the mean of each batch, summed.
 
-    BN in eval mode couples no images, so parts only bound the memory. The graph of one is freed before the next is made
-    if the caller lets go.
+    BN in eval mode couples no images, so parts only bound the memory; where BN has no statistics but the batch's own, a
+    batch is one part. The graph of one is freed before the next is made if the caller lets go.
     """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    coupled = any(norm.running_mean is None for norm in norms)
     loss = None
     for images, labels in inputs.batches:
-        for part, answers in zip(images.split(SCORE_IMAGES), labels.split(SCORE_IMAGES)):
+        size = len(images) if coupled else SCORE_IMAGES
+        for part, answers in zip(images.split(size), labels.split(size)):
             logits = _call(model, state, part.to(leaves[0].dtype))
             loss = F.cross_entropy(logits / temperature, answers, reduction="sum") / len(labels)
             del logits
