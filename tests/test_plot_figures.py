@@ -295,3 +295,13 @@ def test_files(study, kind, suffix, head):
     if suffix == "png":
         pixels = matplotlib.image.imread(out)
         assert pixels.shape[1] >= 1000 and pixels[..., :3].std() > 0.05, "not blank"
+
+
+def test_methods_are_told_by_their_markers_in_curves_too(tmp_path):
+    for kind in ("imp", "lrr"):
+        write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
+    figure = draw_curves(groups_of(tmp_path, "curves"))
+    told = {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}
+    assert len(set(told.values())) == 2
+    for ax in figure.axes:
+        assert {line.get_label(): line.get_marker() for line in ax.lines} == told

@@ -235,7 +235,10 @@ def draw_curves(
             for table, style in lines:
                 by = table.groupby("epoch")[column]
                 mean = by.mean()
-                ax.plot(mean.index, mean, linewidth=1.2, **style | {"marker": "." if len(mean) < 12 else ""})
+                # Methods by their markers too, at some of many epochs; levels have a colour bar, and too many lines.
+                marks = {"marker": "." if len(mean) < 12 else ""} if by_level else {"markevery": -(-len(mean) // 12)}
+                edge = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.3}
+                ax.plot(mean.index, mean, linewidth=1.2, **style | edge | marks)
                 if table["seed"].nunique() > 1 and style["label"]:
                     ax.fill_between(mean.index, by.min(), by.max(), color=style["color"], alpha=0.18, linewidth=0)
             ax.set_ylabel(label)
