@@ -127,6 +127,7 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update({key: str(value) for key, value in env.items()})
     tempfile.tempdir = None  # what TMPDIR says now
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started by nohup
     import harness
     from utils import workers
 

@@ -105,7 +105,6 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--dataset.os_cache=on"], "dataset.os_cache"),
         (["--dataset.data_root=/elsewhere"], "dataset.data_root"),
         (["--optimizer.no_decay_bn=true", "--optimizer.weight_decay=0"], "optimizer.no_decay_bn"),
-        (["--dist_params.backend=gloo", "--dist_params.nproc=1"], "dist_params.backend"),
         (["--dataset.download=false"], "dataset.download"),
         (["--dist_params.nproc=2", "--dist_params.distributed=false"], "dist_params.nproc"),
         (["--dist_params.sync_bn=true", "--dist_params.nproc=1"], "dist_params.sync_bn"),

@@ -31,7 +31,7 @@ DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with mil
 # Options that do nothing in a run of one level, and in one of one process.
 BETWEEN_LEVELS = ("prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type")
 # (nproc 0 is one on a CPU, which only harness.py finds out.)
-BETWEEN_PROCESSES = ("backend", "address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
+BETWEEN_PROCESSES = ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
 
 Faults = Iterator[tuple[str, str]]
 
@@ -222,7 +222,7 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
     if d.dataset_name in ("Digits", *TREES):
         yield "dataset.download", f"{d.dataset_name} is never fetched"
     if not c.dist_params.distributed:
-        for key in ("nproc", *BETWEEN_PROCESSES):
+        for key in ("nproc", "backend", *BETWEEN_PROCESSES):
             yield f"dist_params.{key}", "distributed is false: one process"
     elif c.dist_params.nproc == 1:
         for key in BETWEEN_PROCESSES:
