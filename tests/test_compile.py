@@ -5,6 +5,7 @@ Needs a C++ compiler.
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from harness_params import make_config
 from tests.conftest import Finished
+from tests.processes import rows_of
 from tests.traps import Both, StopAt
 from utils.compilation import compile_network, missing_tools
 from utils.distributed import Context
@@ -117,6 +119,22 @@ def test_criteria_score_as_without(fork, env, method):
     one, other = compiled.checkpoint("init"), plain.checkpoint("init")
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert list(compiled.csv("summary")["density"]) == list(plain.csv("summary")["density"])
+
+
+@pytest.mark.slow
+def test_every_speed_option_at_once(fork, env):
+    """Two processes, compiled, sparse gradients, bfloat16: killed once, stopped in an epoch's middle, the same bits."""
+    options = {
+        **OPTIONS, "model_params.model_name": "resnet20", "prune_params.num_levels": 3, "dist_params.nproc": 2,
+        "dist_params.sparse_allreduce": "on", "experiment_params.precision": "bf16",
+    }  # fmt: skip
+    whole = fork.start("whole", env=env, **options).finish(timeout=600)
+    parts = fork.start("parts", env=env, **options)
+    parts.wait_for(lambda: rows_of(parts.path, 1) >= 1, timeout=600)
+    parts.kill()
+    parts.finish(-signal.SIGKILL)
+    fork.start("parts", env=env, resume=True, trap=StopAt(5), **options).finish(143, timeout=600)
+    fork.start("parts", env=env, resume=True, **options).finish(timeout=600).assert_same_figures(whole)
 
 
 @pytest.mark.slow
