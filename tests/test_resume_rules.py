@@ -196,6 +196,18 @@ def test_free_options_and_other_processes(undisturbed, fork):
     assert len(done[0].csv("epochwise_metrics/level_0_metrics")) == 3
 
 
+def test_other_processes_change_more_than_bits_of_batch_norm(fork):
+    options = {**KINDS["imp"], "model_params.model_name": "resnet20", "experiment_params.epochs_per_level": 1,
+               "optimizer.warmup_epochs": 0}  # fmt: skip
+    fork("norms", status=143, trap=StopAt(5), **options)
+    ranks = fork.ranks("norms", 2, resume=True, **{**options, "dist_params.nproc": 2})
+    told = "".join(rank.finish().err for rank in ranks)
+    change = "processes 2 (was 1)"
+    assert (
+        told == f"harness: note: resumed with {change}: BatchNorm sees other parts of a batch, so figures may differ\n"
+    )
+
+
 @pytest.mark.parametrize("loader", ["memory", "torchvision"])
 def test_other_data_are_refused_and_the_same_elsewhere_are_not(fork, tmp_path, loader):
     options = {

@@ -102,7 +102,9 @@ def restore(harness: "Harness") -> None:
     if before and e.precision == "auto":
         harness.trainer.dtype = AUTO_PRECISIONS[before["precision"]]
     if run and before and state["level"] < harness.cfg.prune_params.num_levels:
-        _tell_of_changes(before, now, e.precision)
+        norms = [m for m in harness.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        by_rank = any(not isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+        _tell_of_changes(before, now, e.precision, by_rank)
     load_weights(harness.model, state["model"], "the saved state")
     load_masks(harness.model, state["model"])
     for name in FIELDS:
@@ -139,7 +141,8 @@ def _state_to_take_up(harness: "Harness") -> dict[str, Any] | None:
     return {**_from_level(harness, e.resume_level), **kept}
 
 
-def _tell_of_changes(before: dict[str, Any], now: dict[str, Any], precision: str) -> None:
+def _tell_of_changes(before: dict[str, Any], now: dict[str, Any], precision: str, norms_by_rank: bool) -> None:
+    """Notes of what differs between two `surroundings`; norms_by_rank: BatchNorm looks at each process's own images."""
     changed = [key for key in now if key in before and before[key] != now[key]]
     if "precision" in changed and precision == "auto":
         changed.remove("precision")
@@ -147,7 +150,9 @@ def _tell_of_changes(before: dict[str, Any], now: dict[str, Any], precision: str
         print(f"harness: note: experiment_params.precision: {told} {now['precision']}", file=sys.stderr)
     changes = [f"{key} {now[key]} (was {before[key]})" for key in changed]
     if changes:
-        print(f"harness: note: resumed with {', '.join(changes)}: the last bits of figures may differ", file=sys.stderr)
+        more = "BatchNorm sees other parts of a batch, so figures may differ"
+        told = more if norms_by_rank and "processes" in changed else "the last bits of figures may differ"
+        print(f"harness: note: resumed with {', '.join(changes)}: {told}", file=sys.stderr)
 
 
 def _restore_epoch(harness: "Harness", mid_epoch: dict[str, Any]) -> None:
