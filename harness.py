@@ -15,7 +15,6 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
         end_on_faults()
 
 import contextlib
-import os
 import re
 import sys
 import time
@@ -47,7 +46,7 @@ from utils.order import stable_seed
 from utils.run_directory import check_run_directory, open_run, taken_up_again
 from utils.signals import Stopped, StopRequest
 from utils.training import Tally, Trainer, configure_kernels
-from utils.workers import WorkerFailure, launch
+from utils.workers import WorkerFailure, end_at_once, launch
 
 OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
@@ -316,8 +315,5 @@ def _tell(kind: str, message: str, trace: str) -> int:
 if __name__ == "__main__":
     exit_status = main()
     if exit_status and distributed.started_by_launcher():
-        # What the process group does at Python's end may wait for ranks that have not heard of the fault.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_status)
+        end_at_once(exit_status)
     sys.exit(exit_status)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, masked_params
+from utils.conv_type import MASK_SUFFIX, kept_counts, masked_params
 from utils.files import BackgroundWriter, RunError, load, pack, sha256, write_whole
 
 SUMMARY_COLUMNS = [
@@ -80,6 +80,11 @@ def saved_states(run: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
     raise RunError(f"{index} is damaged; start a level again with resume_level")
+
+
+def trained_levels(run: Path) -> int:
+    """How many levels a run has finished, by its newest resume state. Errors as `saved_states`."""
+    return next((state["level"] for state in saved_states(run)), 0)
 
 
 class Run:
@@ -217,7 +222,7 @@ class Run:
         e = self.cfg.experiment_params
         if not e.resume_expt_name or e.resume_level:
             return False
-        return any(entry["level"] >= self.cfg.prune_params.num_levels for entry in saved_states(self.path)[:1])
+        return trained_levels(self.path) >= self.cfg.prune_params.num_levels
 
     # --- CSV logs ----------------------------------------------------------------------------------------------------
 
@@ -297,9 +302,8 @@ def _columns(table: str) -> list[str]:
 def layer_rows(model: nn.Module, level: int) -> list[dict[str, Any]]:
     """One row a masked layer: its name, kept and total weights, density, and whether it is dead (none kept)."""
     entries = [(name, mask) for name, _, mask in masked_params(model)]
-    counts = torch.stack([mask.count_nonzero() for _, mask in entries]).tolist()  # one transfer to the host for all
     rows = []
-    for (name, mask), kept in zip(entries, counts):
+    for (name, mask), kept in zip(entries, kept_counts([mask for _, mask in entries])):
         total = mask.numel()
         rows.append(dict(zip(LAYER_COLUMNS, (level, name, kept, total, kept / total, kept == 0))))
     return rows

@@ -53,8 +53,8 @@ class Forks:
         process.start()
         return Forked(self.folder / name, process, logs)
 
-    def __call__(self, name: str, status: int = 0, **more) -> Finished:
-        return self.start(name, **more).finish(status)
+    def __call__(self, name: str, status: int | None = 0, timeout: float = 120, **more) -> Finished:
+        return self.start(name, **more).finish(status, timeout)
 
     def ranks(self, name: str, world: int, **more) -> list["Forked"]:
         """The same run as `world` ranks, started here as torchrun would."""
@@ -135,10 +135,7 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     sys.argv = ["harness.py", *argv]
     if trap:
         trap()
-    status = harness.main(argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    workers.end_at_once(harness.main(argv))
 
 
 def alive_in_session(session: int) -> list[int]:

@@ -6,8 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.allocation import kept_counts
-from utils.conv_type import insert_masks, masked_params
+from utils.conv_type import insert_masks, kept_counts, masked_params
 
 
 def masks_of(model):

@@ -16,9 +16,9 @@ from utils.allocation import (
     global_top_k,
     global_top_k_alive,
     keep_count,
-    kept_counts,
     share,
 )
+from utils.conv_type import kept_counts
 
 # A small network: conv 3->8 (3x3), conv 8->16 (3x3), linear 16->10.
 SHAPES = [(8, 3, 3, 3), (16, 8, 3, 3), (10, 16)]

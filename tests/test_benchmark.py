@@ -108,7 +108,7 @@ def test_all_contenders_have_the_same_network():
     ctx = Context()
     data, _ = benchmark.load(cfg, ctx, synthetic=4)
     usual = benchmark.usual_harness.make_model(benchmark.usual_settings(cfg, data), ctx.device)
-    for model in (benchmark.Ours(cfg, ctx, data).trainer.model, benchmark.plain_loop(cfg, ctx, data).model, usual):
+    for model in (benchmark.Ours(cfg, ctx, data).trainer.model, benchmark.PlainLoop(cfg, ctx, data).model, usual):
         assert sum(hasattr(module, "blur_kernel") for module in model.modules()) == 6
 
 

@@ -128,13 +128,13 @@ def test_every_speed_option_at_once(fork, env):
         **OPTIONS, "model_params.model_name": "resnet20", "prune_params.num_levels": 3, "dist_params.nproc": 2,
         "dist_params.sparse_allreduce": "on", "experiment_params.precision": "bf16",
     }  # fmt: skip
-    whole = fork.start("whole", env=env, **options).finish(timeout=600)
+    whole = fork("whole", env=env, timeout=600, **options)
     parts = fork.start("parts", env=env, **options)
     parts.wait_for(lambda: rows_of(parts.path, 1) >= 1, timeout=600)
     parts.kill()
     parts.finish(-signal.SIGKILL)
-    fork.start("parts", env=env, resume=True, trap=StopAt(5), **options).finish(143, timeout=600)
-    fork.start("parts", env=env, resume=True, **options).finish(timeout=600).assert_same_figures(whole)
+    fork("parts", env=env, resume=True, trap=StopAt(5), status=143, timeout=600, **options)
+    fork("parts", env=env, resume=True, timeout=600, **options).assert_same_figures(whole)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def env(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("compiled", ["off", "auto"])
 def test_a_run_learns(fork, env, compiled):
-    run = fork.start("run", env=env, **OPTIONS, **{"experiment_params.compile": compiled}).finish(timeout=600)
+    run = fork("run", env=env, **OPTIONS, **{"experiment_params.compile": compiled}, timeout=600)
     what_ran = json.loads((run.path / "artifacts" / "environment.json").read_text())[0]
     assert what_ran["devices"]
     summary = run.csv("summary")
@@ -52,16 +52,16 @@ def test_a_run_learns(fork, env, compiled):
 def test_stopped_and_resumed_runs_are_equal(fork, env, compiled):
     """Deterministic kernels: the same bits."""
     options = {**OPTIONS, "experiment_params.deterministic": True, "experiment_params.compile": compiled}
-    whole = fork.start("whole", env=env, **options).finish(timeout=600)
-    fork.start("parts", env=env, trap=StopAt(30), **options).finish(143, timeout=600)
-    fork.start("parts", env=env, resume=True, **options).finish(timeout=600).assert_same_figures(whole)
+    whole = fork("whole", env=env, timeout=600, **options)
+    fork("parts", env=env, trap=StopAt(30), status=143, timeout=600, **options)
+    fork("parts", env=env, resume=True, timeout=600, **options).assert_same_figures(whole)
 
 
 def test_cuda_graphs_train_as_without(fork, env):
     options = {**OPTIONS, "experiment_params.precision": "fp32", "experiment_params.compile": "on"}
-    plain = fork.start("plain", env=env, **options).finish(timeout=600)
+    plain = fork("plain", env=env, timeout=600, **options)
     options["experiment_params.cuda_graphs"] = True
-    graphs = fork.start("graphs", env=env, **options).finish(timeout=600)
+    graphs = fork("graphs", env=env, timeout=600, **options)
     one, other = plain.csv("summary"), graphs.csv("summary")
     assert list(one["density"]) == list(other["density"])
     assert (one["final_test_acc"] - other["final_test_acc"]).abs().max() < 5

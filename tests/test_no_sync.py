@@ -22,14 +22,15 @@ SHAPE = (3, 32, 32)
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """prepared(options) -> (config, data), on the meta device and with what it lacks put right."""
+    """prepared(model, options) -> its trainer on the meta device, with what that lacks put right."""
     plain = torch.optim.SGD
     monkeypatch.setattr(torch.optim, "SGD", lambda *args, fused, **named: plain(*args, **named))  # it fuses nothing
     # Read once a level, when the masks have changed.
-    monkeypatch.setattr(conv_type, "all_ones", lambda masks: [False] * len(masks))
+    monkeypatch.setattr(conv_type, "kept_counts", lambda masks: [0] * len(masks))
 
-    def prepare(options: dict) -> tuple:
-        cfg = make_config(options).replace({"experiment_params": {"precision": "fp32"}})  # it has no autocast
+    def prepare(model: str, options: dict) -> Trainer:
+        cfg = make_config({"model_params": {"model_name": model}, **options})
+        cfg = cfg.replace({"experiment_params": {"precision": "fp32"}})  # it has no autocast
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (50, *SHAPE[1:], 3), dtype=np.uint8)
         labels = rng.integers(0, 10, 50)
@@ -37,7 +38,8 @@ def prepared(monkeypatch):
         plan = {"batch_size": 16, "drop_last": False, "seed": 0, "rank": 0, "world": 1}
         alternate = cfg.dataset.alternate_flip
         train = MemoryTrainLoader(images, labels, normalize, crop=True, flip=True, alternate=alternate, **plan)
-        return cfg, Data(train, MemoryTestLoader(images, labels, normalize), 10, SHAPE)
+        data, ctx = Data(train, MemoryTestLoader(images, labels, normalize), 10, SHAPE), Context(device=META)
+        return Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
 
     return prepare
 
@@ -59,22 +61,18 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("model", "options"), OPTIONS)
 def test_an_epoch_reads_nothing_from_the_device(prepared, model, options):
-    cfg, data = prepared({"model_params": {"model_name": model}, **options})
-    ctx = Context(device=META)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    trainer = prepared(model, options)
     assert all(tensor.device == META for tensor in trainer.model.state_dict().values())
     tally = trainer.new_tally()
     assert trainer.train_epoch(0, 0, tally, stop=lambda steps: False)
     assert tally.step == 4
-    with pytest.raises(NotImplementedError):  # the one place where an epoch waits
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # the one place where an epoch waits
         trainer.epoch_result(0, 0, tally)
 
 
 def test_a_read_is_noticed(prepared):
     """The same, with a step that looks at its loss: the usual way, `.item()`."""
-    cfg, data = prepared({"model_params": {"model_name": "resnet20"}})
-    ctx = Context(device=META)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    trainer = prepared("resnet20", {})
     tally = trainer.new_tally()
     with pytest.raises(RuntimeError, match="meta"):
         trainer.train_epoch(0, 0, tally, stop=lambda steps: tally.losses.sum().item() > 0)

@@ -12,17 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.conv_type import kept_counts
+
 Allocation = Callable[[Sequence[Tensor], Sequence[Tensor], int], list[Tensor]]
 
 
 def keep_count(density: float, total: int) -> int:
     """`density` of `total` weights as a number of weights: rounded half up, and at least one."""
     return max(1, math.floor(density * total + 0.5))
-
-
-def kept_counts(masks: Sequence[Tensor]) -> list[int]:
-    """Ones in each mask, with one transfer to the host for all of them."""
-    return torch.stack([mask.count_nonzero() for mask in masks]).tolist()
 
 
 # --- which weights: exact top-k --------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def contenders(
     cfg: Config, ctx: Context, data: Data, arrays: Arrays, steps: int, epoch_steps: int
 ) -> tuple[dict[str, dict[str, Timed]], dict[str, int]]:
     """{name: {what is timed: how}}, where each returns (images of all ranks, seconds); {name: CPU threads}."""
-    ours, plain, told = Ours(cfg, ctx, data), plain_loop(cfg, ctx, data), usual_settings(cfg, data)
+    ours, plain, told = Ours(cfg, ctx, data), PlainLoop(cfg, ctx, data), usual_settings(cfg, data)
     loader = usual_harness.make_loader(*arrays, told, ctx.rank, ctx.world)
     usual = usual_harness.UsualHarness(told, ctx.device, ctx.world)
     usual_harness.prune(usual.model, DENSITY)
@@ -111,11 +111,6 @@ def contenders(
         },
     }
     return made, dict(zip(NAMES, (ours.threads, plain.threads, usual.threads)))
-
-
-def plain_loop(cfg: Config, ctx: Context, data: Data) -> PlainLoop:
-    """In the precision of ours."""
-    return PlainLoop(cfg, ctx, data, autocast_dtype(cfg.experiment_params.precision, ctx.device))
 
 
 def usual_settings(cfg: Config, data: Data) -> dict[str, Any]:
@@ -175,7 +170,7 @@ def train_alone(cfg: Config, ctx: Context, args: argparse.Namespace) -> float:
     if args.only == "ours":
         Ours(cfg, ctx, data).train(data.train, steps)
     elif args.only == "plain loop":
-        plain_loop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
+        PlainLoop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
     else:
         loader = usual_harness.make_loader(*arrays, told)
         usual_harness.UsualHarness(told, ctx.device).train(loader, steps)

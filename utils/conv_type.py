@@ -105,14 +105,12 @@ def density(model: nn.Module) -> float:
     masks = [mask for _, _, mask in masked_params(model)]
     if not masks:
         raise ValueError("the model has no masks: call insert_masks first")
-    # One transfer to the host for the whole model rather than one a layer.
-    kept = torch.stack([mask.count_nonzero() for mask in masks]).sum().item()
-    return kept / sum(mask.numel() for mask in masks)
+    return sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
 
 
-def all_ones(masks: Sequence[Tensor]) -> list[bool]:
-    """Whether each mask keeps everything, with one transfer to the host for all of them."""
-    return torch.stack([mask.all() for mask in masks]).tolist()
+def kept_counts(masks: Sequence[Tensor]) -> list[int]:
+    """Ones in each mask, with one transfer to the host for all of them."""
+    return torch.stack([mask.count_nonzero() for mask in masks]).tolist()
 
 
 class _MaskHook:
@@ -141,10 +139,10 @@ class _MaskHook:
         if not entries:
             raise ValueError("the model has no masks: call insert_masks first")
         self.seen, self.weights, self.factors = [], [], []
-        for (full, param, mask), whole in zip(entries, all_ones([mask for _, _, mask in entries])):
+        for (full, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
             owner, _, name = full.rpartition(".")
             self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
-            if not whole:  # a weight times one is the weight: a dense level costs nothing
+            if kept < mask.numel():  # a weight times one is the weight: a dense level costs nothing
                 self.weights.append(param)
                 self.factors.append(mask.to(param.dtype))
 

@@ -120,7 +120,8 @@ def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
 def word(path: str, value: Any) -> str:
     """As in 'lr 0.1', 'resnet20', 'E = 160 epochs'."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    text = ", ".join(map(str, value)) or "by default" if isinstance(value, tuple) else text
+    if isinstance(value, tuple):
+        text = ", ".join(map(str, value)) or "by default"
     name = SHORT.get(path, path.partition(".")[2].replace("_", " "))
     unit = f" {UNITS[path]}" if path in UNITS else ""
     return f"{name} {'= ' if len(name) == 1 else ''}{text}{unit}".strip()

@@ -20,9 +20,8 @@ from utils.allocation import (
     global_top_k,
     global_top_k_alive,
     keep_count,
-    kept_counts,
 )
-from utils.conv_type import apply_masks, masked_params
+from utils.conv_type import apply_masks, kept_counts, masked_params
 from utils.scores import (
     SYNFLOW_ROUNDS,
     Inputs,

@@ -102,8 +102,8 @@ def restore(harness: "Harness") -> None:
     if before and e.precision == "auto":
         harness.trainer.dtype = AUTO_PRECISIONS[before["precision"]]
     if run and before and state["level"] < harness.cfg.prune_params.num_levels:
-        norms = [m for m in harness.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-        by_rank = any(not isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+        norms = (m for m in harness.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+        by_rank = not all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
         _tell_of_changes(before, now, e.precision, by_rank)
     load_weights(harness.model, state["model"], "the saved state")
     load_masks(harness.model, state["model"])

@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from harness_params import Config, ConfigError, dump_yaml, make_config
-from harness_utils import Run, saved_states
+from harness_utils import Run, trained_levels
 from utils.distributed import launch_id
 from utils.environment import describe
 from utils.files import RunError, sweep_parts, write_whole
@@ -88,14 +88,13 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
-    finished = 0
+    asked = cfg.prune_params.num_levels
     with contextlib.suppress(RunError):  # a damaged index is told of when it is needed
-        finished = max((state["level"] for state in saved_states(path)[:1]), default=0)
-    if not e.resume_level and cfg.prune_params.num_levels < finished:
-        faults.append(
-            f"prune_params.num_levels: {cfg.prune_params.num_levels} is less than the {finished} levels that the run "
-            "has trained; resume_level starts one of them again"
-        )
+        if not e.resume_level and asked < (trained := trained_levels(path)):
+            faults.append(
+                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
+                "resume_level starts one of them again"
+            )
     if e.resume_level:
         needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
         if e.training_type == "wr":

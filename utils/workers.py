@@ -101,10 +101,17 @@ def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tupl
         told = type(error).__name__, str(error), traceback.format_exc()
         with contextlib.suppress(OSError):
             (errors / f"{rank}.json").write_text(json.dumps(told))
+    end_at_once(status)
+
+
+def end_at_once(status: int) -> None:
+    """Ends this process: what Python and the libraries do at their end can only hang, or fail a run that has finished.
+
+    (A process group, say, may wait for ranks that have not heard of a fault.)
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    # What Python and the libraries do at their end can only hang, or fail a run that has finished.
     os._exit(status)
 
 

@@ -11,19 +11,18 @@ from utils.compilation import compile_network
 from utils.dataset import Data
 from utils.distributed import Context
 from utils.models import create_model
+from utils.training import autocast_dtype
 
 
 class PlainLoop:
-    """Images already on the device, channels_last, autocast, fused SGD, no wait for the device within an epoch;
-    compiled where the config says so.
-
-    Args:
-        dtype: of autocast; None is plain float32.
+    """Images already on the device, channels_last, autocast, fused SGD, no wait for the device within an epoch; in
+    the precision and compiled as the config says.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None):
+    def __init__(self, cfg: Config, ctx: Context, data: Data):
         torch.manual_seed(cfg.experiment_params.seed)
-        self.dtype, self.device, self.world = dtype, ctx.device, ctx.world
+        self.dtype = autocast_dtype(cfg.experiment_params.precision, ctx.device)
+        self.device, self.world = ctx.device, ctx.world
         self.smoothing, self.threads = cfg.optimizer.label_smoothing, torch.get_num_threads()
         layout = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
         m = cfg.model_params
@@ -35,7 +34,7 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov, fused=True
         )
-        self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(ctx.device.type, enabled=self.dtype is torch.float16)
 
     def train(self, batches: Any, steps: int) -> tuple[int, float]:
         """Trains on the first `steps` of `batches`; returns (images of all ranks, seconds)."""
