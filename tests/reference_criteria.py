@@ -10,6 +10,7 @@ compares the harness's masks with these on ResNet-18 with the CIFAR stem, seed 0
 """
 
 import copy
+import math
 import sys
 import time
 
@@ -86,8 +87,12 @@ def grasp_saliency(model, batches, temperature=200.0):
     return [(weights[name] * hessian_gradient[name]).detach() for name in weights]
 
 
-def synflow_masks(model, shape, keep, rounds=100):
-    """Tanaka et al. 2020, algorithm 1, on a copy whose state_dict is made positive throughout, as its authors do."""
+def synflow_masks(model, shape, density, rounds=100):
+    """Tanaka et al. 2020, algorithm 1, on a copy whose state_dict is made positive throughout, as its authors do.
+
+    The rule of their public code, in double precision: round i prunes the int((1 - density^(i / rounds)) * N) lowest
+    of all N scores, and what ties with the highest of these.
+    """
     model, layers = with_mask_variables(model.double())
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -99,9 +104,11 @@ def synflow_masks(model, shape, keep, rounds=100):
         model(ones).sum().backward()  # R = 1' (prod |w|) 1
         # The gradient of w within c * w is c * dR/d(c w), so a pruned weight scores zero.
         scores = [(layer.weight.grad * layer.weight).detach().abs() for layer in layers]
-        size = int(total * (keep / total) ** (i / rounds) + 0.5)
-        for layer, mask in zip(layers, top_k(scores, size)):
-            layer.c.data.copy_(mask)
+        pruned = int((1 - density ** (i / rounds)) * total)
+        if pruned >= 1:
+            threshold = torch.cat([score.flatten() for score in scores]).kthvalue(pruned).values
+            for layer, score in zip(layers, scores):
+                layer.c.data.copy_(score > threshold)
     return [layer.c.data.bool() for layer in layers]
 
 
@@ -114,10 +121,12 @@ def top_k(scores, keep):
     return [part.view(score.shape) for part, score in zip(parts, scores)]
 
 
-def reference_masks(model, method, keep, batches, rounds=100):
-    """The masks of `method` ("snip", "grasp" or "synflow") in model order, `keep` ones over all of them."""
+def reference_masks(model, method, density, batches, rounds=100):
+    """The masks of `method` ("snip", "grasp" or "synflow") in model order, with `density` of ones over all of them."""
     if method == "synflow":
-        return synflow_masks(model, batches[0][0].shape[1:], keep, rounds)
+        return synflow_masks(model, batches[0][0].shape[1:], density, rounds)
+    total = sum(layer.c.numel() for layer in with_mask_variables(model)[1])
+    keep = math.floor(density * total + 0.5)
     saliency = {"snip": snip_saliency, "grasp": grasp_saliency}[method]
     return top_k(saliency(model, batches), keep)
 
@@ -168,7 +177,7 @@ def main(methods, densities):
             middle = time.perf_counter()
             ours = [mask for _, _, mask in masked_params(model)]
             keep = sum(mask.sum().item() for mask in ours)
-            wanted = reference_masks(resnet18_cifar(), method, keep, batches)
+            wanted = reference_masks(resnet18_cifar(), method, density, batches)
             ended = time.perf_counter()
             differ = sum((a & ~b).sum().item() for a, b in zip(ours, wanted))
             times = f"{middle - started:.1f}, {ended - middle:.1f}"

@@ -16,6 +16,7 @@ from utils.allocation import (
     global_top_k,
     global_top_k_alive,
     keep_count,
+    round_counts,
     share,
 )
 from utils.conv_type import kept_counts
@@ -39,6 +40,30 @@ def full_masks(shapes):
 )
 def test_keep_count_rounds_half_up_and_keeps_one(density, total, count):
     assert keep_count(density, total) == count
+
+
+@pytest.mark.parametrize(
+    ("density", "start", "total", "rounds", "counts"),
+    [
+        (0.25, 1.0, 100, 2, [50, 25]),  # densities 0.5 and 0.25
+        (0.125, 1.0, 10, 3, [5, 3, 1]),  # prunes int(5.0), int(7.5), and at last keeps floor(1.25 + 0.5)
+        (0.1, 1.0, 1000, 2, [317, 100]),  # sqrt(0.1) = 0.3162: prunes int(683.77), where rounding would prune 684
+        (0.125, 0.5, 64, 2, [16, 8]),  # from density 1/2 on: densities 1/4 and 1/8
+        (0.5, 1.0, 8, 1, [4]),
+        (0.9, 1.0, 5, 3, [5, 5, 5]),  # nothing to prune but half a weight: never fewer than the last count
+    ],
+)
+def test_round_counts_by_hand(density, start, total, rounds, counts):
+    assert round_counts(density, start, total, rounds) == counts
+
+
+@given(st.integers(1, 10**6), st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(1, 100))
+def test_round_counts_fall_to_the_number_to_keep(total, one, other, rounds):
+    start = max(1, round(max(one, other) * total)) / total
+    density = min(one, other, start)
+    counts = round_counts(density, start, total, rounds)
+    assert len(counts) == rounds and counts[-1] == keep_count(density, total)
+    assert counts == sorted(counts, reverse=True) and counts[0] <= max(round(start * total), counts[-1])
 
 
 # --- exact top-k

@@ -63,39 +63,45 @@ def masks_of(build, method, density, batches):
     return [mask for _, _, mask in masked_params(model)]
 
 
+def kept(masks):
+    return sum(mask.sum().item() for mask in masks)
+
+
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
 def test_small_cnn_masks_are_the_references(method, density):
     batches = seeded_batches(count=2, size=4)
     ours = masks_of(small_cnn, method, density, batches)
-    keep = sum(mask.sum().item() for mask in ours)
-    assert iou(ours, reference_masks(small_cnn(), method, keep, batches)) == 1.0
+    wanted = reference_masks(small_cnn(), method, density, batches)
+    if method == "synflow":  # the harness rounds the last count to the nearest, the authors round it up
+        assert 0 <= kept(wanted) - kept(ours) <= 1 and all((b | ~a).all() for a, b in zip(ours, wanted))
+    else:
+        assert iou(ours, wanted) == 1.0
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])
 def test_resnet18_masks_are_the_references(method):
     batches = seeded_batches(count=1, size=2)
     ours = masks_of(resnet18_cifar, method, 0.05, batches)
-    keep = sum(mask.sum().item() for mask in ours)
-    assert iou(ours, reference_masks(resnet18_cifar(), method, keep, batches)) > 0.9999
+    assert iou(ours, reference_masks(resnet18_cifar(), method, 0.05, batches)) > 0.9999
 
 
-@pytest.mark.parametrize("density", [0.02, 0.005])
+@pytest.mark.parametrize("density", [0.1, 0.02, 0.005])
 def test_synflow_differs_by_one_weight_a_layer_that_the_paper_lets_die(density):
     batches = [(images[:, :, :16, :16], labels) for images, labels in seeded_batches(count=1, size=1)]
     ours = masks_of(small_resnet, "synflow", density, batches)
-    wanted = reference_masks(small_resnet(), "synflow", sum(mask.sum().item() for mask in ours), batches)
+    wanted = reference_masks(small_resnet(), "synflow", density, batches)
     dead = sum(not mask.any() for mask in wanted)
-    assert dead >= 2
+    assert dead >= 2 or density == 0.1
     assert all(mask.any() for mask in ours)
     assert sum((mask & ~other).sum().item() for mask, other in zip(ours, wanted)) == dead
+    assert 0 <= kept(wanted) - kept(ours) <= 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("density", [0.2, 0.01])
-def test_resnet18_synflow_masks_are_the_references(density):
+@pytest.mark.parametrize(("density", "agreement"), [(0.1, 0.9999), (0.02, 0.9999), (0.001, 0.999)])
+def test_resnet18_synflow_masks_are_the_references(density, agreement):
     # Not equal to the last weight: the 1x1 shortcuts get one weight back each where the paper's loop leaves none.
     batches = seeded_batches(count=1, size=1)
     ours = masks_of(resnet18_cifar, "synflow", density, batches)
-    keep = sum(mask.sum().item() for mask in ours)
-    assert iou(ours, reference_masks(resnet18_cifar(), "synflow", keep, batches)) > 0.9999
+    assert iou(ours, reference_masks(resnet18_cifar(), "synflow", density, batches)) > agreement

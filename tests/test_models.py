@@ -106,6 +106,44 @@ def test_registry_has_every_name():
     assert ours == set(MODELS) - set(TORCHVISION)
 
 
+# -- initialisation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet110", "preresnet", "resnet18"])
+def test_a_resnets_classifier_is_drawn_as_torch_draws_it(name):
+    """Uniform within 1 / sqrt(fan_in); He's normal weights would be 2.45 times as wide, and mostly outside."""
+    fc = create_model(name, 1000, (3, 32, 32)).fc
+    bound = fc.in_features**-0.5
+    for values in (fc.weight.flatten(), fc.bias):
+        assert 0.97 * bound < values.abs().max() <= bound
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.08)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "preresnet", "vgg16_bn", "resnet18"])
+def test_convolutions_are_he_normal_with_fan_out(name):
+    convolutions = [m for m in create_model(name, 10, (3, 32, 32)).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) >= 13
+    for conv in convolutions:
+        fan_out = conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.12)
+        assert conv.bias is None or not conv.bias.any()
+
+
+def test_small_vggs_classifier_is_torchvisions():
+    classifier = create_model("vgg16_bn", 10, (3, 32, 32)).classifier
+    assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.05) and not classifier.bias.any()
+
+
+@pytest.mark.parametrize("name", ["lenet_300_100", "conv4"])
+def test_frankle_and_carbins_networks_are_gaussian_glorot(name):
+    for layer in create_model(name, 10, (3, 32, 32)).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            area = layer.weight[0, 0].numel()
+            fans = (layer.weight.shape[0] + layer.weight.shape[1]) * area
+            assert layer.weight.std().item() == pytest.approx((2 / fans) ** 0.5, rel=0.12)
+            assert not layer.bias.any()
+
+
 # -- CIFAR forms -------------------------------------------------------------------------------------------------------
 
 

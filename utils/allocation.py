@@ -22,6 +22,26 @@ def keep_count(density: float, total: int) -> int:
     return max(1, math.floor(density * total + 0.5))
 
 
+def round_counts(density: float, start: float, total: int, rounds: int) -> list[int]:
+    """Weights left after each round of pruning in `rounds` rounds of equal ratio (Tanaka et al. 2020, algorithm 1).
+
+    Round i of R prunes ``int((1 - d_i) * total)`` of all weights, where ``d_i = start * (density / start) ** (i / R)``:
+    the count of the authors' public code, to the weight, since SynFlow's masks depend on it. The last round leaves
+    `keep_count` weights.
+
+    Args:
+        density: fraction of all weights to keep in the end, below `start`.
+        start: fraction of all weights that is there now, in (0, 1].
+        total: number of all weights.
+
+    Returns:
+        one count per round; the counts never rise.
+    """
+    keep, left = keep_count(density, total), round(start * total)
+    densities = [start * (density / start) ** (i / rounds) for i in range(1, rounds)]
+    return [min(left, max(keep, total - int((1 - d) * total))) for d in densities] + [keep]
+
+
 # --- which weights: exact top-k --------------------------------------------------------------------------------------
 
 

@@ -28,19 +28,18 @@ def glorot_init(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def kaiming_init(model: nn.Module) -> None:
-    """Convolutions ~ N(0, 2 / fan_out), Linear ~ N(0, 2 / fan_in), biases 0 (He et al. 2015); BN starts at (1, 0).
+def he_init_convolutions(model: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / fan_out), their biases 0 (He et al. 2015; fan_out as in torchvision). Nothing else.
 
-    Forward and backward variance agree but at a change of width, where the convolutions follow torchvision's fan_out.
-    The last layer has few outputs, so that fan_out there would make the first logits huge.
+    The classifier stays as torch draws it, U(-b, b) with b = 1 / sqrt(fan_in), as in torchvision's ResNets: no ReLU
+    follows it, so He's factor of 2 would only make the first logits 2.45 times as large, and a short training would be
+    spent on shrinking them. BatchNorm starts at (1, 0), torch's default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class LeNet300100(nn.Module):
@@ -119,6 +118,7 @@ class CifarResNet(nn.Module):
     """The CIFAR ResNets of He et al. 2016, section 4.2: 6n + 2 layers, stages of 16, 32 and 64 channels, option A.
 
     With 10 classes 269,722 (20), 464,154 (32), 658,586 (44), 853,018 (56) and 1,727,962 (110) parameters.
+    Initialisation: He-normal convolutions, the classifier as torch draws it (`he_init_convolutions`).
     """
 
     def __init__(self, depth: int, num_classes: int, image_shape: ImageShape):
@@ -130,7 +130,7 @@ class CifarResNet(nn.Module):
         self.layer2 = self._stage(16, 32, 2, blocks)
         self.layer3 = self._stage(32, 64, 2, blocks)
         self.fc = nn.Linear(64, num_classes)
-        kaiming_init(self)
+        he_init_convolutions(self)
 
     @staticmethod
     def _stage(channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
@@ -166,6 +166,7 @@ class PreResNet(nn.Module):
 
     As the paper's appendix has it, the stem's BN and ReLU serve as the first block's pre-activation, before its split
     into two paths, and a last BN and ReLU follow the last block. Images above 64 pixels get the 7x7 stem and max-pool.
+    Initialisation: He-normal convolutions, the classifier as torch draws it (`he_init_convolutions`).
     """
 
     def __init__(self, num_classes: int, image_shape: ImageShape):
@@ -181,7 +182,7 @@ class PreResNet(nn.Module):
         self.layer4 = self._stage(256, 512)
         self.bn2 = nn.BatchNorm2d(512)
         self.fc = nn.Linear(512, num_classes)
-        kaiming_init(self)
+        he_init_convolutions(self)
 
     @staticmethod
     def _stage(channels: int, out: int) -> nn.Sequential:
@@ -226,8 +227,9 @@ class CifarVGG(nn.Module):
             channels = width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(512, num_classes)
-        kaiming_init(self)
+        he_init_convolutions(self)
         nn.init.normal_(self.classifier.weight, std=0.01)  # as torchvision's
+        nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))

@@ -20,6 +20,7 @@ from utils.allocation import (
     global_top_k,
     global_top_k_alive,
     keep_count,
+    round_counts,
 )
 from utils.conv_type import apply_masks, kept_counts, masked_params
 from utils.scores import (
@@ -88,7 +89,7 @@ def prune(
             first batch only the images' shape, synflow.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow alone: score and prune this often, to density d0 * (density / d0) ** (i / rounds) in round i,
-            where d0 is the density at the start (1 at initialization, the paper's schedule).
+            where d0 is the density at the start (1 at initialization, the paper's schedule; see `round_counts`).
         dtype: snip and grasp alone: torch.float32 or float64 to compute in; None is the weights' own, at least float32.
 
     Returns:
@@ -107,7 +108,9 @@ def prune(
     keep = _checked_keep(method, density, masks)
     apply_masks(model)  # criteria score the weights as they stand, so pruned ones must be zero
     try:
-        chosen = _choose(model, masks, keep, criterion, inputs)
+        left, total = sum(kept_counts(masks)), sum(mask.numel() for mask in masks)
+        counts = round_counts(density, left / total, total, rounds) if criterion.in_rounds else [keep]
+        chosen = _choose(model, masks, counts, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
     for mask, new in zip(masks, chosen):
@@ -166,14 +169,15 @@ def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
 
 
 def _choose(
-    model: nn.Module, masks: Sequence[Tensor], keep: int, criterion: Criterion, inputs: Inputs
+    model: nn.Module, masks: Sequence[Tensor], counts: Sequence[int], criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """New masks with `keep` ones."""
+    """New masks with ``counts[-1]`` ones; `counts` has the number of weights that each round leaves."""
+    keep = counts[-1]
     if keep == sum(kept_counts(masks)):
         return masks  # nothing goes: nothing to score for
     with scoring(model):
         if criterion.in_rounds:
-            return _in_rounds(model, masks, keep, criterion, inputs)
+            return _in_rounds(model, masks, counts, criterion, inputs)
         scores = _scored(model, masks, criterion, inputs)
         chosen = criterion.allocate(scores, masks, keep)
         if criterion.score is not random_scores:
@@ -182,9 +186,9 @@ def _choose(
 
 
 def _in_rounds(
-    model: nn.Module, masks: Sequence[Tensor], keep: int, criterion: Criterion, inputs: Inputs
+    model: nn.Module, masks: Sequence[Tensor], counts: Sequence[int], criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """Scored and pruned `inputs.rounds` times, in steps of equal ratio (Tanaka et al. 2020, algorithm 1).
+    """Scored and pruned once per entry of `counts` (Tanaka et al. 2020, algorithm 1).
 
     The paper promises that no layer collapses while others have weights, which holds for chains of layers. Shortcuts
     and bottlenecks of residual networks, beside which the flow has another path, do die. In the end such a layer gets
@@ -194,12 +198,10 @@ def _in_rounds(
     """
     # One batch is enough for its shape; a DataLoader would start its workers anew for every round.
     inputs = replace(inputs, batches=list(islice(inputs.batches, 1)))
-    start = left = sum(kept_counts(masks))
+    left, keep = sum(kept_counts(masks)), counts[-1]
     lost: dict[int, Tensor] = {}  # by layer: one True, at the best weight of its last round
     before_death = None
-    for i in range(1, inputs.rounds + 1):
-        # k_i / N = d0 * (d / d0)^(i / rounds); the last is `keep` itself, whatever the rounding.
-        aim = keep if i == inputs.rounds else max(keep, keep_count((keep / start) ** (i / inputs.rounds), start))
+    for aim in counts:
         if aim == left:
             continue
         scores = _scored(model, masks, criterion, inputs)
