@@ -6,7 +6,7 @@ Loads the config, starts the workers (or finds that torchrun did), and runs the 
 """
 
 if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below take seconds
-    from utils.signals import exit_quietly
+    from utils.processes.signals import exit_quietly
 
     exit_quietly(worker=__name__ == "__mp_main__")
     if __name__ == "__main__":
@@ -22,31 +22,28 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from harness_params import Config, ConfigError, load_config, tell_faults
-from harness_utils import (
-    SUMMARY_COLUMNS,
-    Run,
-    cpu_copy,
-    layer_rows,
-    load_weights,
-)
-from utils import distributed, resume
-from utils.conv_type import apply_masks, density, insert_masks, masked_params
-from utils.dataset import Data, load_data
+from harness_params import Config, ConfigError, load_config
+from harness_utils import Run, open_run, print_levels
+from utils import distributed
+from utils.conv_type import apply_masks, density, masked_params
+from utils.dataset import load_data
 from utils.distributed import Context
-from utils.files import RunError
-from utils.level_pruning import check_pruning, prune_level
-from utils.models import create_model
-from utils.order import stable_seed
-from utils.run_directory import check_run_directory, open_run, taken_up_again
-from utils.signals import Stopped, StopRequest
-from utils.training import Tally, Trainer, configure_kernels
-from utils.workers import WorkerFailure, end_at_once, launch
+from utils.errors import RunError, tell_faults
+from utils.launcher import WorkerFailure, end_at_once, launch
+from utils.processes.place import started_by_launcher, started_rank
+from utils.processes.signals import Stopped
+from utils.runs import resume
+from utils.runs.directory import check_run_directory, taken_up_again
+from utils.runs.pruning import check_pruning, prune_level
+from utils.runs.stopping import StopRequest
+from utils.runs.tables import SUMMARY_COLUMNS, layer_rows
+from utils.runs.weights import cpu_copy, load_weights
+from utils.seeds import stable_seed
+from utils.training.hardware import configure_kernels
+from utils.training.trainer import Tally, Trainer, build_model
 
 OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
@@ -76,25 +73,6 @@ def run_levels(cfg: Config, ctx: Context) -> int:
         if ctx.is_main:
             print_levels(run)
     return 0
-
-
-def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
-    """The network with its masks, the same on every rank, on the rank's device."""
-    torch.manual_seed(cfg.experiment_params.seed)
-    try:
-        m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
-        insert_masks(model, cfg.prune_params.exclude)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
-    if cfg.dist_params.sync_bn and ctx.world > 1:
-        if ctx.device.type != "cuda":
-            raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    memory_format = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
-    model = model.to(ctx.device, memory_format=memory_format)
-    ctx.broadcast_tensors(list(model.state_dict().values()))
-    return model
 
 
 class Harness:
@@ -251,14 +229,6 @@ class Harness:
         raise Stopped(self.stop.signum)
 
 
-def print_levels(run: Run) -> None:
-    """The table of levels that ends a run."""
-    run.writer.flush()
-    frame = pd.DataFrame(run.tables["summary"], columns=SUMMARY_COLUMNS)
-    print(f"\n{run.path}")
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-
-
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
@@ -275,14 +245,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = load_config(argv)
         notes = distributed.notes_on(cfg)
-        if distributed.started_rank() == 0:  # the other machines of a run may not even see its directory
+        if started_rank() == 0:  # the other machines of a run may not even see its directory
             cfg = taken_up_again(cfg)
             check_run_directory(cfg)
             for note in notes:
                 print(f"harness: note: {note}", file=sys.stderr)
         d = cfg.dist_params
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
-        if nproc == 1 or distributed.started_by_launcher():
+        if nproc == 1 or started_by_launcher():
             return work(cfg)
         return launch(work, (cfg,), nproc, d.address, d.port)
     except ConfigError as error:
@@ -314,6 +284,6 @@ def _tell(kind: str, message: str, trace: str) -> int:
 
 if __name__ == "__main__":
     exit_status = main()
-    if exit_status and distributed.started_by_launcher():
+    if exit_status and started_by_launcher():
         end_at_once(exit_status)
     sys.exit(exit_status)

@@ -4,7 +4,7 @@
     cfg = make_config({"optimizer": {"lr": 0.05}})        # the same checks, from Python
     cfg.optimizer.lr, cfg.replace({"optimizer": {"lr": 0.1}}), dump_yaml(cfg)
 
-A config is frozen and holds its values only: no global, no environment variable. utils/config_checks.py has the checks
+A config is frozen and holds its values only: no global, no environment variable. utils/config/rules.py has the checks
 across options. Nothing here imports torch, so that ``--help`` and faults answer at once; what needs the data or the
 model is checked where those are made.
 """
@@ -17,10 +17,12 @@ from typing import Any
 import fastargs
 import yaml
 
-from utils.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
-from utils.config import ConfigError, Group, Legacy, Option, Resolved, Source, fault, help_text, resolve, show
-from utils.config_checks import BETWEEN_PROCESSES, CHECKS, DATASET_CLASSES, METHODS, NO_METHOD, without_effect
-from utils.config_sources import parse_words, read_yaml
+from utils.config.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
+from utils.config.options import Group, Legacy, Option, Resolved, Source, fault, help_text, resolve, show
+from utils.config.rules import BETWEEN_PROCESSES, CHECKS, DATASET_CLASSES, without_effect
+from utils.config.sources import parse_words, read_yaml
+from utils.errors import ConfigError, tell_faults
+from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
 __all__ = ["Config", "ConfigError", "dump_yaml", "load_config", "make_config"]
@@ -288,12 +290,6 @@ def end_on_faults() -> None:
         load_config()
     except ConfigError as error:
         raise SystemExit(tell_faults(error.faults)) from None
-
-
-def tell_faults(faults: Sequence[str]) -> int:
-    """Prints a line a fault of a config, and returns the exit status of one: 2 (DESIGN 7)."""
-    print(*(f"harness: {line}" for line in faults), sep="\n", file=sys.stderr)
-    return 2
 
 
 def dump_yaml(config: Config) -> str:

@@ -4,87 +4,32 @@ Only rank 0 touches files. Everything it writes goes through one background writ
 resume state on disk never tells of a checkpoint that is not.
 """
 
+import contextlib
+import datetime
+import fcntl
 import hashlib
 import io
 import json
 import sys
 import threading
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+import yaml
+from torch import Tensor
 
-from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, kept_counts, masked_params
-from utils.files import BackgroundWriter, RunError, load, pack, sha256, write_whole
-
-SUMMARY_COLUMNS = [
-    "level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds",
-]  # fmt: skip
-EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
-LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
-
-
-def cpu_copy(obj: Any) -> Any:
-    """`obj` with every tensor in it copied to the CPU, safe to write while training goes on; tuples become lists."""
-    if isinstance(obj, Tensor):
-        return obj.detach().to("cpu", copy=True)
-    if isinstance(obj, dict):
-        return {key: cpu_copy(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [cpu_copy(value) for value in obj]
-    return obj
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copies weights and buffers (BN statistics) of `state` into the model in place; masks stay the model's own.
-
-    Raises:
-        RunError: names or shapes are another model's.
-    """
-    own = model.state_dict()
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise RunError(f"{source} holds no weights of a network")
-    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
-    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
-    if wrong:
-        raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in masks:
-                tensor.copy_(state[name])
-
-
-def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copies the masks of `state` into the model in place."""
-    for name, _, mask in masked_params(model):
-        mask.copy_(state[name + MASK_SUFFIX])
-
-
-def saved_states(run: Path) -> list[dict[str, Any]]:
-    """The index of a run's resume states, newest first; empty when none was saved.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    index = run / "artifacts" / "state.json"
-    try:
-        entries = json.loads(index.read_text())
-        sound = [isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries]
-        if isinstance(entries, list) and entries and all(sound):
-            return entries
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
-    raise RunError(f"{index} is damaged; start a level again with resume_level")
-
-
-def trained_levels(run: Path) -> int:
-    """How many levels a run has finished, by its newest resume state. Errors as `saved_states`."""
-    return next((state["level"] for state in saved_states(run)), 0)
+from harness_params import Config, dump_yaml
+from utils.errors import RunError
+from utils.files import BackgroundWriter, load, pack, sha256, sweep_parts, write_whole
+from utils.processes.place import launch_id
+from utils.runs.directory import _lock_file, _never_began
+from utils.runs.environment import describe
+from utils.runs.states import saved_states, trained_levels
+from utils.runs.tables import SUMMARY_COLUMNS, _columns, _parsed
 
 
 class Run:
@@ -285,25 +230,95 @@ class Run:
             raise RunError(f"{path} is no readable CSV: {error}") from error
 
 
-def _parsed(column: str, text: str) -> Any:
-    if column == "layer":
-        return text
-    if column == "dead":
-        return text == "True"
-    if text == "":  # how not-a-number is written
-        return float("nan")
-    return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)
+@contextlib.contextmanager
+def open_run(cfg: Config) -> Iterator[Run]:
+    """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
+
+    Raises:
+        RunError: it cannot be created, or another process runs in it.
+    """
+    e = cfg.experiment_params
+    name = e.resume_expt_name or e.expt_name or _default_name()
+    path = Path(e.base_dir) / name
+    try:
+        if not e.resume_expt_name:
+            path.mkdir(parents=True, exist_ok=True)
+        for folder in ("checkpoints", "artifacts", "metrics/epochwise_metrics"):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        lock = open(_lock_file(path), "a+")  # noqa: SIM115 - held for the life of the run
+    except OSError as error:
+        raise RunError(f"experiment_params.base_dir: cannot create {path}: {error.strerror}") from error
+    with lock:
+        _acquire(lock, path)
+        if not e.resume_expt_name and not _never_began(path):
+            raise RunError(f"experiment_params.expt_name: another process has just run in {path}")
+        sweep_parts(path)
+        run = Run(path, cfg)
+        try:
+            finished = run.is_finished()
+            if not finished:  # before the config is there: from then on the same torchrun must know its run
+                lock.truncate(0)
+                lock.write(launch_id())
+                lock.flush()
+            if e.resume_expt_name:
+                _record_levels(path / "expt_config.yaml", cfg.prune_params.num_levels)
+            else:
+                resolved = cfg.replace({"experiment_params": {"expt_name": name}})
+                write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
+            if not finished:
+                _record_environment(path)
+            yield run
+            run.writer.flush()
+        finally:
+            run.writer.close()
 
 
-def _columns(table: str) -> list[str]:
-    return {"summary": SUMMARY_COLUMNS, "layerwise_density": LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+def _acquire(lock: IO[Any], path: Path) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise RunError(f"another process is running in {path}") from None
+            time.sleep(0.2)
+        except OSError as error:  # some network file systems cannot
+            raise RunError(f"experiment_params.base_dir: cannot lock {path}: {error.strerror}") from error
 
 
-def layer_rows(model: nn.Module, level: int) -> list[dict[str, Any]]:
-    """One row a masked layer: its name, kept and total weights, density, and whether it is dead (none kept)."""
-    entries = [(name, mask) for name, _, mask in masked_params(model)]
-    rows = []
-    for (name, mask), kept in zip(entries, kept_counts([mask for _, mask in entries])):
-        total = mask.numel()
-        rows.append(dict(zip(LAYER_COLUMNS, (level, name, kept, total, kept / total, kept == 0))))
-    return rows
+def _default_name() -> str:
+    return f"experiment_{datetime.datetime.now():%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
+
+
+def _record_levels(file: Path, levels: int) -> None:
+    """Writes how many levels the run is to have now into its config, which figures go by."""
+    saved = yaml.safe_load(file.read_text())
+    section = saved.setdefault("prune_params", {})
+    if section.get("num_levels") != levels:
+        section["num_levels"] = levels
+        write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
+
+
+def _record_environment(path: Path) -> None:
+    """Appends what runs here to ``artifacts/environment.json``: one entry a start, so a resumed run tells of each."""
+    file = path / "artifacts" / "environment.json"
+    try:
+        entries = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        entries = []
+    entries = [*(entries if isinstance(entries, list) else []), describe()]
+    write_whole(file, json.dumps(entries, indent=1).encode())
+
+
+# The processes of a run that was just killed are gone within this time: a DataLoader's worker looks for its parent
+# every 5 seconds, and holds the run's lock until then.
+LOCK_SECONDS = 10.0
+
+
+def print_levels(run: Run) -> None:
+    """The table of levels that ends a run."""
+    run.writer.flush()
+    frame = pd.DataFrame(run.tables["summary"], columns=SUMMARY_COLUMNS)
+    print(f"\n{run.path}")
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from harness_params import make_config
-from utils.dataset import Data, load_data
+from utils.data.loaders import Data
+from utils.dataset import load_data
 from utils.distributed import Context
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"

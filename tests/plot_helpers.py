@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness_params import dump_yaml, make_config
-from utils.plot_data import Group
 from utils.plot_results import load_groups
+from utils.plots.runs import Group
 
 LAYERS = ["fc1.weight", "fc2.weight", "fc3.weight"]
 EPOCHS = 2

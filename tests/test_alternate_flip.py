@@ -6,7 +6,8 @@ import torch
 
 from harness_params import ConfigError, make_config
 from tests.data_helpers import load
-from utils.memory_loader import MemoryTrainLoader, Normalizer
+from utils.data.images import Normalizer
+from utils.data.in_memory import MemoryTrainLoader
 
 N = 600
 PLAN = {"batch_size": 64, "drop_last": False, "seed": 3, "rank": 0, "world": 1}

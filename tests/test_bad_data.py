@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.data_files import CIFAR10_FILES
+from utils.data.published import CIFAR10_FILES
 from utils.dataset import load_data
 from utils.distributed import Context
 

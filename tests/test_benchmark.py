@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from harness_params import make_config
-from tests.benchmarks.arithmetic import step_flops
 from tests.conftest import ROOT
 from utils import benchmark
+from utils.bench.arithmetic import step_flops
 from utils.distributed import Context
 
 

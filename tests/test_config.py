@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from harness_params import SCHEMA, dump_yaml, load_config, make_config, unused_alone
-from utils.config_checks import DATASET_CLASSES, METHODS, NO_METHOD
+from utils.config.rules import DATASET_CLASSES
+from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +280,7 @@ def test_choices_match_the_registries():
 
 
 def test_choices_match_the_data_sets():
-    from utils.dataset import DATASETS
+    from utils.data.specs import DATASETS
 
     assert {name: spec.num_classes for name, spec in DATASETS.items()} == DATASET_CLASSES
 

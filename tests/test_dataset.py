@@ -11,10 +11,12 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.config_checks import DATASET_CLASSES
-from utils.dataset import DATASETS
-from utils.memory_loader import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader, Normalizer, pixel_statistics
-from utils.order import check_shares, epoch_order, global_batch, rank_places, share, stable_seed, steps_per_epoch
+from utils.config.rules import DATASET_CLASSES
+from utils.data.epochs import check_shares, epoch_order, global_batch, rank_places, share, steps_per_epoch
+from utils.data.images import Normalizer, pixel_statistics
+from utils.data.in_memory import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader
+from utils.data.specs import DATASETS
+from utils.seeds import stable_seed
 
 CPU = torch.device("cpu")
 

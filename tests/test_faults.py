@@ -50,7 +50,7 @@ class FillDisk:
 
     def __call__(self) -> None:
         import harness_utils
-        from utils import run_directory
+        from utils.runs import directory as run_directory
 
         plain = harness_utils.write_whole
 

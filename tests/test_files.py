@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from utils.files import BackgroundWriter, RunError, load, pack, scratch_folder, sha256, sweep_parts, write_whole
+from utils.errors import RunError
+from utils.files import BackgroundWriter, load, pack, scratch_folder, sha256, sweep_parts, write_whole
 
 
 class Hostile:

@@ -8,9 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
-from utils.plot_figures import draw_accuracy, draw_curves, draw_layers, layer_table
 from utils.plot_results import main
-from utils.plot_style import COLOURS, DENSE
+from utils.plots.figures import draw_accuracy, draw_curves, draw_layers, layer_table
+from utils.plots.style import COLOURS, DENSE
 
 
 @pytest.fixture(autouse=True)

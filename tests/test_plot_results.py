@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
-from utils.plot_data import find_runs
-from utils.plot_lines import dense_accuracy, points
-from utils.plot_names import IGNORED
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
+from utils.plots.lines import dense_accuracy, points
+from utils.plots.names import IGNORED
+from utils.plots.runs import find_runs
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_runs_of_one_name_in_several_folders_are_several_runs(tmp_path):
 
 
 def test_whatever_is_free_on_resume_makes_no_other_method(tmp_path):
-    from utils.run_directory import FREE_ON_RESUME
+    from utils.runs.directory import FREE_ON_RESUME
 
     assert {f"{section}.{key}" for section, keys in FREE_ON_RESUME.items() for key in keys} <= IGNORED
     write_run(tmp_path, "a", [90, 80], **{"dist_params.threads": 1})

@@ -5,16 +5,15 @@ import contextlib
 import pytest
 import torch
 
-from harness import Harness, build_model
+from harness import Harness
 from harness_params import Config, make_config
-from harness_utils import Run
+from harness_utils import Run, open_run
 from utils.conv_type import density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
-from utils.level_pruning import prune_level
-from utils.run_directory import open_run
-from utils.signals import StopRequest
-from utils.training import Trainer
+from utils.runs.pruning import prune_level
+from utils.runs.stopping import StopRequest
+from utils.training.trainer import Trainer, build_model
 
 K = 1
 

@@ -18,9 +18,9 @@ import yaml
 from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
 from utils import run_grid
-from utils.grid import Grid, read_grid, summary
-from utils.plot_names import method_name
+from utils.grids.grid import Grid, read_grid, summary
 from utils.plot_results import main as plot
+from utils.plots.names import method_name
 from utils.run_grid import environment, main, parse
 
 CONFIG = str(ROOT / "configs" / "digits_lenet.yaml")
@@ -227,7 +227,7 @@ def test_threads_and_gpus_of_a_place(monkeypatch):
 
 def test_a_run_of_a_grid_under_torchrun_is_no_worker_of_it(tmp_path):
     """Asked of torchrun itself, which knows best what it sets."""
-    code = "import os; from utils.grid import Grid; from utils.run_grid import environment; "
+    code = "import os; from utils.grids.grid import Grid; from utils.run_grid import environment; "
     code += f"open({str(tmp_path / 'said')!r}, 'w').write(' '.join(environment(Grid(()), 0)))"
     script = tmp_path / "worker.py"
     script.write_text(code)

@@ -12,7 +12,7 @@ import pytest
 from tests.processes import alive_in_session, all_gone
 from tests.test_resume_launches import workers_of
 from tests.traps import KINDS, SHORT, begun, states_of
-from utils import signals
+from utils.processes import signals
 
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
 # Minutes of pruning at initialization.

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from harness_params import ConfigError
-from utils import workers
+from utils import launcher as workers
 from utils.distributed import serve_store
-from utils.signals import STOPPING, Stopped
+from utils.processes.signals import STOPPING, Stopped
 
 FORK = multiprocessing.get_context("fork")
 

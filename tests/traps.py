@@ -60,7 +60,7 @@ class StopAt:
         self.steps, self.signum = steps, signum
 
     def __call__(self) -> None:
-        from utils.signals import StopRequest
+        from utils.runs.stopping import StopRequest
 
         plain, self.calls = StopRequest.__call__, 0
 

@@ -4,8 +4,8 @@
                               [--synthetic N]
 
 "plain loop" is the same network, dense, in a well-written PyTorch loop on the same data in memory
-(tests/benchmarks/plain_loop.py); "usual harness" is how pruning harnesses usually do it
-(tests/benchmarks/usual_harness.py). They take turns within each round, each on its own number of CPU threads: ours as
+(utils/bench/plain_loop.py); "usual harness" is how pruning harnesses usually do it
+(utils/bench/usual_harness.py). They take turns within each round, each on its own number of CPU threads: ours as
 the harness chooses it, the others on all that the process has. Figures are medians over the rounds with the
 smallest and largest in brackets; ratios are medians of the rounds' own. A first round warms up and is not counted.
 Under torchrun several processes are measured (training alone).
@@ -30,19 +30,20 @@ from typing import Any
 import torch
 import torchvision
 
-from harness import build_model
 from harness_params import Config, ConfigError, load_config
-from tests.benchmarks import level_change, usual_harness
-from tests.benchmarks.arithmetic import Matmul, step_flops
-from tests.benchmarks.data import Arrays, OneBatch, load
-from tests.benchmarks.plain_loop import PlainLoop
 from utils import distributed
+from utils.bench import level_change, usual_harness
+from utils.bench.arithmetic import Matmul, step_flops
+from utils.bench.data import Arrays, OneBatch, load
+from utils.bench.plain_loop import PlainLoop
 from utils.conv_type import apply_masks
-from utils.cores import available_cores
-from utils.dataset import DATASETS, Data, augment_recipe
+from utils.data.loaders import Data, augment_recipe
+from utils.data.specs import DATASETS
 from utils.distributed import Context
+from utils.processes.place import available_cores, started_by_launcher
 from utils.pruning_utils import prune
-from utils.training import Trainer, autocast_dtype, configure_kernels
+from utils.training.hardware import autocast_dtype, configure_kernels
+from utils.training.trainer import Trainer, build_model
 
 NAMES = ("ours", "plain loop", "usual harness")
 DENSITY = 0.2  # of the networks that have masks
@@ -270,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = load_config(rest)
         o, nproc = cfg.optimizer, cfg.dist_params.nproc
-        if cfg.dist_params.distributed and nproc > 1 and not distributed.started_by_launcher():
+        if cfg.dist_params.distributed and nproc > 1 and not started_by_launcher():
             raise ConfigError([
                 f"dist_params.nproc: {nproc} is not started from here: "
                 f"torchrun --nproc_per_node={nproc} -m utils.benchmark ..."

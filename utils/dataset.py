@@ -1,130 +1,33 @@
 """The data sets by name, and `load_data`, which turns a config into training and test batches.
 
-A new data set is one line in `DATASETS`, with a reader as in utils/data_files.py.
+A new data set is one line in `DATASETS`, with a reader as in utils/data/published.py.
 """
 
 import difflib
-import hashlib
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from utils import data_files
-from utils.config import ConfigError
-from utils.files import RunError
-from utils.folder_loader import FolderTestLoader, FolderTrainLoader
-from utils.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
-from utils.memory_loader import MemoryTestLoader, MemoryTrainLoader, Normalizer, pixel_statistics
-
-# ImageNet's statistics, as all of torchvision's models are trained with.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# dataset.augment -> (crop, flip)
-AUGMENTS = {"none": (False, False), "flip": (False, True), "crop": (True, False), "crop_flip": (True, True)}
-
-# loader: auto holds a tree of images in memory if they are at most so wide and high, and so many bytes when decoded.
-SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
-# The training resolution of larger images.
-LARGE_RESOLUTION = 224
-WHOLE_BYTES = 8 << 20  # what of an array makes its identity
-
-
-class Files(Protocol):
-    """A published data set on disk (utils/data_files.py)."""
-
-    def fetch(self, root: Path, download: bool) -> None: ...
-    def read(self, root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """What is known of a data set before its files are read.
-
-    Attributes:
-        num_classes: None if the tree of images decides.
-        image_shape: (C, H, W); None if the tree of images decides.
-        mean, std: of the training pixels scaled to 0..1, one number a channel.
-        augment: the usual recipe, a key of `AUGMENTS`.
-        files: None for a tree of images.
-        full_scale: the pixel value that means 1.
-    """
-
-    name: str
-    num_classes: int | None
-    image_shape: tuple[int, int, int] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: str
-    files: Files | None
-    full_scale: float = 255
-
-
-# CIFAR is cropped and flipped as by He et al. 2016; SVHN is not augmented, as by Zagoruyko & Komodakis 2016. Turning
-# digits and clothes around makes other digits and clothes.
-_SPECS = [
-    DataSpec("Digits", 10, (1, 8, 8), (0.3059,), (0.3766,), "none", data_files.DigitsFiles(), full_scale=16),
-    DataSpec("MNIST", 10, (1, 28, 28), (0.1307,), (0.3081,), "none", data_files.MNIST_FILES),
-    DataSpec("FashionMNIST", 10, (1, 28, 28), (0.2860,), (0.3530,), "none", data_files.FASHION_MNIST_FILES),
-    DataSpec("CIFAR10", 10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip",
-             data_files.CIFAR10_FILES),
-    DataSpec("CIFAR100", 100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip",
-             data_files.CIFAR100_FILES),
-    DataSpec("SVHN", 10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none",
-             data_files.SVHN_FILES),
-    DataSpec("ImageNet", 1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", None),
-    DataSpec("ImageFolder", None, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", None),
-]  # fmt: skip
-DATASETS: dict[str, DataSpec] = {spec.name: spec for spec in _SPECS}
-
-
-class TrainLoader(Protocol):
-    """Training batches; see `utils.order.EpochPlan` for the attributes."""
-
-    num_images: int
-    batch_size: int
-    steps_per_epoch: int
-
-    def global_batch(self, step: int) -> int: ...
-    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def score_batches(self, level: int, num_batches: int) -> list[tuple[Tensor, Tensor]]: ...
-
-
-class TestLoader(Protocol):
-    """Test batches of this rank; over all ranks every image once. num_images counts the whole test set."""
-
-    num_images: int
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-
-@dataclass
-class Data:
-    """Both loaders of a data set.
-
-    Attributes:
-        image_shape: (C, H, W) of a training image.
-        other_shapes: of test images and of progressive resizing, where they are others.
-        identity: the same for the same data (`identity_of`), wherever it lies; by it a resume knows what it began with.
-    """
-
-    train: TrainLoader
-    test: TestLoader
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    other_shapes: tuple[tuple[int, int, int], ...] = ()
-    identity: str = ""
-
-    def close(self) -> None:
-        """Ends worker processes, where there are any."""
-        for loader in (self.train, self.test):
-            if hasattr(loader, "close"):
-                loader.close()
+from utils.data import published
+from utils.data.by_workers import FolderTestLoader, FolderTrainLoader
+from utils.data.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
+from utils.data.images import Normalizer, pixel_statistics
+from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
+from utils.data.loaders import (
+    LARGE_RESOLUTION,
+    SMALL_BYTES,
+    SMALL_PIXELS,
+    Data,
+    _check_classes,
+    _plan,
+    augment_recipe,
+    data_root,
+    identity_of,
+)
+from utils.data.specs import DATASETS, DataSpec, Files
+from utils.errors import ConfigError, RunError
 
 
 def load_data(cfg: Any, ctx: Any) -> Data:
@@ -150,7 +53,7 @@ def _loaded(cfg: Any, ctx: Any) -> Data:
     spec = DATASETS[name]
     _check_classes(cfg, spec.num_classes, name)
     if cfg.dataset.loader == "ffcv":
-        from utils.ffcv_loader import load_ffcv
+        from utils.ffcv.loader import load_ffcv
 
         return load_ffcv(cfg, ctx, spec)
     if spec.files is None:
@@ -158,42 +61,6 @@ def _loaded(cfg: Any, ctx: Any) -> Data:
     _fetch(cfg, ctx, spec.files)
     root = data_root(cfg)
     return _in_memory(cfg, ctx, spec, spec.files.read(root, train=True), spec.files.read(root, train=False))
-
-
-def identity_of(*arrays: np.ndarray) -> str:
-    """Digest of arrays (of labels, file names or images), of large ones by a sample of rows."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        rows = array if array.nbytes <= WHOLE_BYTES else array[:: -(-array.nbytes // WHOLE_BYTES)]
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(rows).tobytes())
-    return digest.hexdigest()
-
-
-def data_root(cfg: Any) -> Path:
-    return Path(cfg.dataset.data_root).expanduser()
-
-
-def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
-    """(crop, flip) as the config says, or as is usual for the data set."""
-    name = spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment
-    if name not in AUGMENTS:
-        raise ValueError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
-    crop, flip = AUGMENTS[name]
-    if cfg.dataset.alternate_flip and not flip:
-        raise ConfigError(
-            f"dataset.alternate_flip: true is not allowed: dataset.augment {cfg.dataset.augment} flips no image of "
-            f"{spec.name}; with augment flip or crop_flip"
-        )
-    return crop, flip
-
-
-def _check_classes(cfg: Any, own: int | None, name: str) -> None:
-    if own is not None and cfg.dataset.num_classes not in (0, own):
-        raise ConfigError(
-            f"dataset.num_classes: {cfg.dataset.num_classes} is not allowed: {name} has {own} classes "
-            f"(0 or {own}; 0 = the data set's own)"
-        )
 
 
 def _fetch(cfg: Any, ctx: Any, files: Files) -> None:
@@ -212,18 +79,7 @@ def _fetch(cfg: Any, ctx: Any, files: Files) -> None:
         raise RunError(told)
 
 
-def _plan(cfg: Any, ctx: Any) -> dict[str, Any]:
-    """Keyword arguments of EpochPlan."""
-    return {
-        "batch_size": cfg.dataset.batch_size,
-        "drop_last": cfg.dataset.drop_last,
-        "seed": cfg.experiment_params.seed,
-        "rank": ctx.rank,
-        "world": ctx.world,
-    }
-
-
-def _in_memory(cfg: Any, ctx: Any, spec: DataSpec, train: data_files.Arrays, test: data_files.Arrays) -> Data:
+def _in_memory(cfg: Any, ctx: Any, spec: DataSpec, train: published.Arrays, test: published.Arrays) -> Data:
     """Arrays (images, labels) to loaders on the device. `spec` must be complete."""
     _, height, width = spec.image_shape
     for key in ("resolution", "eval_resolution"):

@@ -1,6 +1,6 @@
 """Processes: who am I, how do they find each other, what do they say to each other.
 
-The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers (utils/workers.py);
+The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers (utils/launcher.py);
 started by ``torchrun`` it finds its place in the environment and starts none.
 One process needs no process group: every collective below is then a no-op.
 """
@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness_params import Config, ConfigError, make_config, unused_alone
-from utils.cores import share_of_cores
+from utils.processes.place import share_of_cores
 
 
 @dataclass(frozen=True)
@@ -136,34 +135,6 @@ class Context:
 def default_nproc(nproc: int) -> int:
     """Processes to start on this machine for ``dist_params.nproc``: 0 means one a GPU, or one on the CPU."""
     return nproc or max(1, torch.cuda.device_count())
-
-
-def started_by_launcher() -> bool:
-    """Whether torchrun, or a launcher that speaks as it does, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
-
-
-def started_rank() -> int:
-    """This process's rank as its launcher gave it; 0 where there is none."""
-    return int(os.environ.get("RANK", 0))
-
-
-def launch_id() -> str:
-    """Names the torchrun that started this process, the same when it starts the workers anew; empty without one.
-
-    It is the ``--rdzv_id``, which a job that is queued again may keep. Without one torchrun says "none": then its own
-    process is what tells it from others. (Its count of restarts tells nothing: each machine's torchrun keeps its own,
-    and does not count the restarts that another machine caused.)
-    """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if run_id != "none":
-        return run_id
-    parent = os.getppid()
-    try:
-        started = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {parent} {started}"
-    except OSError:  # not Linux
-        return ""
 
 
 def notes_on(cfg: Config) -> list[str]:

@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 
-
-class RunError(RuntimeError):
-    """The run cannot go on, for a reason its user can act on: told in one line, without a traceback."""
+from utils.errors import RunError
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:

@@ -10,21 +10,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torchvision import models
 
-from utils.cifar_models import (
+from utils.networks.blurpool import add_blurpool
+from utils.networks.cifar import (
     CifarResNet,
-    CifarVGG,
     ConvNet,
     ImageShape,
     LeNet300100,
     PreResNet,
     UnsuitableImages,
-    is_small,
 )
+from utils.networks.torchvision import _resnet, _torchvision, _vgg
 
 Builder = Callable[[int, ImageShape], nn.Module]
 
@@ -96,28 +95,6 @@ def canonical_name(name: str) -> str:
     )
 
 
-def add_blurpool(model: nn.Module) -> int:
-    """Blurs the input of every strided convolution with at least 16 input channels; returns how many there are.
-
-    The filter is the fixed binomial [1, 2, 1] x [1, 2, 1] / 16 of Zhang 2019, zero-padded, as ffcv-imagenet has it (1x1
-    shortcut convolutions included, max-pools and option-A shortcuts not). It sits in a forward pre-hook with a
-    non-persistent buffer: layers keep class and name, and the state_dict is the plain model's.
-    """
-    count = 0
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= 16:
-            taps = torch.tensor([1.0, 2.0, 1.0], dtype=module.weight.dtype, device=module.weight.device)
-            kernel = (taps.outer(taps) / 16).expand(module.in_channels, 1, 3, 3).contiguous()
-            module.register_buffer("blur_kernel", kernel, persistent=False)
-            module.register_forward_pre_hook(_blur_input)
-            count += 1
-    return count
-
-
-def _blur_input(conv: nn.Conv2d, args: tuple[Tensor]) -> Tensor:
-    return F.conv2d(args[0], conv.blur_kernel, padding=1, groups=conv.in_channels)
-
-
 def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
@@ -131,88 +108,6 @@ def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> 
     finally:
         model.train()
     assert logits.shape == (2, num_classes), logits.shape
-
-
-# -- torchvision -------------------------------------------------------------------------------------------------------
-
-
-def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's own model, with options by which it fits other image sizes and returns one tensor of logits."""
-    channels, height, width = image_shape
-    options = {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_"):
-        patch = int(name.rpartition("_")[2])
-        if height != width or height % patch:
-            raise UnsuitableImages(f"it needs square images whose side is a multiple of its patch, {patch} pixels")
-        options = {"image_size": height}
-    elif name == "maxvit_t":
-        options = {"input_size": (height, width)}
-    try:
-        model = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except ValueError as error:  # MaxViT checks its partitions as it is built
-        raise UnsuitableImages(str(error).partition("\n")[0]) from error
-    if channels != 3:
-        _set_input_channels(model, channels)
-    return model
-
-
-# torchvision hard-codes 3 input channels, and draws the first convolution as each paper did. `reset_parameters` is
-# torch's default, for models that leave it so. Biases that torchvision sets to zero stay so.
-_fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
-_FIRST_CONV_INIT: dict[type[nn.Module], Callable[[nn.Conv2d], object]] = {
-    models.AlexNet: nn.Conv2d.reset_parameters,
-    models.ConvNeXt: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.02),
-    models.DenseNet: lambda conv: nn.init.kaiming_normal_(conv.weight),
-    models.EfficientNet: lambda conv: _fan_out(conv.weight),
-    models.GoogLeNet: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.01),
-    models.Inception3: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.1),
-    models.MaxVit: lambda conv: nn.init.normal_(conv.weight, std=0.02),
-    models.MNASNet: lambda conv: _fan_out(conv.weight),
-    models.MobileNetV2: lambda conv: _fan_out(conv.weight),
-    models.MobileNetV3: lambda conv: _fan_out(conv.weight),
-    models.RegNet: lambda conv: _fan_out(conv.weight),
-    models.ResNet: lambda conv: _fan_out(conv.weight),
-    models.ShuffleNetV2: nn.Conv2d.reset_parameters,
-    models.SqueezeNet: lambda conv: nn.init.kaiming_uniform_(conv.weight),
-    models.SwinTransformer: nn.Conv2d.reset_parameters,
-    models.VGG: lambda conv: _fan_out(conv.weight),
-    models.VisionTransformer: lambda conv: nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5),
-}
-
-
-def _set_input_channels(model: nn.Module, channels: int) -> None:
-    """Gives the first convolution `channels` input channels, drawn as that model draws it.
-
-    Raises:
-        ValueError: a kind of model whose initialisation is not in the table above.
-    """
-    if type(model) not in _FIRST_CONV_INIT:
-        raise UnsuitableImages("its first layer is only known for 3 channels")
-    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    weight = conv.weight
-    conv.in_channels = channels
-    conv.weight = nn.Parameter(weight.new_empty((weight.shape[0], channels, *weight.shape[2:])))
-    _FIRST_CONV_INIT[type(model)](conv)
-
-
-def _resnet(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's ResNet; for small images with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
-    if not is_small(image_shape):
-        return _torchvision(name, num_classes, image_shape)
-    model = models.get_model(name, weights=None, num_classes=num_classes)
-    model.conv1 = nn.Conv2d(image_shape[0], 64, 3, 1, 1, bias=False)
-    _fan_out(model.conv1.weight)
-    model.maxpool = nn.Identity()
-    return model
-
-
-def _vgg(depth: int, batch_norm: bool, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's VGG; for small images `CifarVGG`."""
-    if is_small(image_shape):
-        return CifarVGG(depth, batch_norm, num_classes, image_shape)
-    return _torchvision(f"vgg{depth}_bn" if batch_norm else f"vgg{depth}", num_classes, image_shape)
 
 
 MODELS: dict[str, Builder] = {

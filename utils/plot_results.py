@@ -26,9 +26,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from utils.plot_data import Group, find_runs, group_runs, read_run, read_tidy, tidy
-from utils.plot_figures import METRICS, draw_accuracy, draw_curves, draw_layers
-from utils.plot_lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
+from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
+from utils.plots.lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
+from utils.plots.runs import Group, find_runs, group_runs, read_run, read_tidy, tidy
 
 TICKET_DENSITY = 0.1
 # Percent: a mean of equal accuracies may come out a last bit above them; one image is a thousand times as much.

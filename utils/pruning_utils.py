@@ -1,6 +1,6 @@
 """Pruning: a criterion scores the weights, an allocation turns scores into masks, and `prune` sets the masks.
 
-A new criterion is one function in utils/scores.py and one line in `CRITERIA`. Nothing but `prune` changes a mask.
+A new criterion is one function in utils/pruning/scores.py and one line in `CRITERIA`. Only `prune` changes masks.
 """
 
 import difflib
@@ -12,7 +12,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.allocation import (
+from utils.conv_type import apply_masks, kept_counts, masked_params
+from utils.pruning.allocation import (
     Allocation,
     balanced,
     best_of,
@@ -22,8 +23,7 @@ from utils.allocation import (
     keep_count,
     round_counts,
 )
-from utils.conv_type import apply_masks, kept_counts, masked_params
-from utils.scores import (
+from utils.pruning.scores import (
     SYNFLOW_ROUNDS,
     Inputs,
     Scores,

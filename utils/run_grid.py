@@ -43,8 +43,8 @@ from types import FrameType
 from tqdm import tqdm
 
 from harness_params import ConfigError
-from utils.cores import available_cores
-from utils.grid import Grid, Job, distinct_notes, read_grid, summary
+from utils.grids.grid import Grid, Job, distinct_notes, read_grid, summary
+from utils.processes.place import available_cores
 
 HARNESS = Path(__file__).parent.parent / "harness.py"
 POLL_SECONDS = 0.2  # between two looks at the processes

@@ -12,16 +12,18 @@ import time
 
 import torch
 
-from harness import build_model, print_levels
 from harness_params import Config, ConfigError, load_config
-from harness_utils import EPOCH_COLUMNS, SUMMARY_COLUMNS, Run, cpu_copy, layer_rows, load_weights
+from harness_utils import Run, open_run, print_levels
 from utils.conv_type import apply_masks, density
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
-from utils.level_pruning import check_pruning, prune_level
-from utils.order import stable_seed
-from utils.run_directory import check_run_directory, open_run
-from utils.training import Trainer, configure_kernels
+from utils.runs.directory import check_run_directory
+from utils.runs.pruning import check_pruning, prune_level
+from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS, layer_rows
+from utils.runs.weights import cpu_copy, load_weights
+from utils.seeds import stable_seed
+from utils.training.hardware import configure_kernels
+from utils.training.trainer import Trainer, build_model
 
 
 def make_trainer(cfg: Config) -> Trainer:

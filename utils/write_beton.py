@@ -14,72 +14,15 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
-import numpy as np
-
-from utils.checkers import nearest
-from utils.cores import available_cores
-from utils.dataset import DATASETS
-from utils.files import RunError
-from utils.image_tree import Split, find_tree, image_size, open_image
-
-
-class Source(Protocol):
-    """Labelled images by number; `__getitem__` raises ValueError, naming the file, where one is broken."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
-    def largest(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class TreeSource:
-    """The image files of one split."""
-
-    split: Split
-
-    def __len__(self) -> int:
-        return len(self.split.files)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            image = open_image(self.split.path(index))
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("dataset.data_root: ")) from error
-        return np.asarray(image), int(self.split.labels[index])
-
-    def largest(self) -> int:
-        """Pixels of the largest image, by the files' headers."""
-        most = 0
-        for index in range(len(self)):
-            try:
-                height, width = image_size(self.split.path(index))
-            except ValueError:  # it is broken, which reading it will tell
-                continue
-            most = max(most, height * width)
-        return most
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Images (N, H, W, 1 or 3) and labels (N,) in memory; grey ones become RGB."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = self.images[index]
-        return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))), int(self.labels[index])
-
-    def largest(self) -> int:
-        return self.images.shape[1] * self.images.shape[2]
+from utils.config.checkers import nearest
+from utils.data.image_tree import find_tree
+from utils.data.specs import DATASETS
+from utils.errors import RunError
+from utils.ffcv.sources import ArraySource, Source, TreeSource
+from utils.processes.place import available_cores
 
 
 def find_source(name: str, data_root: Path) -> dict[str, Source]:
@@ -184,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def write_split(split: str, source: Source, args: argparse.Namespace) -> None:
     """One file, and a line on stdout that says what is in it."""
-    from utils.ffcv_writer import Encoding, write_beton
+    from utils.ffcv.writer import Encoding, write_beton
 
     encoding = Encoding(args.max_resolution, args.compress_probability, args.jpeg_quality)
     path = args.out / f"{split}_{encoding}.beton"

@@ -6,10 +6,11 @@ The two machines are network namespaces of this one, joined by a veth pair whose
 token bucket (tc tbf) to the rate in Mbit/s; each holds one process, started as torchrun starts it. That takes root and
 iproute2. Rate 0 is the loopback of one machine, unshaped, which takes neither.
 
-Dense is DDP's own all-reduce, sparse the hook of utils/sparse_allreduce.py, in fp32, on two copies of one network with
-the same random masks; they take turns, step by step. Two kinds of step: "gradients" makes the gradients at no cost and
-averages them; "training" is forward, backward and optimizer on `--batch` images a process. Bytes are what the sender's
-interface counted (headers included), a step; allowed are density x dense + 1% + the parameters that have no mask.
+Dense is DDP's own all-reduce, sparse the hook of utils/training/sparse_allreduce.py, in fp32, on two copies of one
+network with the same random masks; they take turns, step by step. Two kinds of step: "gradients" makes the gradients
+at no cost and averages them; "training" is forward, backward and optimizer on `--batch` images a process. Bytes are
+what the sender's interface counted per step (headers included); allowed are density x dense + 1% + the parameters that
+have no mask.
 Each row's gradients are compared: the sparse ones must be the dense ones times the mask, bit for bit.
 """
 
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from utils.conv_type import apply_masks, insert_masks, keep_masked, masked_params
 from utils.distributed import Context, join
 from utils.models import create_model
-from utils.sparse_allreduce import KeptGradients
+from utils.training.sparse_allreduce import KeptGradients
 
 PREFIX, LINK, PORT = "tickets", "tickets0", 29400
 NETWORK = "10.213.77"

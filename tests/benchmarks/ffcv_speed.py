@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from harness_params import make_config
 from utils import write_beton
-from utils.dataset import Data, load_data
+from utils.data.loaders import Data
+from utils.dataset import load_data
 from utils.distributed import Context
 
 

@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from utils.allocation import keep_count
 from utils.conv_type import insert_masks, masked_params
 from utils.models import create_model
+from utils.pruning.allocation import keep_count
 from utils.pruning_utils import CRITERIA, prune
 
 DENSITIES = [0.8, 0.5, 0.2, 0.1, 0.02, 0.01]

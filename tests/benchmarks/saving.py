@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from harness import Harness, build_model
+from harness import Harness
 from harness_params import load_config
+from harness_utils import open_run
 from utils.dataset import load_data
 from utils.distributed import join
-from utils.run_directory import open_run
-from utils.signals import StopRequest
-from utils.training import Trainer
+from utils.runs.stopping import StopRequest
+from utils.training.trainer import Trainer, build_model
 
 REPEATS = 10
 

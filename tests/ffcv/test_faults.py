@@ -23,9 +23,9 @@ from tests.ffcv_helpers import (
     threads,
     write_raw,
 )
-from utils.ffcv_decode import compile_decoder, decode_images
-from utils.ffcv_prefetch import Prefetcher
-from utils.files import RunError
+from utils.errors import RunError
+from utils.ffcv.beton import compile_decoder, decode_images
+from utils.ffcv.prefetch import Prefetcher
 
 pytestmark = pytest.mark.ffcv
 
@@ -49,7 +49,7 @@ def test_the_decoder_is_compiled_before_anyone_waits(raw, monkeypatch):
     def refuse() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("utils.ffcv_decode.compile_decoder", refuse)
+    monkeypatch.setattr("utils.ffcv.beton.compile_decoder", refuse)
     with pytest.raises(ZeroDivisionError):
         ffcv(raw)
 
@@ -205,8 +205,8 @@ def test_classes(raw, tmp_path):
 
 
 def test_without_ffcv(raw, monkeypatch):
-    monkeypatch.delitem(sys.modules, "utils.ffcv_decode")
-    monkeypatch.delattr("utils.ffcv_decode")
+    monkeypatch.delitem(sys.modules, "utils.ffcv.beton")
+    monkeypatch.delattr("utils.ffcv.beton")
     monkeypatch.setitem(sys.modules, "ffcv.reader", None)
     with pytest.raises(ValueError, match=r"dataset\.loader: ffcv is not allowed here: FFCV cannot be imported"):
         ffcv(raw)

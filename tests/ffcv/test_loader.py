@@ -20,13 +20,13 @@ from tests.ffcv_helpers import (
     write,
     write_raw,
 )
-from utils import ffcv_loader
+from utils.data.epochs import epoch_order
+from utils.data.images import epoch_resolution
 from utils.dataset import load_data
 from utils.distributed import Context
-from utils.ffcv_batches import FFCVTestLoader
-from utils.ffcv_crops import epoch_resolution
-from utils.ffcv_decode import Beton
-from utils.order import epoch_order
+from utils.ffcv import loader as ffcv_loader
+from utils.ffcv.batches import FFCVTestLoader
+from utils.ffcv.beton import Beton
 
 pytestmark = pytest.mark.ffcv
 LEVEL = 1 / 255 / 0.225  # a grey level, normalised

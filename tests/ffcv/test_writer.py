@@ -15,11 +15,11 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.ffcv_helpers import SETTINGS, TRAIN, VAL, make_tree, nothing_left, write, write_raw
-from utils.dataset import DATASETS
-from utils.ffcv_decode import Beton
-from utils.ffcv_writer import Encoding, write_beton
-from utils.files import RunError
-from utils.image_tree import find_tree, open_image
+from utils.data.image_tree import find_tree, open_image
+from utils.data.specs import DATASETS
+from utils.errors import RunError
+from utils.ffcv.beton import Beton
+from utils.ffcv.writer import Encoding, write_beton
 
 pytestmark = pytest.mark.ffcv
 RAW = Encoding(0, 0.0, 90)

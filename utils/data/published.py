@@ -1,0 +1,212 @@
+"""The published data sets as files on disk: where they lie, how they are downloaded, and reading them into arrays.
+
+Every reader gives uint8 images (N, H, W, C) and int64 labels (N,), and names the file at fault when one is missing or
+damaged.
+"""
+
+import gzip
+import hashlib
+import pickle
+import socket
+import tempfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+from torchvision import datasets
+
+from utils.errors import RunError
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+DIGITS_TEST_PER_CLASS = 36
+DOWNLOAD_TIMEOUT_SECONDS = 30
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"dataset.data_root: {path} is truncated or corrupt ({why}); replace or delete it")
+
+
+def _check(path: Path, images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], num_classes: int) -> Arrays:
+    """The arrays, contiguous and in their final types, if they have the shapes and labels they should have."""
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise _damaged(path, f"images are {images.dtype} {images.shape}, not uint8 (N, {', '.join(map(str, shape))})")
+    if labels.shape != (len(images),):
+        raise _damaged(path, f"{labels.shape} labels for {len(images)} images")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise _damaged(path, f"labels {labels.min()} to {labels.max()}, not 0 to {num_classes - 1}")
+    return np.require(images, requirements=["C", "W"]), labels.astype(np.int64)
+
+
+class DigitsFiles:
+    """scikit-learn's 8x8 digits (values 0..16), which come with the package: nothing to download."""
+
+    def fetch(self, root: Path, download: bool) -> None:
+        """Nothing to do."""
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        """1437 training or 360 test images: 36 of each class, drawn once for all, are the test set."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        # RandomState's stream is frozen by numpy's compatibility policy, so the split is the same everywhere.
+        random = np.random.RandomState(0)
+        is_test = np.zeros(len(digits.target), dtype=bool)
+        for label in range(10):
+            is_test[random.permutation(np.flatnonzero(digits.target == label))[:DIGITS_TEST_PER_CLASS]] = True
+        take = ~is_test if train else is_test
+        images = digits.images[take].astype(np.uint8)[..., None]
+        return _check(Path("load_digits"), images, digits.target[take], (8, 8, 1), 10)
+
+
+class TorchvisionFiles:
+    """Files in the layout of a torchvision data set class, which also knows how to download them.
+
+    Args:
+        source: the torchvision class: its names, checksums and `download` are used, its reading is not (it does not
+            say which file is bad).
+        folder: where it keeps its files, below the data root.
+    """
+
+    def __init__(self, source: type, folder: str, num_classes: int):
+        self.source, self.folder, self.num_classes = source, folder, num_classes
+
+    def names(self) -> dict[str, str | None]:
+        """File name -> MD5, or None where none is published."""
+        raise NotImplementedError
+
+    def missing(self, root: Path) -> list[Path]:
+        paths = [root / self.folder / name for name in self.names()]
+        return [path for path in paths if not path.is_file()]
+
+    def fetch(self, root: Path, download: bool) -> None:
+        """Makes sure that all files are there. What a failed download has written is removed.
+
+        Raises:
+            ValueError, RuntimeError: they are not (download is off, or fails); says which files to put where.
+        """
+        missing = self.missing(root)
+        if not missing:
+            return
+        name, folder = self.source.__name__, (root / self.folder).absolute()
+        advice = f"put {', '.join(self.names())} into {folder}"
+        if not download:
+            lacks = f"{name} has no {missing[0].name} in {folder}"
+            raise ValueError(f"dataset.data_root: {lacks}; {advice}, or set dataset.download: true")
+        made = not root.exists()
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as part:
+                self.download(Path(part))
+                (root / self.folder).mkdir(parents=True, exist_ok=True)
+                for path in missing:
+                    (Path(part) / self.folder / path.name).replace(path)
+        except (OSError, RuntimeError, EOFError, HTTPException) as error:
+            if made and root.exists() and not any(root.iterdir()):
+                root.rmdir()
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(f"the download of {name} failed ({why}); {advice} (dataset.data_root)") from error
+        finally:
+            socket.setdefaulttimeout(patience)
+
+    def download(self, root: Path) -> None:
+        for train in (True, False):
+            self.source(str(root), train=train, download=True)
+
+    def checked(self, root: Path, name: str) -> Path:
+        """The path of a file whose MD5 is right."""
+        path, expected = root / self.folder / name, self.names()[name]
+        try:
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except OSError as error:
+            raise ValueError(f"dataset.data_root: cannot read {path}: {error.strerror}") from error
+        if found != expected:
+            raise _damaged(path, f"its MD5 is {found}, not {expected}")
+        return path
+
+
+class IdxFiles(TorchvisionFiles):
+    """MNIST's format (LeCun's idx), unpacked or still in .gz."""
+
+    def names(self) -> dict[str, str | None]:
+        # Checksums are published for the .gz only, which is not kept; headers and sizes are checked instead.
+        return {name.removesuffix(".gz"): None for name, _ in self.source.resources}
+
+    def missing(self, root: Path) -> list[Path]:
+        return [path for path in super().missing(root) if not path.with_name(path.name + ".gz").is_file()]
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        prefix = "train" if train else "t10k"
+        path = root / self.folder / f"{prefix}-images-idx3-ubyte"
+        labels = read_idx(root / self.folder / f"{prefix}-labels-idx1-ubyte")
+        return _check(path, read_idx(path)[..., None], labels, (28, 28, 1), self.num_classes)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in an idx file (or in the same file with .gz added): 2 zero bytes, type, rank, sizes, values."""
+    try:
+        if path.is_file():
+            raw = path.read_bytes()
+        else:
+            path = path.with_name(path.name + ".gz")
+            with gzip.open(path) as file:
+                raw = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, str(error)) from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise _damaged(path, "not an idx file of bytes")
+    start = 4 + 4 * raw[3]
+    shape = tuple(int(size) for size in np.frombuffer(raw[4:start], dtype=">u4"))
+    values = np.frombuffer(raw, dtype=np.uint8, offset=start)
+    if len(values) != np.prod(shape, dtype=np.int64):
+        raise _damaged(path, f"{len(values)} values where the header says {shape}")
+    return values.reshape(shape)
+
+
+class CifarFiles(TorchvisionFiles):
+    """The "python version" of CIFAR: pickles of (N, 3072) arrays."""
+
+    def names(self) -> dict[str, str | None]:
+        return dict(map(tuple, self.source.train_list + self.source.test_list)) | {
+            self.source.meta["filename"]: self.source.meta["md5"]
+        }
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        images, labels = [], []
+        for name, _ in self.source.train_list if train else self.source.test_list:
+            # Unpickled only with the right checksum: a pickle can run any code.
+            path = self.checked(root, name)
+            entry = pickle.loads(path.read_bytes(), encoding="latin1")
+            images.append(entry["data"])
+            labels += entry["labels"] if "labels" in entry else entry["fine_labels"]
+        pixels = np.concatenate(images).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return _check(path, pixels, np.array(labels), (32, 32, 3), self.num_classes)
+
+
+class SvhnFiles(TorchvisionFiles):
+    """SVHN's cropped digits: MATLAB files of (32, 32, 3, N) arrays; label 10 is the digit 0."""
+
+    def names(self) -> dict[str, str | None]:
+        return {self.source.split_list[split][1]: self.source.split_list[split][2] for split in ("train", "test")}
+
+    def download(self, root: Path) -> None:
+        for split in ("train", "test"):
+            self.source(str(root), split=split, download=True)
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        from scipy.io import loadmat
+
+        path = self.checked(root, self.source.split_list["train" if train else "test"][1])
+        content = loadmat(path)
+        images, labels = content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1).astype(np.int64)
+        return _check(path, images, labels % 10, (32, 32, 3), self.num_classes)
+
+
+MNIST_FILES = IdxFiles(datasets.MNIST, "MNIST/raw", 10)
+FASHION_MNIST_FILES = IdxFiles(datasets.FashionMNIST, "FashionMNIST/raw", 10)
+CIFAR10_FILES = CifarFiles(datasets.CIFAR10, datasets.CIFAR10.base_folder, 10)
+CIFAR100_FILES = CifarFiles(datasets.CIFAR100, datasets.CIFAR100.base_folder, 100)
+SVHN_FILES = SvhnFiles(datasets.SVHN, ".", 10)

@@ -1,0 +1,1 @@
+"""Networks: those of the papers for small images, torchvision's, and blur before striding."""

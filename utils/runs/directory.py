@@ -1,0 +1,122 @@
+"""Opening a run directory: may this config run there, create it or take it up again, lock it, record what runs."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import yaml
+
+from harness_params import Config, ConfigError, make_config
+from utils.errors import RunError
+from utils.processes.place import launch_id
+from utils.runs.states import trained_levels
+
+# Options that say where and how a run executes, not what the experiment is: free to differ on resume.
+FREE_ON_RESUME = {
+    "dataset": {"num_workers", "data_root", "download", "os_cache", "train_beton", "val_beton"},
+    "prune_params": {"num_levels"},  # more levels prolong a study; fewer than are trained are refused
+    "experiment_params": {
+        "base_dir", "expt_name", "resume_level", "resume_expt_name", "compile", "cuda_graphs",
+        "channels_last", "save_every_epochs", "save_every_minutes", "deterministic",
+    },
+    "dist_params": {
+        "threads", "distributed", "nproc", "backend", "address", "port", "sparse_allreduce", "timeout_minutes",
+    },
+}  # fmt: skip
+
+
+def check_run_directory(cfg: Config) -> None:
+    """Faults of the run directory that can be told before any work: it exists, it does not, it is another experiment.
+
+    Raises:
+        ConfigError: as said; nothing was created.
+    """
+    e = cfg.experiment_params
+    base = Path(e.base_dir)
+    for folder in [base, *base.parents]:
+        if folder.exists():
+            if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError([f"experiment_params.base_dir: {str(base)!r}: {folder} is not a writable folder"])
+            break
+    key, name = ("resume_expt_name", e.resume_expt_name) if e.resume_expt_name else ("expt_name", e.expt_name)
+    path = base / name
+    if name and path.resolve().parent != base.resolve():
+        raise ConfigError([f"experiment_params.{key}: {name!r} leaves {base}: it is a link to {path.resolve()}"])
+    if e.resume_expt_name:
+        faults = _faults_of_resuming(cfg, path)
+    elif e.expt_name and path.exists() and not _never_began(path):
+        faults = [
+            f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
+            f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"
+        ]
+    else:
+        faults = []
+    if faults:
+        raise ConfigError(faults)
+
+
+def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
+    e = cfg.experiment_params
+    no_run = f"experiment_params.resume_expt_name: {e.resume_expt_name!r}: no run to resume at {path}"
+    if path.is_dir() and _never_began(path):
+        return [f"{no_run}: it was stopped before it began; start it with expt_name instead"]
+    try:
+        saved = yaml.safe_load((path / "expt_config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return [f"{no_run}: {' '.join(str(error).split())}"]
+    if not isinstance(saved, dict) or not all(isinstance(options, dict) for options in saved.values()):
+        return [f"{no_run}: expt_config.yaml does not hold sections of options"]
+    faults = []
+    defaults = make_config().to_dict()  # an option that is newer than the run had its default's effect then
+    for section, options in cfg.to_dict().items():
+        for key, value in options.items():
+            old = saved.get(section, {}).get(key, defaults[section][key])
+            if key not in FREE_ON_RESUME.get(section, set()) and old != value:
+                faults.append(
+                    f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
+                )
+    asked = cfg.prune_params.num_levels
+    with contextlib.suppress(RunError):  # a damaged index is told of when it is needed
+        if not e.resume_level and asked < (trained := trained_levels(path)):
+            faults.append(
+                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
+                "resume_level starts one of them again"
+            )
+    if e.resume_level:
+        needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
+        if e.training_type == "wr":
+            needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
+        missing = [name for name in needed if not (path / name).exists()]
+        if missing:
+            faults.append(
+                f"experiment_params.resume_level: {e.resume_level} starts from {' and '.join(missing)}, "
+                f"which {path} does not hold"
+            )
+    return faults
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a run directory was left before its config was written: empty folders, a lock, and temporary files."""
+    return path.is_dir() and all(
+        file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
+    )
+
+
+def taken_up_again(cfg: Config) -> Config:
+    """The config of workers that torchrun starts anew: the run that this torchrun has begun already is resumed.
+
+    A run without ``expt_name`` cannot be found again, and starts afresh under another name.
+    """
+    e, launch = cfg.experiment_params, launch_id()
+    path = Path(e.base_dir) / e.expt_name
+    if not launch or e.resume_expt_name or not e.expt_name or not (path / "expt_config.yaml").exists():
+        return cfg
+    with contextlib.suppress(OSError):
+        if _lock_file(path).read_text() == launch:
+            return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
+    return cfg
+
+
+def _lock_file(path: Path) -> Path:
+    """What the process that runs there holds locked; it holds that process's `launch_id`."""
+    return path / "artifacts" / "lock"
