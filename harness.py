@@ -15,23 +15,21 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
         end_on_faults()
 
 import contextlib
-import re
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from harness_params import Config, ConfigError, load_config
+from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils import distributed
 from utils.conv_type import apply_masks, density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
-from utils.errors import RunError, tell_faults
+from utils.errors import RunError, print_report, report
 from utils.launcher import WorkerFailure, end_at_once, launch
 from utils.processes.place import started_by_launcher, started_rank
 from utils.processes.signals import Stopped
@@ -44,8 +42,6 @@ from utils.runs.weights import cpu_copy, load_weights
 from utils.seeds import stable_seed
 from utils.training.hardware import configure_kernels
 from utils.training.trainer import Tally, Trainer, build_model
-
-OPTION = re.compile(r"(model_params|dataset|prune_params|experiment_params|optimizer|dist_params)\.\w+")
 
 
 def run_levels(cfg: Config, ctx: Context) -> int:
@@ -255,31 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if nproc == 1 or started_by_launcher():
             return work(cfg)
         return launch(work, (cfg,), nproc, d.address, d.port)
-    except ConfigError as error:
-        return tell_faults(error.faults)
     except Stopped as stopped:
         print(f"harness: {stopped}", file=sys.stderr)
         return 128 + stopped.signum
     except WorkerFailure as failure:
-        return _tell(failure.kind, str(failure), failure.traceback)
+        return print_report(failure.record)
     except Exception as error:  # the last resort: whatever it is, one clear line comes last
-        kind, message = type(error).__name__, str(error)
-        if distributed.is_lost_connection(kind, message):
-            return _tell(kind, f"a worker was lost: {message}", "")
-        return _tell(kind, message, traceback.format_exc())
-
-
-def _tell(kind: str, message: str, trace: str) -> int:
-    """Prints what went wrong, the one clear line last; a traceback only where the fault may be the program's own."""
-    if kind == "ConfigError":
-        return tell_faults(message.splitlines())
-    line = " ".join(message.split())
-    # Faults of data, options or disk say so themselves: RunError, or an error that names an option.
-    if kind == "RunError" or OPTION.match(line) or not trace:
-        print(f"harness: {line}", file=sys.stderr)
-    else:
-        print(f"{trace}\nharness: {kind}: {line}".rstrip(": "), file=sys.stderr)
-    return 1
+        return report(error)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ import yaml
 
 from utils.config.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
 from utils.config.options import Group, Legacy, Option, Resolved, Source, fault, help_text, resolve, show
-from utils.config.rules import BETWEEN_PROCESSES, CHECKS, DATASET_CLASSES, without_effect
+from utils.config.rules import BETWEEN_PROCESSES, CHECKS, without_effect
 from utils.config.sources import parse_words, read_yaml
-from utils.errors import ConfigError, tell_faults
+from utils.data.specs import DATASETS
+from utils.errors import ConfigError, report
 from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
@@ -48,7 +49,7 @@ _section(
 _section(
     "dataset",
     "the images",
-    dataset_name=Option(Choice(list(DATASET_CLASSES), any_case=True), "Digits", "", "the data set"),
+    dataset_name=Option(Choice(list(DATASETS), any_case=True), "Digits", "", "the data set"),
     num_classes=Option(Int(2, or_zero=True), 0, "classes", "classes of the data set; 0 = its own"),
     batch_size=Option(Int(1), 128, "images", "global batch, shared out over all processes"),
     num_workers=Option(Int(0, 1024), 2, "processes", "loader workers of each process (torchvision and ffcv loaders)"),
@@ -78,7 +79,7 @@ _section(
     "prune_params",
     "what is pruned, and how far",
     prune_rate=Option(Float("(0, 1)"), 0.2, "fraction", "share of the remaining weights pruned before each level"),
-    prune_method=Option(Choice(METHODS), "mag", "", "criterion between levels"),
+    prune_method=Option(Choice(list(METHODS)), "mag", "", "criterion between levels"),
     num_levels=Option(Int(1, 10000), 12, "levels", "levels trained; level 0 is the dense one"),
     er_method=Option(Choice([NO_METHOD, *METHODS]), NO_METHOD, "", "criterion at initialization"),
     er_init=Option(Float("(0, 1]"), 1.0, "fraction", "density left by pruning at initialization"),
@@ -289,7 +290,7 @@ def end_on_faults() -> None:
     try:
         load_config()
     except ConfigError as error:
-        raise SystemExit(tell_faults(error.faults)) from None
+        raise SystemExit(report(error)) from None
 
 
 def dump_yaml(config: Config) -> str:

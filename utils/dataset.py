@@ -1,10 +1,11 @@
 """The data sets by name, and `load_data`, which turns a config into training and test batches.
 
-A new data set is one line in `DATASETS`, with a reader as in utils/data/published.py.
+A new data set is one line in `DATASETS` (utils/data/specs.py).
 """
 
 import difflib
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from utils.data.loaders import (
     data_root,
     identity_of,
 )
-from utils.data.specs import DATASETS, DataSpec, Files
-from utils.errors import ConfigError, RunError
+from utils.data.published import READERS, Files
+from utils.data.specs import DATASETS, DataSpec
+from utils.errors import ConfigError, DataError, RunError
 
 
 def load_data(cfg: Any, ctx: Any) -> Data:
@@ -35,7 +37,7 @@ def load_data(cfg: Any, ctx: Any) -> Data:
 
     Raises:
         ConfigError: an option does not fit the data.
-        ValueError, RuntimeError: files are missing or damaged; one line, on all ranks.
+        DataError, RunError: files are missing or damaged; one line, on all ranks.
     """
     data = _loaded(cfg, ctx)
     asked, images = cfg.dataset.batch_size, data.train.num_images
@@ -49,18 +51,18 @@ def _loaded(cfg: Any, ctx: Any) -> Data:
     name = cfg.dataset.dataset_name
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=len(DATASETS), cutoff=0)
-        raise ValueError(f"dataset.dataset_name: {name} is not allowed: one of {', '.join(near)}")
+        raise DataError(f"dataset.dataset_name: {name} is not allowed: one of {', '.join(near)}")
     spec = DATASETS[name]
     _check_classes(cfg, spec.num_classes, name)
     if cfg.dataset.loader == "ffcv":
         from utils.ffcv.loader import load_ffcv
 
         return load_ffcv(cfg, ctx, spec)
-    if spec.files is None:
+    if spec.is_tree:
         return _load_tree(cfg, ctx, spec)
-    _fetch(cfg, ctx, spec.files)
-    root = data_root(cfg)
-    return _in_memory(cfg, ctx, spec, spec.files.read(root, train=True), spec.files.read(root, train=False))
+    files, root = READERS[spec.reader], data_root(cfg)
+    _fetch(cfg, ctx, files)
+    return _in_memory(cfg, ctx, spec, files.read(root, train=True), files.read(root, train=False))
 
 
 def _fetch(cfg: Any, ctx: Any, files: Files) -> None:
@@ -106,9 +108,9 @@ def _load_tree(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
     train, test = find_tree(data_root(cfg))
     _check_classes(cfg, len(train.classes), str(data_root(cfg)))
     if spec.num_classes not in (None, len(train.classes)):
-        raise ValueError(
-            f"dataset.data_root: {train.folder} has {len(train.classes)} classes, {spec.name} has {spec.num_classes}: "
-            "set dataset.dataset_name: ImageFolder"
+        raise DataError(
+            f"dataset.data_root: {train.folder} has {len(train.classes)} classes, {cfg.dataset.dataset_name} has "
+            f"{spec.num_classes}: set dataset.dataset_name: ImageFolder"
         )
     size, loader = image_size(train.path(0)), cfg.dataset.loader
     if loader == "memory" or (loader == "auto" and _is_small(cfg, size, len(train.files) + len(test.files))):
@@ -137,7 +139,7 @@ def _tree_in_memory(
 ) -> Data:
     mean, std = pixel_statistics(images[0])
     shape = (3, *images[0].shape[1:3])
-    full = DataSpec(spec.name, len(splits[0].classes), shape, mean, std, spec.augment, None)
+    full = replace(spec, num_classes=len(splits[0].classes), image_shape=shape, mean=mean, std=std)
     return _in_memory(cfg, ctx, full, (images[0], splits[0].labels), (images[1], splits[1].labels))
 
 

@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness_params import Config, ConfigError, make_config, unused_alone
+from harness_params import Config, make_config, unused_alone
+from utils.errors import ConfigError, ConnectionLost, RunError
 from utils.processes.place import share_of_cores
 
 
@@ -186,16 +187,17 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
         yield ctx
         return
     timeout = timedelta(minutes=timeout_minutes)
-    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore(agreed_name(store, rank, world, timeout), store),
-        rank=rank,
-        world_size=world,
-        timeout=timeout,
-        device_id=device if on_gpu else None,
-    )
-    yield ctx
+    with _lost_connections():
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(agreed_name(store, rank, world, timeout), store),
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+        yield ctx
     # Not after an exception: nccl's would wait for the other ranks, which wait for this one.
     dist.destroy_process_group()
 
@@ -212,7 +214,7 @@ def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) ->
 
     def pause(missing: str) -> None:  # not the store's own wait, during which Python would answer no signal
         if time.monotonic() > end:
-            raise RuntimeError(f"Connection to {missing} timed out: not started")
+            raise ConnectionLost(f"a worker was lost: connection to {missing} timed out: not started")
         time.sleep(0.01)
 
     if rank > 0:
@@ -264,9 +266,17 @@ def _store_on(listening: socket.socket, address: str) -> dist.TCPStore:
     return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=handle)
 
 
-def is_lost_connection(kind: str, message: str) -> bool:
-    """Whether an error of this class is what a process meets in a collective when another has died or is silent.
+@contextlib.contextmanager
+def _lost_connections() -> Iterator[None]:
+    """Within it, what torch raises in a collective when another process has died or is silent is `ConnectionLost`.
 
-    It is "DistBackendError", or gloo's "Connection closed by peer" or "Timed out waiting".
+    The one place that looks at an error's text: nccl raises classes of its own, gloo a plain RuntimeError such as
+    "Connection closed by peer" or "Timed out waiting".
     """
-    return "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
+    try:
+        yield
+    except RuntimeError as error:  # torch's DistError and its kinds are RuntimeErrors, too
+        ours = isinstance(error, RunError)
+        if not ours and any(word in str(error) for word in ("Connection", "gloo", "NCCL", "recvBytes")):
+            raise ConnectionLost(f"a worker was lost: {error}") from error
+        raise

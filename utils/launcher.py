@@ -13,13 +13,14 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from utils.distributed import is_lost_connection, serve_store
+from utils.distributed import serve_store
+from utils.errors import ConnectionLost, RunError, to_record
 from utils.files import scratch_folder
 from utils.processes.place import share_of_cores
 from utils.processes.signals import SHUTDOWN_SECONDS, NotedSignal, Stopped, exit_quietly, handled, held_back
@@ -41,14 +42,12 @@ class WorkerFailure(RuntimeError):
     """A worker ended before its work did.
 
     Attributes:
-        traceback: the worker's own, empty when it was killed.
-        kind: class name of the exception it died of, empty when it was killed.
+        record: what it died of, for `utils.errors.print_report`.
     """
 
-    def __init__(self, message: str, traceback: str = "", kind: str = ""):
-        super().__init__(message)
-        self.traceback = traceback
-        self.kind = kind
+    def __init__(self, record: dict[str, Any]):
+        super().__init__("; ".join(record["lines"]))
+        self.record = record
 
 
 def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "localhost", port: int = 0) -> int:
@@ -98,9 +97,8 @@ def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tupl
     try:
         status = worker(*args)
     except Exception as error:
-        told = type(error).__name__, str(error), traceback.format_exc()
         with contextlib.suppress(OSError):
-            (errors / f"{rank}.json").write_text(json.dumps(told))
+            (errors / f"{rank}.json").write_text(json.dumps(to_record(error)))
     end_at_once(status)
 
 
@@ -163,25 +161,23 @@ def _end(crew: list[BaseProcess]) -> None:
 
 
 def _cause(codes: list[int | None], first: int, errors: Path, signum: int) -> WorkerFailure | Stopped:
-    """What ended the run: what a worker died of, rather than the connection that others have lost by that."""
-    told = {}
+    """The root cause of the run's end, not the connection errors that it triggered in other workers."""
+    records: dict[int, dict[str, Any]] = {}
     for file in sorted(errors.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
         with contextlib.suppress(OSError, ValueError):
-            told[int(file.stem)] = json.loads(file.read_text())
-    causes = {rank: words for rank, words in told.items() if not is_lost_connection(*words[:2])}
+            records[int(file.stem)] = json.loads(file.read_text())
+    causes = {rank: record for rank, record in records.items() if record["kind"] != ConnectionLost.__name__}
     # One that is killed says nothing, and its connection may be missed before it is.
     killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
     if first in causes or (causes and first not in killed):
-        kind, message, trace = causes.get(first) or next(iter(causes.values()))
-        return WorkerFailure(message, trace, kind)
+        return WorkerFailure(causes.get(first) or next(iter(causes.values())))
     if killed:
         rank = first if first in killed else killed[0]
         number = -codes[rank]
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return WorkerFailure(f"worker {rank} was killed by {name}{LIKELY.get(name, '')}")
+        return WorkerFailure(to_record(RunError(f"worker {rank} was killed by {name}{LIKELY.get(name, '')}")))
     if signum:
         return Stopped(signum)
-    if told:
-        kind, message, trace = next(iter(told.values()))
-        return WorkerFailure(f"a worker was lost: {message}", trace, kind)
-    return WorkerFailure(f"worker {first} ended with exit code {codes[first]}")
+    if records:
+        return WorkerFailure(next(iter(records.values())))
+    return WorkerFailure(to_record(RunError(f"worker {first} ended with exit code {codes[first]}")))

@@ -1,6 +1,7 @@
 """Pruning: a criterion scores the weights, an allocation turns scores into masks, and `prune` sets the masks.
 
-A new criterion is one function in utils/pruning/scores.py and one line in `CRITERIA`. Only `prune` changes masks.
+A new criterion is one function in utils/pruning/scores.py and one line in `METHODS` (utils/pruning/methods.py). Only
+`prune` changes masks.
 """
 
 import difflib
@@ -13,56 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from utils.conv_type import apply_masks, kept_counts, masked_params
-from utils.pruning.allocation import (
-    Allocation,
-    balanced,
-    best_of,
-    erk,
-    global_top_k,
-    global_top_k_alive,
-    keep_count,
-    round_counts,
-)
-from utils.pruning.scores import (
-    SYNFLOW_ROUNDS,
-    Inputs,
-    Scores,
-    grasp_scores,
-    mag_scores,
-    random_scores,
-    scoring,
-    snip_scores,
-    synflow_scores,
-)
+from utils.pruning import allocation
+from utils.pruning import scores as score_functions
+from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, round_counts
+from utils.pruning.methods import METHODS, Method
+from utils.pruning.scores import SYNFLOW_ROUNDS, Inputs, Scores, random_scores, scoring
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """score: what each weight is worth. allocate: which of them stay. source: the paper.
+    """A `Method` with its functions. score: what each weight is worth. allocate: which of them stay."""
 
-    needs_batches: it looks at `prune`'s batches. in_rounds: it is scored and pruned again `rounds` times.
-    """
-
+    method: Method
     score: Scores
     allocate: Allocation
-    source: str
-    needs_batches: bool = False
-    in_rounds: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {
-    "mag": Criterion(mag_scores, global_top_k, "Frankle & Carbin 2019"),
-    "snip": Criterion(snip_scores, global_top_k, "Lee et al. 2019", needs_batches=True),
-    "grasp": Criterion(grasp_scores, global_top_k, "Wang et al. 2020", needs_batches=True),
-    "synflow": Criterion(synflow_scores, global_top_k, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
-    "random": Criterion(random_scores, global_top_k, "uniform over all weights"),
-    "random_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
-    "random_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
-    # The same two, by the names under which they prune at initialization.
-    "er_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
-    "er_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
+    name: Criterion(method, getattr(score_functions, method.score), getattr(allocation, method.allocation))
+    for name, method in METHODS.items()
 }
 
 
@@ -109,7 +81,7 @@ def prune(
     apply_masks(model)  # criteria score the weights as they stand, so pruned ones must be zero
     try:
         left, total = sum(kept_counts(masks)), sum(mask.numel() for mask in masks)
-        counts = round_counts(density, left / total, total, rounds) if criterion.in_rounds else [keep]
+        counts = round_counts(density, left / total, total, rounds) if criterion.method.in_rounds else [keep]
         chosen = _choose(model, masks, counts, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
@@ -125,7 +97,7 @@ def unreachable(model: nn.Module, method: str, density: float) -> str:
     """Why `method` cannot prune a network whose layers all live to `density`; empty if it can."""
     masks = [mask for _, _, mask in masked_params(model)]
     keep = keep_count(density, sum(mask.numel() for mask in masks))
-    if method in CRITERIA and CRITERIA[method].allocate in (erk, balanced) and keep < len(masks):
+    if method in METHODS and METHODS[method].per_layer and keep < len(masks):
         return f"{method} keeps at least one weight in each of {len(masks)} layers; density {density:.2e} keeps {keep}"
     return ""
 
@@ -147,7 +119,7 @@ def _criterion(method: str) -> Criterion:
 
 
 def _check_inputs(method: str, criterion: Criterion, inputs: Inputs) -> None:
-    if criterion.needs_batches and inputs.batches is None:
+    if criterion.method.needs_batches and inputs.batches is None:
         raise ValueError(f"{method} needs batches of (images, labels), and got none")
     if inputs.dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"prune_params.score_dtype: {inputs.dtype} is not allowed: float32 or float64")
@@ -176,7 +148,7 @@ def _choose(
     if keep == sum(kept_counts(masks)):
         return masks  # nothing goes: nothing to score for
     with scoring(model):
-        if criterion.in_rounds:
+        if criterion.method.in_rounds:
             return _in_rounds(model, masks, counts, criterion, inputs)
         scores = _scored(model, masks, criterion, inputs)
         chosen = criterion.allocate(scores, masks, keep)

@@ -19,8 +19,9 @@ from types import FrameType
 
 from utils.config.checkers import nearest
 from utils.data.image_tree import find_tree
+from utils.data.published import READERS
 from utils.data.specs import DATASETS
-from utils.errors import RunError
+from utils.errors import DataError, RunError
 from utils.ffcv.sources import ArraySource, Source, TreeSource
 from utils.processes.place import available_cores
 
@@ -29,23 +30,24 @@ def find_source(name: str, data_root: Path) -> dict[str, Source]:
     """{"val": ..., "train": ...} of a tree of images, or of a data set of utils/dataset.py by its name.
 
     Raises:
-        ValueError: neither; or the tree, or the data set's files, are not as they should be.
+        DataError: neither; or the tree, or the data set's files, are not as they should be.
     """
     names = {known.lower(): known for known in DATASETS}
     if Path(name).is_dir():
         root = Path(name)
     elif name.lower() in names:
         spec, root = DATASETS[names[name.lower()]], data_root
-        if spec.files is not None:
-            spec.files.fetch(root, download=True)
+        if not spec.is_tree:
+            files = READERS[spec.reader]
+            files.fetch(root, download=True)
             return {
-                "val": ArraySource(*spec.files.read(root, False)),
-                "train": ArraySource(*spec.files.read(root, True)),
+                "val": ArraySource(*files.read(root, False)),
+                "train": ArraySource(*files.read(root, True)),
             }
     else:
         near = nearest(name, list(DATASETS))
         hint = f"; did you mean {near}?" if near else ""
-        raise ValueError(f"{name} is neither a folder nor a data set: one of {', '.join(DATASETS)}{hint}")
+        raise DataError(f"{name} is neither a folder nor a data set: one of {', '.join(DATASETS)}{hint}")
     train, test = find_tree(root)
     return {"val": TreeSource(test), "train": TreeSource(train)}
 

@@ -21,9 +21,9 @@ def load(cfg: Config, ctx: Context, synthetic: int) -> tuple[Data, Arrays]:
     """The data, and its training arrays for the usual harness; `synthetic`: as many random images in its stead."""
     spec = DATASETS[cfg.dataset.dataset_name]
     if not synthetic:
-        if cfg.dataset.loader != "memory" and (spec.files is None or cfg.dataset.loader != "auto"):
+        if cfg.dataset.loader != "memory" and (spec.is_tree or cfg.dataset.loader != "auto"):
             raise ConfigError([
-                f"dataset.dataset_name: {spec.name} is a tree of files; measured with --synthetic N, or, as an "
+                f"dataset.dataset_name: {cfg.dataset.dataset_name} is a tree of files; give --synthetic N, or, as an "
                 "ImageFolder of small images of one size, with --dataset.loader=memory"
             ])  # fmt: skip
         data = load_data(cfg, ctx)

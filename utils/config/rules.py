@@ -8,23 +8,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from utils.data.specs import DATASETS
 from utils.pruning.methods import NO_METHOD
 
-# Classes of each data set; None: counted in its tree when that is read.
-DATASET_CLASSES = {
-    "Digits": 10,
-    "MNIST": 10,
-    "FashionMNIST": 10,
-    "CIFAR10": 10,
-    "CIFAR100": 100,
-    "SVHN": 10,
-    "ImageNet": 1000,
-    "ImageFolder": None,
-}
-TREES = ("ImageNet", "ImageFolder")  # image files on disk; the others are held in memory
-# Side in pixels of the images that are held in memory.
-SIDES = {"Digits": 8, "MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32, "SVHN": 32}
-NOT_FLIPPED = ("Digits", "MNIST", "FashionMNIST", "SVHN")  # by their usual recipe, dataset.augment auto
+TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
+
 DROPS = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")  # the schedules with milestones
 
 # Options that do nothing in a run of one level, and in one of one process.
@@ -56,7 +44,7 @@ def _check_density(c: Any) -> Faults:
 
 
 def _check_classes(c: Any) -> Faults:
-    own = DATASET_CLASSES[c.dataset.dataset_name]
+    own = DATASETS[c.dataset.dataset_name].num_classes
     if own is not None and c.dataset.num_classes not in (0, own):
         yield "dataset.num_classes", f"{c.dataset.dataset_name} has {own} classes; write {own}, or 0 for the set's own"
 
@@ -94,7 +82,7 @@ def _check_resolution(c: Any) -> Faults:
     d = c.dataset
     if d.dataset_name in TREES or d.loader == "ffcv":
         return
-    own = SIDES.get(d.dataset_name)
+    own = DATASETS[d.dataset_name].side
     for key in ("resolution", "eval_resolution"):
         if own and getattr(d, key) not in (0, own):
             yield f"dataset.{key}", f"{d.dataset_name} is held in memory at its own {own}x{own} pixels; {own}, or 0"
@@ -104,7 +92,7 @@ def _check_flip(c: Any) -> Faults:
     d = c.dataset
     if not d.alternate_flip:
         return
-    if d.augment in ("none", "crop") or (d.augment == "auto" and d.dataset_name in NOT_FLIPPED):
+    if d.augment in ("none", "crop") or (d.augment == "auto" and not DATASETS[d.dataset_name].flipped):
         what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
         yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
     if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
@@ -212,13 +200,13 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
         yield "dataset.num_workers", "the set is held in memory, where no worker is needed"
     if d.loader != "ffcv":
         yield "dataset.os_cache", "the loader is not ffcv"
-    if d.dataset_name == "Digits":
-        yield "dataset.data_root", "Digits are embedded in scikit-learn"
+    if DATASETS[d.dataset_name].embedded:
+        yield "dataset.data_root", f"{d.dataset_name} comes with a Python package"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
     if e.save_every_epochs == 1:
         yield "experiment_params.save_every_minutes", "the state is saved at every epoch's end, and only there"
-    if d.dataset_name in ("Digits", *TREES):
+    if DATASETS[d.dataset_name].is_tree or DATASETS[d.dataset_name].embedded:
         yield "dataset.download", f"{d.dataset_name} is never fetched"
     if not c.dist_params.distributed:
         for key in ("nproc", "backend", *BETWEEN_PROCESSES):

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.image_tree import Split, open_image
 from utils.data.images import RESIZE_RATIO, Normalizer, random_crop_box
+from utils.errors import DataError
 from utils.processes.signals import held_back, ignore_stops
 from utils.seeds import stable_seed
 
@@ -110,7 +111,7 @@ class _Reader:
         """Normalised images and labels of each batch of keys.
 
         Raises:
-            ValueError: an image cannot be read; names the file.
+            DataError: an image cannot be read; names the file.
         """
         self.passes += 1
         this_pass, self.todo.batches = self.passes, batches
@@ -119,7 +120,7 @@ class _Reader:
             loaded = iter(self.loader)
         for batch in loaded:
             if isinstance(batch, str):
-                raise ValueError(batch)
+                raise DataError(batch)
             pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
             yield self.normalize(pixels), labels
             # Persistent workers serve one pass: going on with an older one would take batches of the newer.

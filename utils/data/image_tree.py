@@ -12,6 +12,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from utils.errors import DataError
+
 # Pixel formats that hold 8 bits a channel, or fewer: others (16 bits, floats) would be clipped on the way to RGB.
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
 SPLITS = {True: ("train",), False: ("val", "test")}
@@ -42,7 +44,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        raise ValueError(f"dataset.data_root: cannot read {folder}: {error.strerror}") from error
+        raise DataError(f"dataset.data_root: cannot read {folder}: {error.strerror}") from error
 
 
 def _is_class(entry: os.DirEntry) -> bool:
@@ -50,7 +52,7 @@ def _is_class(entry: os.DirEntry) -> bool:
     try:
         return not entry.is_file()
     except OSError as error:  # a link to itself
-        raise ValueError(f"dataset.data_root: cannot read {entry.path}: {error.strerror}") from error
+        raise DataError(f"dataset.data_root: cannot read {entry.path}: {error.strerror}") from error
 
 
 def _files_below(entry: os.DirEntry, prefix: str) -> list[str]:
@@ -59,11 +61,11 @@ def _files_below(entry: os.DirEntry, prefix: str) -> list[str]:
     for below in _entries(entry.path):
         # A directory entry knows its type, so that only links cost a look at the file itself: trees can have millions.
         if below.is_symlink() and not os.path.exists(below.path):
-            raise ValueError(f"dataset.data_root: {below.path} is a broken link")
+            raise DataError(f"dataset.data_root: {below.path} is a broken link")
         if below.is_dir():
             found += _files_below(below, f"{prefix}{below.name}/")
         elif os.path.splitext(below.name)[1].lower() not in IMG_EXTENSIONS:
-            raise ValueError(
+            raise DataError(
                 f"dataset.data_root: {below.path} is not an image file by its name: one of {', '.join(IMG_EXTENSIONS)}"
             )
         else:
@@ -75,12 +77,12 @@ def find_split(root: Path, train: bool) -> Split:
     """Lists the files of the training or the test split.
 
     Raises:
-        ValueError: naming dataset.data_root and the folder or file at fault.
+        DataError: naming dataset.data_root and the folder or file at fault.
     """
     folders = [root / name for name in SPLITS[train]]
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
-        raise ValueError(
+        raise DataError(
             f"dataset.data_root: no folder {' or '.join(str(path.absolute()) for path in folders)}; "
             "images are expected in train/CLASS/ and val/CLASS/ (or test/CLASS/)"
         )
@@ -88,12 +90,12 @@ def find_split(root: Path, train: bool) -> Split:
     # Plain files beside the class folders (an archive, a list of names) belong to no class.
     classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
-        raise ValueError(f"dataset.data_root: no class folder in {folder}; images are expected in {folder}/CLASS/")
+        raise DataError(f"dataset.data_root: no class folder in {folder}; images are expected in {folder}/CLASS/")
     files, labels = [], []
     for label, entry in enumerate(classes):
         found = _files_below(entry, f"{entry.name}/")
         if not found:
-            raise ValueError(f"dataset.data_root: class folder {entry.path} holds no image")
+            raise DataError(f"dataset.data_root: class folder {entry.path} holds no image")
         files += found
         labels += [label] * len(found)
     names = tuple(entry.name for entry in classes)
@@ -108,7 +110,7 @@ def find_tree(root: Path) -> tuple[Split, Split]:
         extra = sorted(set(test.classes) - set(train.classes))
         faults = [f"no class {', '.join(missing)}"] * bool(missing)
         faults += [f"class {', '.join(extra)}, which training does not know"] * bool(extra)
-        raise ValueError(f"dataset.data_root: {test.folder} has {' and has '.join(faults)}")
+        raise DataError(f"dataset.data_root: {test.folder} has {' and has '.join(faults)}")
     return train, test
 
 
@@ -116,22 +118,22 @@ def open_image(path: str) -> Image.Image:
     """The image, decoded, as RGB of 8 bits.
 
     Raises:
-        ValueError: naming the file, which cannot be read or is not such an image.
+        DataError: naming the file, which cannot be read or is not such an image.
     """
     try:
         with open(path, "rb") as file:
             image = Image.open(file)
             if image.mode not in EIGHT_BIT_MODES:
-                raise ValueError(f"its pixel format {image.mode} does not fit into 8 bits a channel")
+                raise DataError(f"its pixel format {image.mode} does not fit into 8 bits a channel")
             return image.convert("RGB")
     except Exception as error:
         # Decoders raise whatever damaged bytes lead them to (OSError, SyntaxError, struct.error, ...).
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: str, error: Exception) -> ValueError:
+def _unreadable(path: str, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"dataset.data_root: {path} is not a readable image: {why}")
+    return DataError(f"dataset.data_root: {path} is not a readable image: {why}")
 
 
 def image_pixels(path: str) -> np.ndarray:
@@ -161,7 +163,7 @@ def decode_split(split: Split, size: tuple[int, int], threads: int) -> np.ndarra
 
     Raises:
         UnequalSizes: an image is not (height, width) = `size`.
-        ValueError: an image cannot be read.
+        DataError: an image cannot be read.
     """
     out = np.empty((len(split.files), *size, 3), dtype=np.uint8)
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from utils.data.specs import AUGMENTS, DataSpec
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 # loader: auto holds a tree of images in memory if they are at most so wide and high, and so many bytes when decoded.
 SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
@@ -85,12 +85,12 @@ def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
     """(crop, flip) as the config says, or as is usual for the data set."""
     name = spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment
     if name not in AUGMENTS:
-        raise ValueError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
+        raise DataError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
     crop, flip = AUGMENTS[name]
     if cfg.dataset.alternate_flip and not flip:
         raise ConfigError(
             f"dataset.alternate_flip: true is not allowed: dataset.augment {cfg.dataset.augment} flips no image of "
-            f"{spec.name}; with augment flip or crop_flip"
+            f"{cfg.dataset.dataset_name}; with augment flip or crop_flip"
         )
     return crop, flip
 

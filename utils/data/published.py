@@ -12,20 +12,32 @@ import tempfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from torchvision import datasets
 
-from utils.errors import RunError
+from utils.errors import DataError, RunError
 
 Arrays = tuple[np.ndarray, np.ndarray]
+
+
+class Files(Protocol):
+    """A published data set on disk."""
+
+    def fetch(self, root: Path, download: bool) -> None:
+        """Makes sure that its files are below `root`, downloading them where that is allowed."""
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        """uint8 images (N, H, W, C) and int64 labels (N,) of the training or the test set."""
+
 
 DIGITS_TEST_PER_CLASS = 36
 DOWNLOAD_TIMEOUT_SECONDS = 30
 
 
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(f"dataset.data_root: {path} is truncated or corrupt ({why}); replace or delete it")
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"dataset.data_root: {path} is truncated or corrupt ({why}); replace or delete it")
 
 
 def _check(path: Path, images: np.ndarray, labels: np.ndarray, shape: tuple[int, ...], num_classes: int) -> Arrays:
@@ -84,7 +96,7 @@ class TorchvisionFiles:
         """Makes sure that all files are there. What a failed download has written is removed.
 
         Raises:
-            ValueError, RuntimeError: they are not (download is off, or fails); says which files to put where.
+            DataError, RunError: they are not (download is off, or fails); says which files to put where.
         """
         missing = self.missing(root)
         if not missing:
@@ -93,7 +105,7 @@ class TorchvisionFiles:
         advice = f"put {', '.join(self.names())} into {folder}"
         if not download:
             lacks = f"{name} has no {missing[0].name} in {folder}"
-            raise ValueError(f"dataset.data_root: {lacks}; {advice}, or set dataset.download: true")
+            raise DataError(f"dataset.data_root: {lacks}; {advice}, or set dataset.download: true")
         made = not root.exists()
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
@@ -122,7 +134,7 @@ class TorchvisionFiles:
         try:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         except OSError as error:
-            raise ValueError(f"dataset.data_root: cannot read {path}: {error.strerror}") from error
+            raise DataError(f"dataset.data_root: cannot read {path}: {error.strerror}") from error
         if found != expected:
             raise _damaged(path, f"its MD5 is {found}, not {expected}")
         return path
@@ -205,8 +217,11 @@ class SvhnFiles(TorchvisionFiles):
         return _check(path, images, labels % 10, (32, 32, 3), self.num_classes)
 
 
-MNIST_FILES = IdxFiles(datasets.MNIST, "MNIST/raw", 10)
-FASHION_MNIST_FILES = IdxFiles(datasets.FashionMNIST, "FashionMNIST/raw", 10)
-CIFAR10_FILES = CifarFiles(datasets.CIFAR10, datasets.CIFAR10.base_folder, 10)
-CIFAR100_FILES = CifarFiles(datasets.CIFAR100, datasets.CIFAR100.base_folder, 100)
-SVHN_FILES = SvhnFiles(datasets.SVHN, ".", 10)
+READERS: dict[str, Files] = {
+    "digits": DigitsFiles(),
+    "mnist": IdxFiles(datasets.MNIST, "MNIST/raw", 10),
+    "fashion_mnist": IdxFiles(datasets.FashionMNIST, "FashionMNIST/raw", 10),
+    "cifar10": CifarFiles(datasets.CIFAR10, datasets.CIFAR10.base_folder, 10),
+    "cifar100": CifarFiles(datasets.CIFAR100, datasets.CIFAR100.base_folder, 100),
+    "svhn": SvhnFiles(datasets.SVHN, ".", 10),
+}

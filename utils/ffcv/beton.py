@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from utils.errors import DataError
 from utils.ffcv.library import _import_ffcv
 
 Reader, IntField, RGBImageField, _imdecode = _import_ffcv()
@@ -56,7 +57,7 @@ class Beton:
         heights, widths: int64 (num_images,), of the stored images.
 
     Raises:
-        ValueError: no such file, not a .beton of images and labels, or not whole. Names the file.
+        DataError: no such file, not a .beton of images and labels, or not whole. Names the file.
     """
 
     def __init__(self, path: Path, cached: bool = True):
@@ -66,11 +67,11 @@ class Beton:
             with open(path, "rb") as file:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError, IndexError, AssertionError, UnicodeDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is no readable .beton file: {error or type(error).__name__}") from error
+            raise DataError(f"{path} is no readable .beton file: {error or type(error).__name__}") from error
         kinds = [type(handler) for handler in reader.handlers.values()]
         if kinds != [RGBImageField, IntField]:
             found = ", ".join(f"{name}: {kind.__name__}" for name, kind in zip(reader.field_names, kinds))
-            raise ValueError(
+            raise DataError(
                 f"{path} does not hold an RGB image and an integer label a sample, but {found or 'nothing'}"
             )
         images, labels = (reader.metadata[name] for name in reader.metadata.dtype.names)
@@ -88,11 +89,11 @@ class Beton:
         places = np.searchsorted(table["ptr"], self.starts.astype(np.uint64))
         whole = self.num_images > 0 and len(reader.metadata) == reader.num_samples
         if not whole or len(table) < self.num_images or places.max(initial=0) >= len(table):
-            raise ValueError(f"{self.path} is not whole (cut off, or still being written): write it again")
+            raise DataError(f"{self.path} is not whole (cut off, or still being written): write it again")
         sizes = table["size"][places].astype(np.int64)
         wrong = table["ptr"][places] != self.starts.astype(np.uint64)
         if wrong.any() or (self.starts + sizes).max() > len(self.bytes) or self.labels.min() < 0:
-            raise ValueError(f"{self.path} is damaged: its table of images does not fit its content; write it again")
+            raise DataError(f"{self.path} is damaged: its table of images does not fit its content; write it again")
         return sizes
 
     @property
@@ -111,7 +112,7 @@ class Beton:
         """Fills `out`, uint8 (N, height, width, 3), with the images `ids` (N,), on the pool's threads.
 
         Raises:
-            RuntimeError: an image in the file is damaged.
+            DataError: an image in the file is damaged.
         """
         damaged = np.zeros(len(ids), dtype=bool)
         shapes = np.stack([self.heights[ids], self.widths[ids]], axis=1)
@@ -123,7 +124,7 @@ class Beton:
         for _ in pool.map(decode_part, range(0, len(ids), IMAGES_A_TASK)):
             pass
         if damaged.any():
-            raise RuntimeError(f"image {ids[damaged.argmax()]} in the file is damaged; write it again")
+            raise DataError(f"image {ids[damaged.argmax()]} in the file is damaged; write it again")
 
 
 @njit(nogil=True, error_model="numpy", cache=True)

@@ -16,7 +16,7 @@ import numpy as np
 from utils.data.images import Normalizer
 from utils.data.loaders import LARGE_RESOLUTION, SMALL_PIXELS, Data, augment_recipe, data_root, identity_of
 from utils.data.specs import DataSpec
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 from utils.processes.place import available_cores
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def load_ffcv(cfg: Any, ctx: Any, spec: DataSpec) -> Data:
 
     Raises:
         ConfigError: FFCV is not installed; an option does not fit.
-        ValueError: a file is missing or damaged.
+        DataError: a file is missing or damaged.
     """
     _need_ffcv()
     from utils.data.images import epoch_resolution
@@ -88,7 +88,7 @@ def find_betons(cfg: Any) -> tuple[Path, Path]:
     was written with the training file (same folder, same settings in its name) is preferred to others.
 
     Raises:
-        ValueError: naming dataset.train_beton or dataset.val_beton: none found.
+        DataError: naming dataset.train_beton or dataset.val_beton: none found.
         ConfigError: likewise: several, or the one named is no file.
     """
     train = _named(cfg, "train_beton") or _only(cfg, "train_beton")
@@ -108,7 +108,7 @@ def _only(cfg: Any, key: str) -> Path:
     root, pattern = data_root(cfg), f"{SPLITS[key]}_*.beton"
     found = sorted([*root.glob(pattern), *root.glob(f"*/{pattern}")])
     if not found:
-        raise ValueError(
+        raise DataError(
             f"dataset.{key}: no {pattern} in {root.absolute()} or a folder in it (dataset.data_root); write it with "
             f"`python -m utils.write_beton --source TREE --out {root}`, or name the file here"
         )
@@ -133,7 +133,7 @@ def open_betons(cfg: Any, tell: bool) -> tuple["Beton", "Beton"]:
         try:
             betons.append(Beton(path, cached))
         except ValueError as error:
-            raise ValueError(f"dataset.{key}: {error}") from error
+            raise DataError(f"dataset.{key}: {error}") from error
     return betons[0], betons[1]
 
 
@@ -166,9 +166,9 @@ def _num_classes(cfg: Any, spec: DataSpec, train: "Beton", test: "Beton") -> int
     """The number of labels in the training file; a test label beyond them, or another number given, is refused."""
     found = int(train.labels.max()) + 1
     if spec.num_classes not in (None, found):
-        raise ValueError(
-            f"dataset.train_beton: {train.path} has {found} classes, {spec.name} has {spec.num_classes}: "
-            "set dataset.dataset_name: ImageFolder"
+        raise DataError(
+            f"dataset.train_beton: {train.path} has {found} classes, {cfg.dataset.dataset_name} has "
+            f"{spec.num_classes}: set dataset.dataset_name: ImageFolder"
         )
     if cfg.dataset.num_classes not in (0, found):
         raise ConfigError(
@@ -176,7 +176,7 @@ def _num_classes(cfg: Any, spec: DataSpec, train: "Beton", test: "Beton") -> int
             f"(0 or {found}; 0 = the data set's own)"
         )
     if test.labels.max() >= found:
-        raise ValueError(
+        raise DataError(
             f"dataset.val_beton: {test.path} has label {test.labels.max()}, {train.path} only labels 0 to {found - 1}"
         )
     return found

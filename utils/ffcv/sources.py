@@ -6,10 +6,11 @@ from typing import Protocol
 import numpy as np
 
 from utils.data.image_tree import Split, image_size, open_image
+from utils.errors import DataError
 
 
 class Source(Protocol):
-    """Labelled images by number; `__getitem__` raises ValueError, naming the file, where one is broken."""
+    """Labelled images by number; `__getitem__` raises DataError, naming the file, where one is broken."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
@@ -29,7 +30,7 @@ class TreeSource:
         try:
             image = open_image(self.split.path(index))
         except ValueError as error:
-            raise ValueError(str(error).removeprefix("dataset.data_root: ")) from error
+            raise DataError(str(error).removeprefix("dataset.data_root: ")) from error
         return np.asarray(image), int(self.split.labels[index])
 
     def largest(self) -> int:

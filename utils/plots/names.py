@@ -7,7 +7,7 @@ from typing import Any
 
 from harness_params import Config
 from utils.config.rules import without_effect
-from utils.pruning.methods import NO_METHOD
+from utils.pruning.methods import METHODS, NO_METHOD
 
 # Where and how a run executes, or how far; not what the experiment is. Among them all that is free to differ on resume
 # (FREE_ON_RESUME of utils/runs/directory.py, whose import would cost a figure the seconds of torch's). Where the images
@@ -35,10 +35,6 @@ BETWEEN_LEVELS = {
 AXIS = "prune_params.er_init"
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
-CRITERIA = {
-    "mag": "Magnitude", "snip": "SNIP", "grasp": "GraSP", "synflow": "SynFlow", "random": "Random",
-    "random_erk": "Random ERK", "random_balanced": "Random balanced", "er_erk": "ERK", "er_balanced": "Balanced",
-}  # fmt: skip
 UNITS = {"experiment_params.epochs_per_level": "epochs", "prune_params.rewind_epoch": "epochs"}
 # Names in the legend, for keys that say little alone.
 SHORT = {
@@ -87,9 +83,9 @@ def method_name(cfg: Config) -> str:
     p = cfg.prune_params
     parts = []
     if starting_density(cfg) < 1:
-        parts.append(CRITERIA.get(p.er_method, p.er_method))
+        parts.append(METHODS[p.er_method].title)
     if p.num_levels > 1:
-        by = "" if p.prune_method == "mag" else f" by {CRITERIA.get(p.prune_method, p.prune_method)}"
+        by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
         name = REWINDING[cfg.experiment_params.training_type]
         # The M of IMP is magnitude.
         parts.append(name if not by else name.replace("IMP", "Iterative pruning" + by))

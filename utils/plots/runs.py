@@ -13,7 +13,6 @@ import pandas as pd
 from harness_params import ConfigError, load_config
 from utils.plots.names import (
     AXIS,
-    CRITERIA,
     METHOD,
     REWINDING,
     differing,
@@ -23,6 +22,7 @@ from utils.plots.names import (
     starting_density,
     word,
 )
+from utils.pruning.methods import METHODS
 
 SUMMARY = ["level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds"]
 TIDY = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY]
@@ -181,7 +181,8 @@ def group_runs(runs: Sequence[Run], by_start: bool = False) -> list[Group]:
             Group(", ".join([*name, *words]), frame.reset_index(drop=True), tuple(mine), mine[0].dataset,
                   mine[0].model, _key(training))
         )  # fmt: skip
-    rank = {name: place for place, name in enumerate([*REWINDING.values(), *CRITERIA.values()])}
+    names = [*REWINDING.values(), *(method.title for method in METHODS.values())]
+    rank = {name: place for place, name in enumerate(names)}
     return sorted(groups, key=lambda group: rank.get(group.runs[0].method, len(rank)))
 
 

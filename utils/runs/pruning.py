@@ -7,8 +7,8 @@ from harness_params import Config, ConfigError
 from utils.data.epochs import score_steps
 from utils.data.loaders import Data
 from utils.errors import RunError
-from utils.pruning.methods import NO_METHOD
-from utils.pruning_utils import CRITERIA, prune, unreachable
+from utils.pruning.methods import METHODS, NO_METHOD
+from utils.pruning_utils import prune, unreachable
 from utils.seeds import stable_seed
 
 # Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
@@ -36,7 +36,7 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
     p = cfg.prune_params
     _, initial_density = pruning_of(cfg, 0, 1.0)
     used = [pruning_of(cfg, level, initial_density) for level in range(p.num_levels)]
-    if any(method in CRITERIA and CRITERIA[method].needs_batches for method, _ in used):
+    if any(method in METHODS and METHODS[method].needs_batches for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):
         if fault := unreachable(model, method, target):
@@ -50,7 +50,7 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_d
     if method == NO_METHOD:
         return
     # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
-    needs_batches = method in CRITERIA and CRITERIA[method].needs_batches
+    needs_batches = method in METHODS and METHODS[method].needs_batches
     try:
         prune(
             model,
