@@ -15,6 +15,7 @@ from utils.config.options import show
 from utils.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20  # bytes; a config is a page of text
+_SECTIONS = "sections such as `optimizer:` with options below them are expected"
 
 
 # ---------------------------------------------------------------------------------------------------------------- YAML
@@ -52,13 +53,17 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: str) -> tuple[dict, list[str]]:
+def read_yaml(path: str, where: str = "", expected: str = _SECTIONS) -> tuple[dict, list[str]]:
     """The file's mapping, scalars as text, and the faults that do not stop the reading (repeated keys).
+
+    Args:
+        where: how faults name the file; default: as the option --config.
+        expected: what the mapping should hold, for the fault of a file that is none.
 
     Raises:
         ConfigError: one fault: no such file, a directory, not text, not YAML (with its line), not a mapping.
     """
-    where = f"--config {show(path)}"
+    where = where or f"--config {show(path)}"
     try:
         with open(path, "rb") as file:
             raw = file.read(_LARGEST_FILE + 1)
@@ -73,13 +78,13 @@ def read_yaml(path: str) -> tuple[dict, list[str]]:
     if len(raw) > _LARGEST_FILE:
         raise ConfigError([f"{where}: more than {_LARGEST_FILE} bytes, which is no config file"])
     try:
-        return _parse_yaml(where, raw.decode("utf-8-sig"))
+        return _parse_yaml(where, raw.decode("utf-8-sig"), expected)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError([f"{where}: line {line}: not a text file (no valid UTF-8)"]) from None
 
 
-def _parse_yaml(where: str, text: str) -> tuple[dict, list[str]]:
+def _parse_yaml(where: str, text: str, expected: str) -> tuple[dict, list[str]]:
     loader = None
     try:
         loader = _Loader(text)
@@ -98,7 +103,7 @@ def _parse_yaml(where: str, text: str) -> tuple[dict, list[str]]:
             loader.dispose()
     if not isinstance(data, dict):
         found = "is empty" if data is None else f"is not a mapping (it is {show(data)})"
-        raise ConfigError([f"{where}: {found}: sections such as `optimizer:` with options below them are expected"])
+        raise ConfigError([f"{where}: {found}: {expected}"])
     return data, [
         f"{where}: line {line}: {show(key)} is given twice (first on line {first}); keep one"
         for key, first, line in loader.repeats
