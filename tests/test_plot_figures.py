@@ -9,7 +9,8 @@ from matplotlib import pyplot as plt
 
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
 from utils.plot_results import main
-from utils.plots.figures import draw_accuracy, draw_curves, draw_layers, layer_table
+from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
+from utils.plots.lines import layer_table
 from utils.plots.style import COLOURS, DENSE
 
 
@@ -261,7 +262,7 @@ def test_of_many_networks_each_method_s_next_to_one_density_is_drawn(crowd, kind
     assert main([str(crowd), *out]) == 2
     assert capsys.readouterr().err == (
         "plot_results: 20 lines are asked for, 18 at most can be told apart: --density keeps one run of each method, "
-        "the one next to it; or name fewer runs\n"
+        "the one closest to it; or name fewer runs\n"
     )
     assert main([str(crowd), "--density", "0.04", *out]) == 0
     groups = groups_of(crowd, kind)

@@ -186,13 +186,13 @@ def test_missing_and_unfinished_runs(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "neither a run nor a directory of runs" in refused(capsys, tmp_path / "empty", "--out", out)
     run = write_run(tmp_path, "half", [90, 80], planned=12)
-    assert "half: unfinished: 2 of 12 levels are there; --partial takes them" in refused(capsys, run, "--out", out)
+    assert "half: unfinished: 2 of 12 levels exist; use --partial to include them" in refused(capsys, run, "--out", out)
     assert main([str(run), "--partial", "--out", str(out)]) == 0
     other = write_run(tmp_path, "whole", [90, 80], seed=1)
     (run / "metrics" / "summary.csv").unlink()
-    assert "half: unfinished: 0 of 12 levels are there" in refused(capsys, run, "--partial", "--out", out)
+    assert "half: unfinished: 0 of 12 levels exist" in refused(capsys, run, "--partial", "--out", out)
     assert main([str(run), str(other), "--partial", "--out", str(out)]) == 0
-    assert "half is left out: not one level is finished" in capsys.readouterr().err
+    assert "half is left out: no level is finished" in capsys.readouterr().err
 
 
 def test_damaged_runs(tmp_path, capsys):
@@ -244,7 +244,7 @@ def told_of_seeds(capsys, *words) -> str:
     """The one note on stderr, without its head; "" if there is none."""
     assert main([*map(str, words)]) == 0
     told = capsys.readouterr().err
-    head = "plot_results: note: of fewer seeds than the method's others: "
+    head = "plot_results: note: points with fewer seeds than others of their method: "
     assert told == "" or (told.startswith(head) and told.count("\n") == 1)
     return told.removeprefix(head).strip()
 

@@ -208,6 +208,7 @@ def test_a_damaged_csv_of_a_run_is_named(tmp_path, capsys):
     (run.path / "metrics").mkdir(parents=True)
     (run.path / "expt_config.yaml").write_text(dump_yaml(run.cfg))
     table = run.path / "metrics" / "summary.csv"
+    header = ",".join([*SUMMARY_COLUMNS, "more"])
     for text, fault in (
         ("level,density\n0,1\n", f"{table}: missing columns: sparsity, final_test_acc, "),
         (
@@ -219,7 +220,7 @@ def test_a_damaged_csv_of_a_run_is_named(tmp_path, capsys):
         assert main([path]) == 1
         message = capsys.readouterr().err
         assert message.startswith("run_grid: ") and fault in message and message.count("\n") == 1
-    table.write_text(",".join([*SUMMARY_COLUMNS, "more"]) + "\n0,1,0,90,91,0.5,2,10,x\n")
+    table.write_text(header + "\n0,1,0,90,91,0.5,2,10,x\n")
     assert run.progress() == Progress(1, 2, 1.0, 90.0), "newer tables have more columns"
 
 

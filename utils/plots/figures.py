@@ -1,13 +1,15 @@
 """The figures of utils/plot_results.py: each function draws groups of runs and returns a matplotlib figure.
 
-Lines are means over seeds, and bands go from the least to the largest, as the error bars of Frankle & Carbin (2019).
+Lines are means over seeds; bands go from the smallest to the largest value, like the error bars of Frankle & Carbin
+(2019).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: figures go to files, and no display is needed
+matplotlib.use("Agg")  # before pyplot: figures are written to files, without a display
 
 import numpy as np
 import pandas as pd
@@ -15,8 +17,18 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.plots.lines import chosen_levels, dense_accuracy, every_level, mean_density, points, seeds_at
-from utils.plots.runs import Group, read_csv
+from utils.errors import DataError
+from utils.plots.groups import Group, Key
+from utils.plots.lines import (
+    chosen_levels,
+    dense_accuracy,
+    epoch_table,
+    every_level,
+    layer_table,
+    mean_density,
+    points,
+    seeds_at,
+)
 from utils.plots.style import (
     DENSE,
     NICE,
@@ -27,15 +39,13 @@ from utils.plots.style import (
     level_colours,
     line_style,
     percent_ticks,
-    seeds_told,
+    seeds_note,
 )
 
-LAYER_COLUMNS = ["level", "layer", "kept", "total", "density"]
-EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc"]
-# More layers than these are numbered, not named.
+# More layers than this are numbered, not named.
 NAMED_LAYERS = 60
 FEWER = "name fewer runs"
-KEEP_ONE = "--density keeps one run of each method, the one next to it"
+KEEP_ONE = "--density keeps one run of each method, the one closest to it"
 METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 
 
@@ -45,18 +55,18 @@ METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 def draw_accuracy(
     groups: Sequence[Group], metric: str = "final", ylim: tuple[float, float] | None = None, title: str = ""
 ) -> Figure:
-    """Test accuracy against density, a line a group, densest left.
+    """Test accuracy against density: one line per group, densest left.
 
     Args:
-        metric: ``final`` (after a level's last epoch) or ``max`` (the best epoch: chosen on the test set).
-        ylim: percent.
+        metric: ``final`` (after the last epoch of a level) or ``max`` (best epoch, chosen on the test set).
+        ylim: lowest and highest accuracy shown, in percent.
 
     Raises:
-        ValueError: too many groups.
+        ConfigError: too many groups.
     """
     check_lines(len(groups), FEWER)
     column = METRICS[metric]
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         lines = [points(group, column) for group in groups]
         for place, (group, line) in enumerate(zip(groups, lines)):
@@ -68,12 +78,12 @@ def draw_accuracy(
         ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
         if ylim:
             ax.set_ylim(*ylim)
-        legend_beside(figure, ax, seeds_told(pd.concat(lines)["seeds"]))
+        legend_beside(figure, ax, seeds_note(pd.concat(lines)["seeds"]))
     return figure
 
 
-def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
-    """Mean and band of one group; of a single point a bar."""
+def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style: Any) -> None:
+    """Mean and band of one group; a bar if the group is a single point."""
     ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
     if len(line) == 1:
         ax.vlines(x, line["least"], line["largest"], color=style["color"], alpha=0.4, linewidth=2.5, zorder=1)
@@ -82,15 +92,15 @@ def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style) -> None:
 
 
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
-    """A line at the dense accuracy of each way of training: grey, or in the colour of the one group it belongs to."""
-    ways: dict[tuple, list[int]] = {}
+    """Dense accuracy, one line per training recipe: grey, or in its group's colour if only one group has the recipe."""
+    recipes: dict[Key, list[int]] = {}
     for place, group in enumerate(groups):
-        ways.setdefault(group.training, []).append(place)
-    label: str | None = "Dense"  # of the first that is drawn: not every group has a dense run
-    for places in ways.values():
+        recipes.setdefault(group.training, []).append(place)
+    label: str | None = "Dense"  # only for the first line drawn; some groups have no dense run
+    for places in recipes.values():
         accuracy = dense_accuracy([groups[place] for place in places], column)
         if len(accuracy):
-            own = len(ways) > 1 and len(places) == 1
+            own = len(recipes) > 1 and len(places) == 1
             colour = line_style(places[0])["color"] if own else DENSE
             ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
             label = None
@@ -99,35 +109,16 @@ def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
 # --- per-layer density -----------------------------------------------------------------------------------------------
 
 
-def layer_table(group: Group) -> pd.DataFrame:
-    """Mean density of each layer over seeds: a row a level, a column a layer in model order; index = total density.
-
-    Raises:
-        ValueError: a run lacks layerwise_density.csv or a level of it, or runs have different layers.
-    """
-    tables = []
-    for run in group.runs:
-        path = run.path / "metrics" / "layerwise_density.csv"
-        frame = read_csv(path, LAYER_COLUMNS)
-        frame = frame[frame["level"].isin(run.summary["level"])]
-        total = frame.groupby("level")[["kept", "total"]].sum()
-        if len(total) < len(run.summary):
-            raise ValueError(f"{path}: {len(total)} of the {len(run.summary)} levels of summary.csv")
-        table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
-        tables.append(table.assign(network=total["kept"] / total["total"]))
-        if list(tables[0].columns) != list(tables[-1].columns):
-            raise ValueError(f"{run.path}: other layers than {group.runs[0].path}")
-    return pd.concat(tables).groupby(level=0).mean().set_index("network")
-
-
 def draw_layers(groups: Sequence[Group], density: float | None = None, title: str = "") -> Figure:
-    """Density of each layer. One group: a line a level. Several: of each method the run and level next to `density`.
+    """Density of each layer: every level of one group, or one line per group or method.
 
     Args:
-        density: fraction of the network's; None takes the last level of each group.
+        density: of the network, a fraction; draws, per method, the run and level closest to it. None = every level of
+            a single group, or the last level of each of several groups.
 
     Raises:
-        ValueError: as `layer_table`; the groups have different layers, or are too many.
+        ConfigError: too many lines.
+        DataError: as `layer_table`; the groups have different layers, or no layer has a weight left.
     """
     by_level = every_level(groups, density)
     lines = chosen_levels(groups, density)
@@ -137,37 +128,52 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
     names = list(tables[0].columns)
     for (group, _), table in zip(lines, tables):
         if list(table.columns) != names:
-            raise ValueError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
-    with plt.rc_context(STYLE):
+            raise DataError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
+    with plt.style.context(STYLE):
         figure, ax = plt.subplots(figsize=(max(6.4, min(12.0, 2.6 + 0.22 * len(names))), 3.6), layout="constrained")
         if by_level:
-            floor = _floor(tables)
-            colours = level_colours(figure, ax, list(tables[0].index))
-            for colour, (_, row) in zip(colours, tables[0].iterrows()):
-                _layer_line(ax, row, floor, color=colour, marker=".")
+            floor = _floor(tables[0].to_numpy())
+            _layers_by_level(figure, ax, tables[0], floor)
         else:
-            rows = [table.iloc[level] for table, (_, level) in zip(tables, lines)]  # levels are 0, 1, 2, ...
-            floor = _floor([row.to_frame() for row in rows])
-            for place, ((group, _), row) in enumerate(zip(lines, rows)):
-                _layer_line(ax, row, floor, label=f"{group.label} ({100 * row.name:.3g}%)", **line_style(place))
-            told = seeds_told((seeds_at(group, level) for group, level in lines), band=False)
-            legend_beside(figure, ax, "method (network density)\n" + told)
+            rows = [table.iloc[[level]] for table, (_, level) in zip(tables, lines)]  # levels are 0, 1, 2, ...
+            floor = _floor(np.concatenate([row.to_numpy() for row in rows]))
+            _layers_by_method(figure, ax, lines, rows, floor)
         _layer_axes(ax, names, floor)
         ax.set_title(title)
     return figure
 
 
-def _floor(tables: Sequence[pd.DataFrame]) -> float:
-    """The bottom of the axis: below all layers that are alive."""
-    alive = np.concatenate([table.to_numpy().ravel() for table in tables])
-    return max(tick for tick in NICE if tick <= alive[alive > 0].min() / 1.1)
+def _floor(densities: np.ndarray) -> float:
+    """Bottom of the axis: below all layers that have weights left."""
+    alive = densities[densities > 0]
+    ticks = [tick for tick in NICE if len(alive) and tick <= alive.min() / 1.1]
+    if not ticks:
+        raise DataError(f"no layer to draw: each has less than {100 * NICE[0]:g}% of its weights left")
+    return max(ticks)
 
 
-def _layer_line(ax: Axes, row: pd.Series, floor: float, **style) -> None:
-    """Layers without a single weight are crosses at the bottom: a logarithmic axis has no zero."""
-    x = np.arange(len(row))
-    ax.plot(x, 100 * row.where(row > 0), linewidth=1.1, markeredgecolor="white", markeredgewidth=0.3, **style)
-    dead = row.to_numpy() == 0
+def _layers_by_level(figure: Figure, ax: Axes, table: pd.DataFrame, floor: float) -> None:
+    colours = level_colours(figure, ax, list(table.index))
+    for colour, densities in zip(colours, table.to_numpy()):
+        _layer_line(ax, densities, floor, color=colour, marker=".")
+
+
+def _layers_by_method(
+    figure: Figure, ax: Axes, lines: Sequence[tuple[Group, int]], rows: Sequence[pd.DataFrame], floor: float
+) -> None:
+    for place, ((group, _), row) in enumerate(zip(lines, rows)):
+        label = f"{group.label} ({100 * row.index[0]:.3g}%)"
+        _layer_line(ax, row.to_numpy()[0], floor, label=label, **line_style(place))
+    note = seeds_note((seeds_at(group, level) for group, level in lines), band=False)
+    legend_beside(figure, ax, "method (network density)\n" + note)
+
+
+def _layer_line(ax: Axes, densities: np.ndarray, floor: float, **style: Any) -> None:
+    """Density of each layer. Layers without any weight are crosses at the bottom: a logarithmic axis has no zero."""
+    x = np.arange(len(densities))
+    alive = np.where(densities > 0, 100 * densities, np.nan)
+    ax.plot(x, alive, linewidth=1.1, markeredgecolor="white", markeredgewidth=0.3, **style)
+    dead = densities == 0
     if dead.any():
         ax.plot(x[dead], np.full(dead.sum(), 100 * floor), "x", color=style["color"], clip_on=False, markersize=5)
 
@@ -178,9 +184,10 @@ def _layer_axes(ax: Axes, names: Sequence[str], floor: float) -> None:
     percent_ticks(ax.yaxis, floor)
     ax.set_ylabel("Density of the layer (%)")
     if len(names) <= NAMED_LAYERS:
-        turned = {"rotation": 90} if len(names) > 6 else {}
-        ax.set_xticks(range(len(names)), [name.removesuffix(".weight") for name in names], **turned)
-        ax.set_xlabel("Layer, input to output" + "; x: no weight left" * any(m.get_marker() == "x" for m in ax.lines))
+        labels = [name.removesuffix(".weight") for name in names]
+        ax.set_xticks(range(len(names)), labels, rotation=90 if len(names) > 6 else 0)
+        dead = any(line.get_marker() == "x" for line in ax.lines)
+        ax.set_xlabel("Layer, input to output" + ("; x: no weight left" if dead else ""))
     else:
         ax.set_xlabel(f"Layer, 0 (input) to {len(names) - 1} (output)")
 
@@ -191,62 +198,64 @@ PANELS = [
     ("train_loss", "Training loss (nats)"), ("test_loss", "Test loss (nats)"),
     ("train_acc", "Training accuracy (%)"), ("test_acc", "Test accuracy (%)"),
 ]  # fmt: skip
-
-
-def epoch_table(group: Group, level: int) -> pd.DataFrame:
-    """Epoch rows of one level, of those runs that have it; epochs count from 1 here: how many are done."""
-    parts = []
-    for run in group.runs:
-        if level in set(run.summary["level"]):
-            path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
-            parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
-    return pd.concat(parts).assign(epoch=lambda frame: frame["epoch"] + 1)
+MARKS = 12  # markers per curve
 
 
 def draw_curves(
     groups: Sequence[Group], level: int | None = None, title: str = "", density: float | None = None
 ) -> Figure:
-    """Loss and accuracy against epochs. One group: a line a level. Several: a line each.
+    """Loss and accuracy against epochs: every level of one group, or one line per group or method.
 
     Args:
-        level: of each group; None takes its last one.
-        density: in place of a level: of each method the run and level next to it.
+        level: this level of each group; None = the last level of each.
+        density: instead of a level: per method, the run and level closest to this density.
 
     Raises:
-        ValueError: no run of a group has such a level, or groups are too many.
+        ConfigError: no run of a group has this level; too many lines.
+        DataError: the epochs of a level are missing or damaged.
     """
     chosen = chosen_levels(groups, density, level)
     densities = [mean_density(group, n) for group, n in chosen]
     by_level = every_level(groups, density, level)
     if not by_level:
-        instead = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
-        check_lines(len(chosen), FEWER if density else instead + FEWER)
-    with plt.rc_context(STYLE):
+        keep_one = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
+        check_lines(len(chosen), FEWER if density else keep_one + FEWER)
+    tables = [epoch_table(group, n) for group, n in chosen]
+    with plt.style.context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
-        if by_level:
-            styles = [{"color": colour, "label": None} for colour in level_colours(figure, axes, densities)]
-        else:
-            styles = [
-                line_style(place) | {"label": f"{group.label} ({100 * d:.3g}%)"}
-                for place, ((group, _), d) in enumerate(zip(chosen, densities))
-            ]
-        lines = [(epoch_table(group, n), style) for (group, n), style in zip(chosen, styles)]
+        colours = level_colours(figure, axes, densities) if by_level else []
         for ax, (column, label) in zip(axes.flat, PANELS):
-            for table, style in lines:
-                by = table.groupby("epoch")[column]
-                mean = by.mean()
-                # Methods by their markers too, at some of many epochs; levels have a colour bar, and too many lines.
-                marks = {"marker": "." if len(mean) < 12 else ""} if by_level else {"markevery": -(-len(mean) // 12)}
-                edge = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.3}
-                ax.plot(mean.index, mean, linewidth=1.2, **style | edge | marks)
-                if table["seed"].nunique() > 1 and style["label"]:
-                    ax.fill_between(mean.index, by.min(), by.max(), color=style["color"], alpha=0.18, linewidth=0)
+            for place, ((group, _), table) in enumerate(zip(chosen, tables)):
+                if by_level:
+                    _level_curve(ax, table, column, colours[place])
+                else:
+                    name = f"{group.label} ({100 * densities[place]:.3g}%)"
+                    _method_curve(ax, table, column, label=name, **line_style(place))
             ax.set_ylabel(label)
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[1]:
             ax.set_xlabel("Epochs of the level's schedule")
         if not by_level:
-            told = seeds_told(seeds_at(group, n) for group, n in chosen)
-            legend_beside(figure, axes[0, 0], "method (density)\n" + told)
+            note = seeds_note(seeds_at(group, n) for group, n in chosen)
+            legend_beside(figure, axes[0, 0], "method (density)\n" + note)
         figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _level_curve(ax: Axes, table: pd.DataFrame, column: str, colour: tuple[float, ...]) -> None:
+    """Mean over seeds, without a band: there are many levels. A colour bar names them."""
+    mean = table.groupby("epoch")[column].mean()
+    _curve(ax, mean, color=colour, marker="." if len(mean) < MARKS else "")
+
+
+def _method_curve(ax: Axes, table: pd.DataFrame, column: str, **style: Any) -> None:
+    """Mean over seeds and band. Markers tell methods apart too, at no more than MARKS of the epochs."""
+    by_epoch = table.groupby("epoch")[column]
+    mean = by_epoch.mean()
+    _curve(ax, mean, markevery=-(-len(mean) // MARKS), **style)
+    if table["seed"].nunique() > 1:
+        ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.18, linewidth=0)
+
+
+def _curve(ax: Axes, mean: pd.Series, **style: Any) -> None:
+    ax.plot(mean.index, mean, linewidth=1.2, markersize=4, markeredgecolor="white", markeredgewidth=0.3, **style)

@@ -1,85 +1,98 @@
-"""What of the groups becomes the lines of a figure: points and levels, and how many seeds each is of."""
+"""From groups to the lines of a figure: points, levels, layers, epochs, and the number of seeds behind each."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from utils.plots.runs import Group
+from utils.errors import ConfigError, DataError
+from utils.plots.groups import Group, Key
+from utils.plots.runs import read_csv
+from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS
+
+# --- accuracy against density ----------------------------------------------------------------------------------------
 
 
 def points(group: Group, column: str) -> pd.DataFrame:
-    """One row a point of the group's line, densest first: density, mean, least, largest, seeds."""
-    found = _by_level(group, column)
-    return found.sort_values("density", ascending=False).reset_index(drop=True)
+    """One row per point of the group's line, densest first: density, mean, least, largest, seeds."""
+    found = _by_level(group, column).sort_values("density", ascending=False)
+    return found[["density", "mean", "least", "largest", "seeds"]].reset_index(drop=True)
 
 
 def _by_level(group: Group, column: str = "final_test_acc") -> pd.DataFrame:
-    """The rows of `points`, by (start, level)."""
+    """The rows of `points`, in order of their columns start and level."""
     by = group.frame.groupby(["start", "level"])
     found = by.agg(density=("density", "mean"), mean=(column, "mean"), least=(column, "min"), largest=(column, "max"))
     found["seeds"] = by["seed"].nunique()
-    return found
+    return found.reset_index()
 
 
 def sparsest_shared(group: Group) -> pd.DataFrame:
-    """The rows of all seeds at the lowest density that every one of them has; none if they share none."""
+    """The rows of all seeds at the lowest density that every seed has; no rows if there is none."""
     found = _by_level(group)
     found = found[found["seeds"] == group.seeds]
     if found.empty:
         return group.frame.iloc[:0]
-    start, level = found["density"].idxmin()
-    return group.frame[(group.frame["start"] == start) & (group.frame["level"] == level)]
+    sparsest = found.iloc[int(found["density"].argmin())]
+    return group.frame[(group.frame["start"] == sparsest["start"]) & (group.frame["level"] == sparsest["level"])]
 
 
 def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
-    """Accuracy of the dense network by seed: the mean over groups, which are the same network trained the same way."""
+    """Accuracy of the dense network per seed: the mean over groups, which train the same network in the same way."""
     frame = pd.concat([group.frame for group in groups])
     return frame[frame["density"] == 1].groupby("seed")[column].mean()
 
 
+# --- levels ----------------------------------------------------------------------------------------------------------
+
+
 def every_level(groups: Sequence[Group], density: float | None = None, level: int | None = None) -> bool:
-    """Whether a figure of layers or curves has a line a level, of one method, rather than one a method."""
+    """True if every level of one method is drawn."""
     return len(groups) == 1 and density is None and level is None
 
 
 def chosen_levels(
     groups: Sequence[Group], density: float | None = None, level: int | None = None
 ) -> list[tuple[Group, int]]:
-    """(group, level) of each line of a figure of layers or curves.
+    """(group, level) of each line in a figure of layers or curves.
 
     Args:
-        density: of each method only the run and the level next to it, by their ratio.
-        level: of each group this one. With neither, its last one; of one group alone all.
+        density: per method, only the run and level closest to this density (by ratio).
+        level: this level of each group. With neither argument: all levels of a single group, or the last level of
+            each of several groups.
 
     Raises:
-        ValueError: a group has no such level.
+        ConfigError: a group has no such level.
     """
     if every_level(groups, density, level):
-        return [(groups[0], n) for n in sorted(groups[0].frame["level"].unique())]
+        return [(groups[0], int(n)) for n in sorted(groups[0].frame["level"].unique())]
     if density is not None:
-        return _next_to(groups, density)
+        return _closest_to(groups, density)
     for group in groups:
         if level is not None and level not in set(group.frame["level"]):
-            longest = group.frame.loc[group.frame["level"].idxmax()]
-            raise ValueError(f"{longest['run']}: no level {level}: it has levels 0 to {longest['level']}")
+            longest = group.frame.iloc[int(group.frame["level"].argmax())]
+            raise ConfigError(f"{longest['run']}: no level {level}: it has levels 0 to {longest['level']}")
     return [(group, int(group.frame["level"].max()) if level is None else level) for group in groups]
 
 
-def _next_to(groups: Sequence[Group], density: float) -> list[tuple[Group, int]]:
-    """One line a method: runs that are pruned once, to other densities, are groups of the same name here."""
-    nearest: dict[tuple, tuple[float, Group, int]] = {}
+def _closest_to(groups: Sequence[Group], density: float) -> list[tuple[Group, int]]:
+    """One line per method. Runs that are pruned once, to different densities, are groups of the same name here."""
+    closest: dict[tuple[str, Key], tuple[float, Group, int]] = {}
     for group in groups:
-        away = np.abs(np.log(_by_level(group)["density"] / density))
-        _, level = away.idxmin()
-        found = (float(away.min()), group, int(level))
+        found = _by_level(group)
+        distance = np.abs(np.log(found["density"].to_numpy() / density))
+        best = int(distance.argmin())
+        line = (float(distance[best]), group, int(found["level"].iloc[best]))
         key = (group.label, group.training)
-        nearest[key] = min(nearest.get(key, found), found, key=lambda line: line[0])
-    return [(group, level) for _, group, level in nearest.values()]
+        closest[key] = min(closest.get(key, line), line, key=lambda line: line[0])
+    return [(group, level) for _, group, level in closest.values()]
 
 
 def mean_density(group: Group, level: int) -> float:
     return float(group.frame.loc[group.frame["level"] == level, "density"].mean())
+
+
+# --- numbers of seeds ------------------------------------------------------------------------------------------------
 
 
 def seeds_at(group: Group, level: int) -> int:
@@ -87,23 +100,61 @@ def seeds_at(group: Group, level: int) -> int:
 
 
 def fewer_seeds(groups: Sequence[Group], shown: Sequence[tuple[Group, int]] | None = None) -> str:
-    """As in 'SNIP at 5, 2% (2 of 3)': points that not all seeds of their method have; "" if there are none.
+    """Points that some seeds of their method lack, as in 'SNIP at 5, 2% (2 of 3)'; "" if there are none.
 
     Args:
         shown: (group, level) of the points that count; None = all.
     """
-    seeds: dict[tuple, set[int]] = {}
-    for group in groups:  # with a run each, groups of one name are one method
+    seeds: dict[tuple[str, Key], set[int]] = {}
+    for group in groups:  # groups of one name are one method
         seeds.setdefault((group.label, group.training), set()).update(group.frame["seed"])
-    told = []
+    parts = []
     for group in groups:
         found = _by_level(group)
         if shown is not None:
-            levels = [level for other, level in shown if other is group]
-            found = found[found.index.isin(levels, level="level")]
-        of = len(seeds[group.label, group.training])
-        found = found[found["seeds"] < of].sort_values("density", ascending=False)
+            found = found[found["level"].isin([level for other, level in shown if other is group])]
+        expected = len(seeds[group.label, group.training])
+        found = found[found["seeds"] < expected].sort_values("density", ascending=False)
         for number, rows in found.groupby("seeds", sort=False):
             densities = ", ".join(f"{100 * density:.3g}" for density in rows["density"])
-            told.append(f"{group.label} at {densities}% ({number} of {of})")
-    return "; ".join(told)
+            parts.append(f"{group.label} at {densities}% ({number} of {expected})")
+    return "; ".join(parts)
+
+
+# --- layers and epochs -----------------------------------------------------------------------------------------------
+
+
+def layer_table(group: Group) -> pd.DataFrame:
+    """Mean density of each layer over seeds: one row per level, one column per layer in model order.
+
+    The index is the density of the whole network.
+
+    Raises:
+        DataError: a run's layerwise_density.csv is missing, damaged or lacks a level; runs have different layers.
+    """
+    tables: list[pd.DataFrame] = []
+    for run in group.runs:
+        path = run.path / "metrics" / "layerwise_density.csv"
+        frame = read_csv(path, LAYER_COLUMNS)
+        frame = frame[frame["level"].isin(run.summary["level"])]
+        total = frame.groupby("level")[["kept", "total"]].sum()
+        if len(total) < len(run.summary):
+            raise DataError(f"{path}: {len(total)} of the {len(run.summary)} levels of summary.csv")
+        if frame.duplicated(["level", "layer"]).any():
+            raise DataError(f"{path}: a layer is listed twice in one level")
+        table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
+        tables.append(table.assign(network=total["kept"] / total["total"]))
+        if list(tables[0].columns) != list(tables[-1].columns):
+            raise DataError(f"{run.path}: other layers than {group.runs[0].path}")
+    return pd.concat(tables).groupby(level=0).mean().set_index("network")
+
+
+def epoch_table(group: Group, level: int) -> pd.DataFrame:
+    """Epoch rows of one level, of the runs that have this level. Here epochs count from 1: the number completed."""
+    parts = []
+    for run in group.runs:
+        if level in set(run.summary["level"]):
+            path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
+            parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
+    table = pd.concat(parts)
+    return table.assign(epoch=table["epoch"] + 1)
