@@ -280,9 +280,9 @@ def test_more_lines_than_can_be_told_apart_are_refused(tmp_path, capsys):
         ["curves", "--level", "1"],
     ):
         assert main([str(tmp_path), "--out", str(tmp_path / "f.png"), "--kind", *words]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("plot_results: 19 lines are asked for, 18 at most can be told apart: ")
-        assert ("in place of --level" in told) == ("--level" in words) and told.endswith("name fewer runs\n")
+        message = capsys.readouterr().err
+        assert message.startswith("plot_results: 19 lines are asked for, 18 at most can be told apart: ")
+        assert ("in place of --level" in message) == ("--level" in words) and message.endswith("name fewer runs\n")
     assert not (tmp_path / "f.png").exists()
 
 
@@ -302,7 +302,7 @@ def test_methods_are_told_by_their_markers_in_curves_too(tmp_path):
     for kind in ("imp", "lrr"):
         write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
     figure = draw_curves(groups_of(tmp_path, "curves"))
-    told = {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}
-    assert len(set(told.values())) == 2
+    markers = {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}
+    assert len(set(markers.values())) == 2
     for ax in figure.axes:
-        assert {line.get_label(): line.get_marker() for line in ax.lines} == told
+        assert {line.get_label(): line.get_marker() for line in ax.lines} == markers

@@ -149,8 +149,8 @@ def test_the_command_line_does_not_change_what_a_run_is_named_for(tmp_path, key,
         "wr": {"experiment_params.training_type": "wr"},
         "snip": {"prune_params.er_method": "snip", "each": {"prune_params.er_init": [0.5, 0.1]}},
     }
-    told = f"command line: {key}: set by run {runs}; change it in the grid file"
-    assert faults(tmp_path, {key: "x"}, runs=grid) == [told]
+    fault = f"command line: {key}: set by run {runs}; change it in the grid file"
+    assert faults(tmp_path, {key: "x"}, runs=grid) == [fault]
 
 
 def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
@@ -162,12 +162,12 @@ def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
         "bad/name": {},
     }
     assert main([write(tmp_path, runs=runs)]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4
-    assert "run typo_seed0: optimizer.lrr: unknown option" in told[0]
-    assert "run wr_seed0: prune_params.rewind_epoch: 99 is not allowed" in told[1]
-    assert "run gone_seed0:" in told[2] and "no such file" in told[2]
-    assert "bad/name_seed0" in told[3]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert "run typo_seed0: optimizer.lrr: unknown option" in lines[0]
+    assert "run wr_seed0: prune_params.rewind_epoch: 99 is not allowed" in lines[1]
+    assert "run gone_seed0:" in lines[2] and "no such file" in lines[2]
+    assert "bad/name_seed0" in lines[3]
     assert not (tmp_path / "runs").exists()
 
 
@@ -233,8 +233,8 @@ def test_command_line():
 
 def test_help_tells_the_format(capsys):
     assert main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert "base_dir:" in told and "seeds:" in told and "Exit status" in told
+    text = capsys.readouterr().out
+    assert "base_dir:" in text and "seeds:" in text and "Exit status" in text
     assert main([]) == 2
 
 
@@ -268,9 +268,9 @@ def test_each_gpu_has_a_run(tmp_path, monkeypatch):
     assert (grid.parallel, grid.gpus) == (3, ("0", "1", "3"))
     assert grid.runs[0].processes == 1, "of one GPU, whatever else the machine has"
     assert read_grid(write(tmp_path, gpus=[0, 1], jobs=5)).parallel == 5
-    told = "jobs: 1 leaves some of 3 gpus unused; at least 3"
-    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [told]
-    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [told]
+    fault = "jobs: 1 leaves some of 3 gpus unused; at least 3"
+    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [fault]
+    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [fault]
 
 
 def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
@@ -284,8 +284,8 @@ def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
         assert read_grid(write(tmp_path, gpus=gpus)).gpus == found
     for inherited, devices in (("4,5", 2), ("4,-1,5", 1), ("", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
-        told = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
-        assert faults(tmp_path, gpus=[2]) == [told]
+        fault = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
+        assert faults(tmp_path, gpus=[2]) == [fault]
 
 
 def test_threads_are_an_option_of_the_run(tmp_path):
@@ -336,7 +336,7 @@ class Running:
         return [int(pid) for pid in tasks.read_text().split()]
 
     def finish(self) -> tuple[int, str]:
-        said = b""
+        output = b""
         while True:
             try:
                 part = os.read(self.near, 4096)
@@ -344,9 +344,9 @@ class Running:
                 break
             if not part:
                 break
-            said += part
+            output += part
         os.close(self.near)
-        return self.process.wait(timeout=60), said.decode()
+        return self.process.wait(timeout=60), output.decode()
 
 
 def wait_for(condition, seconds: float = 90) -> None:
@@ -427,10 +427,10 @@ def harness(tmp_path, monkeypatch):
 
 def test_the_log_keeps_what_earlier_starts_of_a_run_said(tmp_path, harness, capsys):
     path, log = write(tmp_path), tmp_path / "runs" / ".logs" / "a_seed0.log"
-    for code, told in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "no output on stderr")):
+    for code, fault in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "no output on stderr")):
         harness(code)
         assert main([path]) == 1
-        assert f"a_seed0: FAILED, exit {1 if told in code else 3}: {told}" in capsys.readouterr().out
+        assert f"a_seed0: FAILED, exit {1 if fault in code else 3}: {fault}" in capsys.readouterr().out
     assert log.read_text() == "disk full\n"
 
 

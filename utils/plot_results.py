@@ -227,7 +227,7 @@ def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
 def _write(path: Path, write: Callable[[], None]) -> None:
     try:
         write()
-    except (OSError, ValueError) as error:  # ValueError: from matplotlib, of a picture too large or a title's formula
+    except (OSError, ValueError) as error:  # ValueError: matplotlib's, for a bad formula in the title
         raise RunError(f"--out: {path}: cannot be written: {error}") from error
 
 

@@ -64,9 +64,8 @@ def check_lines(number: int, narrow: str) -> None:
 def density_axis(ax: Axes, sparsest: float) -> None:
     """Logarithmic x axis, densest left as in most pruning papers, with ticks at 1, 2 and 5 times powers of ten."""
     low = 100 * sparsest
-    ax.set_xlim(
-        100 * 1.08, low / 1.08 if low < 100 else 50
-    )  # before the scale: a single point has no range for a logarithm
+    # Limits before the scale: a single point has no range for a logarithm.
+    ax.set_xlim(100 * 1.08, low / 1.08 if low < 100 else 50)
     ax.set_xscale("log")
     percent_ticks(ax.xaxis, sparsest / 1.08)
     ax.set_xlabel("Density (% of prunable weights kept)")
