@@ -15,7 +15,8 @@ import torch
 
 from tests.conftest import ROOT
 from utils.errors import RunError
-from utils.files import BackgroundWriter, load, pack, scratch_folder, sha256, sweep_parts, write_whole
+from utils.files import BackgroundWriter, scratch_folder, sha256, sweep_parts, write_whole
+from utils.runs.weights import load, pack
 
 
 class Hostile:

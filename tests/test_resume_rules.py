@@ -96,7 +96,7 @@ class Auto:
         self.dtype, self.rank = dtype, rank
 
     def __call__(self) -> None:
-        from utils.training.trainer import trainer as training
+        from utils.training import trainer as training
 
         mine = self.rank in ("", os.environ.get("RANK", ""))
         training.autocast_dtype = lambda precision, device: self.dtype if mine else None

@@ -77,9 +77,9 @@ class Dropout:
     """Dropout after every activation of the network, which none of the small models has."""
 
     def __call__(self) -> None:
-        import harness
+        from utils.training import setup
 
-        plain = harness.create_model
+        plain = setup.create_model
 
         def create(*args, **kwargs):
             model = plain(*args, **kwargs)
@@ -88,7 +88,7 @@ class Dropout:
                     module.register_forward_hook(lambda m, _, out: torch.dropout(out, 0.1, m.training))
             return model
 
-        harness.create_model = create
+        setup.create_model = create
 
 
 class Both:
@@ -107,9 +107,9 @@ class KillAfterWrite:
         self.name, self.count = name, count
 
     def __call__(self) -> None:
-        import harness_utils
+        from utils.runs import run
 
-        plain = harness_utils.write_whole
+        plain = run.write_whole
 
         def write(path: Path, data) -> None:
             plain(path, data)
@@ -117,4 +117,4 @@ class KillAfterWrite:
             if self.count == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        harness_utils.write_whole = write
+        run.write_whole = write

@@ -44,7 +44,7 @@ def check_run_directory(cfg: Config) -> None:
         raise ConfigError([f"experiment_params.{key}: {name!r} leaves {base}: it is a link to {path.resolve()}"])
     if e.resume_expt_name:
         faults = _faults_of_resuming(cfg, path)
-    elif e.expt_name and path.exists() and not _never_began(path):
+    elif e.expt_name and path.exists() and not never_began(path):
         faults = [
             f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
             f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"
@@ -58,7 +58,7 @@ def check_run_directory(cfg: Config) -> None:
 def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
     e = cfg.experiment_params
     no_run = f"experiment_params.resume_expt_name: {e.resume_expt_name!r}: no run to resume at {path}"
-    if path.is_dir() and _never_began(path):
+    if path.is_dir() and never_began(path):
         return [f"{no_run}: it was stopped before it began; start it with expt_name instead"]
     try:
         saved = yaml.safe_load((path / "expt_config.yaml").read_text())
@@ -95,7 +95,7 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
     return faults
 
 
-def _never_began(path: Path) -> bool:
+def never_began(path: Path) -> bool:
     """Whether a run directory was left before its config was written: empty folders, a lock, and temporary files."""
     return path.is_dir() and all(
         file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
@@ -112,11 +112,11 @@ def taken_up_again(cfg: Config) -> Config:
     if not launch or e.resume_expt_name or not e.expt_name or not (path / "expt_config.yaml").exists():
         return cfg
     with contextlib.suppress(OSError):
-        if _lock_file(path).read_text() == launch:
+        if lock_file(path).read_text() == launch:
             return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
     return cfg
 
 
-def _lock_file(path: Path) -> Path:
+def lock_file(path: Path) -> Path:
     """What the process that runs there holds locked; it holds that process's `launch_id`."""
     return path / "artifacts" / "lock"
