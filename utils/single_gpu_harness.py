@@ -9,7 +9,6 @@ import contextlib
 import math
 import sys
 import time
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +26,8 @@ from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, 
 from utils.runs.weights import cpu_copy, layer_rows, load_weights
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, is_small_mlp
-from utils.training.setup import build_model, load_optimizer, make_optimizer, make_timeline
+from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
+from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
 
 
 class SingleProcess:
@@ -42,8 +41,7 @@ class SingleProcess:
         self.data = load_data(cfg, ctx)
         self.model = build_model(cfg, self.data, ctx)
         check_pruning(cfg, self.model, self.data)
-        if self.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(self.model):
-            torch.set_num_threads(1)
+        limit_threads(cfg, ctx, self.model)
         compile_network(cfg, ctx, self.model)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
@@ -54,7 +52,7 @@ class SingleProcess:
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
 
-            first_epoch, optimizer_state = 0, None
+            first_epoch, state = 0, None
             if level == 0:
                 initial_density = density(model)
                 run.save_checkpoint("init", cpu_copy(model.state_dict()))
@@ -62,23 +60,16 @@ class SingleProcess:
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
                 load_weights(model, run.load_checkpoint("rewind"), "model_rewind.pt")
-                first_epoch, optimizer_state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
+                first_epoch, state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
             apply_masks(model)
-            self.restart(optimizer_state)
+            # Fresh, or as at epoch k; its hook applies the masks after every step.
+            self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
 
             rows = [self.train_epoch(run, level, epoch) for epoch in range(first_epoch, e.epochs_per_level)]
 
             run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
-
-    def restart(self, state: dict[str, Any] | None) -> None:
-        """A fresh optimizer, or the one of epoch k. Its hook applies the masks after every step."""
-        self.optimizer = make_optimizer(self.cfg, self.model)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        if state is not None:
-            load_optimizer(self.optimizer, state["sgd"])
-            self.scaler.load_state_dict(state["scaler"])
 
     def train_epoch(self, run: Run, level: int, epoch: int) -> Row:
         """Trains and evaluates an epoch; logs its row of the CSV."""
@@ -115,8 +106,7 @@ class SingleProcess:
         run.tables.add(epoch_table(level), [row])
         if level == 0 and e.training_type == "wr" and epoch + 1 == self.cfg.prune_params.rewind_epoch:
             run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
-            state = {"sgd": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-            run.save_artifact("optimizer_rewind", cpu_copy(state))
+            run.save_artifact("optimizer_rewind", cpu_copy(optimizer_state(self.optimizer, self.scaler)))
         return row
 
     @torch.no_grad()

@@ -98,7 +98,7 @@ def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
     mine = launch_id() and newest.get("launch") == launch_id()
     if mine and newest["config"]["experiment_params"]["resume_level"] == level:
         return newest
-    origin = {key: newest[key] for key in ("surroundings", "data") if key in newest}
+    origin: State = {key: newest[key] for key in ("surroundings", "data") if key in newest}
     return {**_from_level(trainer, run, level), **origin}
 
 

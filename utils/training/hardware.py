@@ -87,6 +87,12 @@ def configure_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def limit_threads(cfg: Config, ctx: Context, model: nn.Module) -> None:
+    """Trains a small MLP with one CPU thread, unless ``dist_params.threads`` says how many."""
+    if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
+        torch.set_num_threads(1)
+
+
 def is_small_mlp(model: nn.Module) -> bool:
     """Whether the network has weights in linear layers alone, and under a million of them.
 

@@ -33,6 +33,23 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     return model
 
 
+def start_optimizer(
+    cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
+) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+    """A fresh optimizer and its loss scale (of float16 alone), or those that go on from `state` of `optimizer_state`."""
+    optimizer, device = make_optimizer(cfg, model), next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    if state is not None:
+        load_optimizer(optimizer, state["sgd"])
+        scaler.load_state_dict(state["scaler"])
+    return optimizer, scaler
+
+
+def optimizer_state(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Momentum and loss scale: what `start_optimizer` needs to go on."""
+    return {"sgd": optimizer.state_dict(), "scaler": scaler.state_dict()}
+
+
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
     """SGD, fused, with the masks kept after every step (`keep_masked`)."""
     o, params = cfg.optimizer, list(model.parameters())

@@ -16,8 +16,8 @@ from utils.distributed import Context
 from utils.errors import RunError
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, is_small_mlp
-from utils.training.setup import load_optimizer, make_optimizer, make_timeline
+from utils.training.hardware import autocast_dtype, compile_network, limit_threads
+from utils.training.setup import make_timeline, optimizer_state, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
 from utils.training.tally import Tally
 
@@ -37,8 +37,7 @@ class Trainer:
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
         # Rank 0's, so that machines of unlike hardware train one network.
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
-        if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
-            torch.set_num_threads(1)
+        limit_threads(cfg, ctx, model)
         compile_network(cfg, ctx, model)
         self.params = list(model.parameters())
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
@@ -48,17 +47,13 @@ class Trainer:
 
     # --- the optimizer and its schedule --------------------------------------------------------------------------
 
-    def restart(self, optimizer_state: dict[str, Any] | None = None) -> None:
-        """Makes a fresh optimizer, or one that goes on from `optimizer_state` (of `optimizer_state_dict`)."""
-        self.optimizer = make_optimizer(self.cfg, self.model)
-        self.scaler = torch.amp.GradScaler(self.ctx.device.type, enabled=self.dtype is torch.float16)
-        if optimizer_state is not None:
-            load_optimizer(self.optimizer, optimizer_state["sgd"])
-            self.scaler.load_state_dict(optimizer_state["scaler"])
+    def restart(self, state: dict[str, Any] | None = None) -> None:
+        """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`)."""
+        self.optimizer, self.scaler = start_optimizer(self.cfg, self.model, self.dtype, state)
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Momentum and loss scale: what `restart` needs to go on."""
-        return {"sgd": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return optimizer_state(self.optimizer, self.scaler)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, BatchNorm statistics and masks, and the optimizer's state; tensors are the device's own."""
