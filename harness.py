@@ -2,7 +2,7 @@
 
     python harness.py --config configs/NAME.yaml [--section.key=value ...]
 
-Loads the config, starts the workers (or finds that torchrun did), and runs the levels: prune, rewind, train, log.
+Loads the config, starts the workers (unless torchrun did), and runs the levels: prune, rewind, train, log.
 """
 
 if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below take seconds
@@ -221,7 +221,7 @@ class Harness:
 
 
 def work(cfg: Config) -> int:
-    """What each process does: joins the others and runs the levels. Returns the exit status."""
+    """Joins the other processes and runs the levels, in each process. Returns the exit status."""
     d = cfg.dist_params
     configure_kernels(cfg.experiment_params.deterministic)
     with distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
@@ -229,7 +229,7 @@ def work(cfg: Config) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs harness.py; returns its exit status (DESIGN 7): 0, 1 failed, 2 config error, 128 + signal when stopped."""
+    """Runs harness.py; returns its exit status: 0 done, 1 failed, 2 config error, 128 + signal when stopped."""
     try:
         cfg = load_config(argv)
         notes = distributed.notes_on(cfg)

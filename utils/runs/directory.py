@@ -1,13 +1,14 @@
-"""Opening a run directory: may this config run there, create it or take it up again, lock it, record what runs."""
+"""Whether a config may run in its directory: start there, or resume there."""
 
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from harness_params import Config, ConfigError, make_config
-from utils.errors import RunError
+from harness_params import Config, make_config
+from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.states import trained_levels
 
@@ -26,10 +27,10 @@ FREE_ON_RESUME = {
 
 
 def check_run_directory(cfg: Config) -> None:
-    """Faults of the run directory that can be told before any work: it exists, it does not, it is another experiment.
+    """Checks, before any work, that a fresh run has a directory to itself and that a resumed one is the same experiment.
 
     Raises:
-        ConfigError: as said; nothing was created.
+        ConfigError: one fault per option; nothing was created.
     """
     e = cfg.experiment_params
     base = Path(e.base_dir)
@@ -66,6 +67,11 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
         return [f"{no_run}: {' '.join(str(error).split())}"]
     if not isinstance(saved, dict) or not all(isinstance(options, dict) for options in saved.values()):
         return [f"{no_run}: expt_config.yaml does not hold sections of options"]
+    return [*_changed_options(cfg, saved), *_too_few_levels(cfg, path), *_missing_for_level(cfg, path)]
+
+
+def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]:
+    """Faults of options that would change the experiment."""
     faults = []
     defaults = make_config().to_dict()  # an option that is newer than the run had its default's effect then
     for section, options in cfg.to_dict().items():
@@ -75,37 +81,45 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
-    asked = cfg.prune_params.num_levels
-    with contextlib.suppress(RunError):  # a damaged index is told of when it is needed
-        if not e.resume_level and asked < (trained := trained_levels(path)):
-            faults.append(
-                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
-                "resume_level starts one of them again"
-            )
-    if e.resume_level:
-        needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
-        if e.training_type == "wr":
-            needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
-        missing = [name for name in needed if not (path / name).exists()]
-        if missing:
-            faults.append(
-                f"experiment_params.resume_level: {e.resume_level} starts from {' and '.join(missing)}, "
-                f"which {path} does not hold"
-            )
     return faults
 
 
+def _too_few_levels(cfg: Config, path: Path) -> list[str]:
+    """The fault of asking for fewer levels than are trained."""
+    asked = cfg.prune_params.num_levels
+    with contextlib.suppress(RunError):  # a damaged index is a fault only where it is read for good
+        if not cfg.experiment_params.resume_level and asked < (trained := trained_levels(path)):
+            return [
+                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
+                "resume_level starts one of them again"
+            ]
+    return []
+
+
+def _missing_for_level(cfg: Config, path: Path) -> list[str]:
+    """The fault of a resume_level that starts from files which are not there."""
+    e = cfg.experiment_params
+    if not e.resume_level:
+        return []
+    needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
+    if e.training_type == "wr":
+        needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
+    missing = " and ".join(name for name in needed if not (path / name).exists())
+    fault = f"experiment_params.resume_level: {e.resume_level} starts from {missing}, which {path} does not hold"
+    return [fault] if missing else []
+
+
 def never_began(path: Path) -> bool:
-    """Whether a run directory was left before its config was written: empty folders, a lock, and temporary files."""
+    """Whether a run ended before its config was written: only empty folders, a lock and temporary files are there."""
     return path.is_dir() and all(
         file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
     )
 
 
 def taken_up_again(cfg: Config) -> Config:
-    """The config of workers that torchrun starts anew: the run that this torchrun has begun already is resumed.
+    """After a torchrun restart, turn expt_name into a resume.
 
-    A run without ``expt_name`` cannot be found again, and starts afresh under another name.
+    A run without ``expt_name`` cannot be found again: it starts afresh under another name.
     """
     e, launch = cfg.experiment_params, launch_id()
     path = Path(e.base_dir) / e.expt_name
@@ -118,5 +132,5 @@ def taken_up_again(cfg: Config) -> Config:
 
 
 def lock_file(path: Path) -> Path:
-    """What the process that runs there holds locked; it holds that process's `launch_id`."""
+    """The file that the process which runs there keeps locked; its text is that process's `launch_id`."""
     return path / "artifacts" / "lock"

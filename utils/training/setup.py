@@ -36,7 +36,7 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
 def start_optimizer(
     cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
 ) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
-    """A fresh optimizer and its loss scale (of float16 alone), or those that go on from `state` of `optimizer_state`."""
+    """A fresh optimizer and its loss scale, or those that go on from `state` (of `optimizer_state`)."""
     optimizer, device = make_optimizer(cfg, model), next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if state is not None:
