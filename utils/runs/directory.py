@@ -27,7 +27,7 @@ FREE_ON_RESUME = {
 
 
 def check_run_directory(cfg: Config) -> None:
-    """Checks, before any work, that a fresh run has a directory to itself and that a resumed one is the same experiment.
+    """Checks before any work: a fresh run has a directory to itself, a resumed run is the same experiment.
 
     Raises:
         ConfigError: one fault per option; nothing was created.
