@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
 from utils.plot_results import main
 from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
-from utils.plots.lines import layer_table
+from utils.plots.lines import layer_frame
 from utils.plots.style import COLOURS, DENSE
 
 
@@ -178,7 +178,7 @@ def test_layers_of_one_method_at_every_level(tmp_path):
     write_run(tmp_path, "a", [90, 80], layers=[[1, 1, 1], [0.4, 0, 0.8]])
     write_run(tmp_path, "b", [90, 80], seed=1, layers=[[1, 1, 1], [0.2, 0, 1.0]])
     [group] = groups_of(tmp_path, "layers")
-    table = layer_table(group)
+    table = layer_frame(group)
     assert list(table.columns) == LAYERS
     np.testing.assert_allclose(table.loc[0.4], [0.3, 0, 0.9])
     figure = draw_layers([group])

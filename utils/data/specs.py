@@ -24,7 +24,7 @@ class DataSpec:
         augment: the usual recipe, a key of `AUGMENTS`.
         reader: the format of its files, a key of `READERS` in utils/data/published.py; "" for a tree of images.
         full_scale: the pixel value that means 1.
-        embedded: whether the images come with a Python package, so that no file is looked for.
+        embedded: the Python package that the images come with, so that no file is looked for; "" for files.
     """
 
     num_classes: int | None
@@ -34,7 +34,7 @@ class DataSpec:
     augment: str
     reader: str = ""
     full_scale: float = 255
-    embedded: bool = False
+    embedded: str = ""
 
     @property
     def is_tree(self) -> bool:
@@ -55,7 +55,7 @@ class DataSpec:
 # CIFAR is cropped and flipped as by He et al. 2016; SVHN is not augmented, as by Zagoruyko & Komodakis 2016. Digits and
 # clothes that are turned around are other digits and clothes.
 DATASETS: dict[str, DataSpec] = {
-    "Digits": DataSpec(10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits", full_scale=16, embedded=True),
+    "Digits": DataSpec(10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits", full_scale=16, embedded="scikit-learn"),
     "MNIST": DataSpec(10, (1, 28, 28), (0.1307,), (0.3081,), "none", "mnist"),
     "FashionMNIST": DataSpec(10, (1, 28, 28), (0.2860,), (0.3530,), "none", "fashion_mnist"),
     "CIFAR10": DataSpec(10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", "cifar10"),

@@ -22,9 +22,9 @@ from utils.plots.groups import Group, Key
 from utils.plots.lines import (
     chosen_levels,
     dense_accuracy,
-    epoch_table,
+    epoch_frame,
     every_level,
-    layer_table,
+    layer_frame,
     mean_density,
     points,
     seeds_at,
@@ -118,13 +118,13 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
 
     Raises:
         ConfigError: too many lines.
-        DataError: as `layer_table`; the groups have different layers, or no layer has a weight left.
+        DataError: as `layer_frame`; the groups have different layers, or no layer has a weight left.
     """
     by_level = every_level(groups, density)
     lines = chosen_levels(groups, density)
     if not by_level:
         check_lines(len(lines), FEWER if density else f"{KEEP_ONE}; or {FEWER}")
-    tables = [layer_table(group) for group in (groups if by_level else [group for group, _ in lines])]
+    tables = [layer_frame(group) for group in (groups if by_level else [group for group, _ in lines])]
     names = list(tables[0].columns)
     for (group, _), table in zip(lines, tables):
         if list(table.columns) != names:
@@ -220,7 +220,7 @@ def draw_curves(
     if not by_level:
         keep_one = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
         check_lines(len(chosen), FEWER if density else keep_one + FEWER)
-    tables = [epoch_table(group, n) for group, n in chosen]
+    tables = [epoch_frame(group, n) for group, n in chosen]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
         colours = level_colours(figure, axes, densities) if by_level else []

@@ -124,7 +124,7 @@ def fewer_seeds(groups: Sequence[Group], shown: Sequence[tuple[Group, int]] | No
 # --- layers and epochs -----------------------------------------------------------------------------------------------
 
 
-def layer_table(group: Group) -> pd.DataFrame:
+def layer_frame(group: Group) -> pd.DataFrame:
     """Mean density of each layer over seeds: one row per level, one column per layer in model order.
 
     The index is the density of the whole network.
@@ -149,7 +149,7 @@ def layer_table(group: Group) -> pd.DataFrame:
     return pd.concat(tables).groupby(level=0).mean().set_index("network")
 
 
-def epoch_table(group: Group, level: int) -> pd.DataFrame:
+def epoch_frame(group: Group, level: int) -> pd.DataFrame:
     """Epoch rows of one level, of the runs that have this level. Here epochs count from 1: the number completed."""
     parts = []
     for run in group.runs:
