@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.data.published import READERS
+from utils.data.published import files_of
 from utils.dataset import load_data
 from utils.distributed import Context
 
@@ -221,7 +221,7 @@ def test_bad_mnist(tmp_path, case):
 
 def test_bad_cifar(tmp_path, monkeypatch):
     help_.cifar_files(tmp_path, datasets.CIFAR10, monkeypatch)
-    path = tmp_path / READERS["cifar10"].folder / "data_batch_3"
+    path = tmp_path / files_of("CIFAR10").folder / "data_batch_3"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     words = ["dataset.data_root: ", f"{path} is truncated or corrupt (its MD5"]

@@ -14,7 +14,7 @@ from tests import data_helpers as help_
 from utils.data.epochs import check_shares, epoch_order, global_batch, rank_places, share, steps_per_epoch
 from utils.data.images import Normalizer, pixel_statistics
 from utils.data.in_memory import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader
-from utils.data.published import READERS
+from utils.data.published import files_of
 from utils.data.specs import DATASETS
 from utils.seeds import stable_seed
 
@@ -221,7 +221,7 @@ def test_statistics_are_exact():
 def test_published_constants_fit_the_data(name, tmp_path):
     root = help_.fashion_root(tmp_path) if name == "FashionMNIST" else tmp_path
     spec = DATASETS[name]
-    pixels, _ = READERS[spec.reader].read(root, train=True)
+    pixels, _ = files_of(name).read(root, train=True)
     mean, std = (value * 255 / spec.full_scale for (value,) in pixel_statistics(pixels))
     assert (mean, std) == pytest.approx((spec.mean[0], spec.std[0]), abs=1e-4)
     data = help_.load(root, dataset_name=name, batch_size=500)
@@ -234,7 +234,7 @@ def test_published_constants_fit_the_data(name, tmp_path):
 
 
 def test_digits_are_split_once_for_all():
-    files = READERS["digits"]
+    files = files_of("Digits")
     (train, train_labels), (test, test_labels) = files.read(None, True), files.read(None, False)
     assert train.shape == (1437, 8, 8, 1) and test.shape == (360, 8, 8, 1)
     assert np.bincount(test_labels).tolist() == [36] * 10
