@@ -23,8 +23,8 @@ from tests.ffcv_helpers import (
     threads,
     write_raw,
 )
-from utils.errors import RunError
-from utils.ffcv.beton import compile_decoder, decode_images
+from utils.errors import DataError, RunError
+from utils.ffcv.pixels import compile_decoder, decode_images
 from utils.ffcv.prefetch import Prefetcher
 
 pytestmark = pytest.mark.ffcv
@@ -36,7 +36,7 @@ def test_a_damaged_image_is_an_error_not_a_hang(name, tmp_path, request):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.glob("train_*")
     damage(path, np.array([9]))
-    with pytest.raises(RunError, match=rf"{path.name}: .*image 9 in the file is damaged"):
+    with pytest.raises(DataError, match=rf"{path.name}: .*image 9 in the file is damaged"):
         list(ffcv(tmp_path).train.batches(0, 0))
     assert not threads()
 
@@ -49,7 +49,7 @@ def test_the_decoder_is_compiled_before_anyone_waits(raw, monkeypatch):
     def refuse() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("utils.ffcv.beton.compile_decoder", refuse)
+    monkeypatch.setattr("utils.ffcv.loader.compile_decoder", refuse)
     with pytest.raises(ZeroDivisionError):
         ffcv(raw)
 
@@ -205,8 +205,8 @@ def test_classes(raw, tmp_path):
 
 
 def test_without_ffcv(raw, monkeypatch):
-    monkeypatch.delitem(sys.modules, "utils.ffcv.beton")
-    monkeypatch.delattr("utils.ffcv.beton")
+    monkeypatch.delitem(sys.modules, "utils.ffcv.library")
+    monkeypatch.delattr("utils.ffcv.library")
     monkeypatch.setitem(sys.modules, "ffcv.reader", None)
     with pytest.raises(ValueError, match=r"dataset\.loader: ffcv is not allowed here: FFCV cannot be imported"):
         ffcv(raw)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2 import functional as F
 
 from harness_params import Config
@@ -178,7 +179,7 @@ class _Reader:
     def close(self) -> None:
         """End the workers now, not when the garbage collector runs."""
         workers, self.loader._iterator = self.loader._iterator, None
-        if workers is not None:
+        if isinstance(workers, _MultiProcessingDataLoaderIter):
             workers._shutdown_workers()
 
 

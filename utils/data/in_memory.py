@@ -24,7 +24,7 @@ from utils.seeds import stable_seed
 CROP_PADDING = 4
 # Evaluation batches: at most so many images, and no more values than 1000 CIFAR images (12 MB in float32).
 EVAL_IMAGES, EVAL_VALUES = 1000, 1000 * 3 * 32 * 32
-# Stands for the epoch in the seed of alternating flips: differs from every epoch and from PRUNING_DRAWS (utils/runs/pruning.py).
+# Takes the epoch's place in the seed of alternating flips; no epoch and not PRUNING_DRAWS of utils/runs/pruning.py.
 FLIP_DRAWS = -2
 
 
