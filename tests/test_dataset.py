@@ -1,6 +1,7 @@
 """Order, shares, augmentation and normalisation of the loaders in memory, and the published sets' readers."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,16 @@ def test_mnist_is_read_unpacked_or_not(tmp_path, suffix):
     digits, targets = help_.digit_images()
     assert np.array_equal(help_.pixels_of(images, data)[:, 10:18, 10:18, 0], digits[40:52] * 15)
     assert labels.tolist() == targets[40:52].tolist()
+
+
+def test_a_new_set_in_a_known_format_is_one_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "KMNIST", replace(DATASETS["MNIST"], mean=(0.1918,), std=(0.3483,)))
+    help_.idx_files(tmp_path / "KMNIST" / "raw")
+    images, labels = files_of("KMNIST").read(tmp_path, train=True)
+    digits, targets = help_.digit_images()
+    assert np.array_equal(images[:, 10:18, 10:18, 0], digits[:40] * 15) and np.array_equal(labels, targets[:40])
+    with pytest.raises(ValueError, match="ImageNet is a tree"):
+        files_of("ImageNet")
 
 
 @pytest.mark.parametrize(("source", "classes"), [(datasets.CIFAR10, 10), (datasets.CIFAR100, 100)])

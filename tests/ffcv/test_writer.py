@@ -185,4 +185,5 @@ def test_wrong_usage(words, said, tree, tmp_path, capfd, monkeypatch):
         status = write(tree, tmp_path / "out", *words)
     except SystemExit as stopped:
         status = stopped.code
-    assert status == 2 and said in capfd.readouterr().err and nothing_left(tmp_path)
+    err = capfd.readouterr().err
+    assert status == 2 and said in err and "dataset.data_root" not in err and nothing_left(tmp_path)

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -44,6 +43,8 @@ SMALLEST_PAGE = 1 << 23  # bytes, FFCV's default; an image must fit into a page
 IMAGE_COLUMN, LABEL_COLUMN = "f0", "f1"  # of a row of metadata: numpy's names for FFCV's nameless fields
 LONGEST_SIDE = 65535  # pixels: the format stores it in 16 bits
 POLL_SECONDS = 0.1
+
+Fields = dict[str, RGBImageField | IntField]  # of a sample, by name
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def write_beton(path: Path, source: ImageSource, encoding: Encoding, workers: in
 def _write(
     part: Path, source: ImageSource, encoding: Encoding, workers: int, skip_broken: bool, name: str
 ) -> list[str]:
-    fields = {"image": encoding.field(), "label": IntField()}
+    fields: Fields = {"image": encoding.field(), "label": IntField()}
     rows_type, page_size = get_metadata_type(list(fields.values())), encoding.page_size(source)
     first = _header(fields, 0, page_size, 0)
     part.write_bytes(first)
@@ -136,7 +137,7 @@ def _write(
     return broken
 
 
-def _header(fields: dict[str, Any], num_images: int, page_size: int, table_at: int) -> bytes:
+def _header(fields: Fields, num_images: int, page_size: int, table_at: int) -> bytes:
     header = np.zeros(1, dtype=HeaderType)
     header["version"], header["num_fields"], header["page_size"] = CURRENT_VERSION, len(fields), page_size
     header["num_samples"], header["alloc_table_ptr"] = num_images, table_at
@@ -149,7 +150,7 @@ def _header(fields: dict[str, Any], num_images: int, page_size: int, table_at: i
     return header.tobytes() + descriptions.tobytes()
 
 
-def _finish(part: Path, fields: dict[str, Any], chunks: list[Chunk], page_size: int) -> None:
+def _finish(part: Path, fields: Fields, chunks: list[Chunk], page_size: int) -> None:
     """Add header, metadata and table. Images are numbered without gaps for those that were left out."""
     ids = np.concatenate([chunk.ids for chunk in chunks]).astype(np.int64)
     rows = np.concatenate([chunk.rows for chunk in chunks])[np.argsort(ids)]
@@ -169,7 +170,12 @@ class WriteJob:
     """Images of one file, read and encoded by worker processes."""
 
     def __init__(
-        self, source: ImageSource, field: RGBImageField, rows_type: np.dtype, allocator: Any, skip_broken: bool
+        self,
+        source: ImageSource,
+        field: RGBImageField,
+        rows_type: np.dtype,
+        allocator: MemoryAllocator,
+        skip_broken: bool,
     ):
         self.source, self.field, self.rows_type = source, field, rows_type
         self.allocator, self.skip_broken = allocator, skip_broken
