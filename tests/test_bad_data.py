@@ -20,7 +20,7 @@ from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError, RunError
 
-NOWHERE = ["http://127.0.0.1:9/"]  # the discard port, where nobody listens
+NOWHERE = ["http://127.0.0.1:9/"]  # the discard port, on which no program listens
 
 
 def _use(**load) -> None:
@@ -33,7 +33,7 @@ def _use(**load) -> None:
 
 
 def fails(kind: type[Exception], *words: str, **load) -> str:
-    """Loads and reads everything once; it must fail in one line that holds all the words."""
+    """Load and read everything once: must fail with one line that holds all the words; return it."""
     with pytest.raises(kind) as caught:
         _use(**load)
     message = str(caught.value)

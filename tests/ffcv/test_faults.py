@@ -164,7 +164,7 @@ def test_too_many_workers_are_clamped_and_said_once(raw, caplog, monkeypatch):
     data, _ = (ffcv(raw, rank, 2, num_workers=999) for rank in range(2))
     assert data.train.reader.threads == data.test.reader.threads == 2
     assert [record.message for record in caplog.records if "num_workers" in record.message] == [
-        "dataset.num_workers: 999 asked for, 2 used: one for each core there is"
+        "dataset.num_workers: 999 asked for, 2 used: one per core"
     ]
     assert len(images_of(data.test.batches())) == (VAL // 2)
 

@@ -147,7 +147,7 @@ def test_control_c_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_exit_status_when_stopped(signum, status, tmp_path):
     root = make_tree(tmp_path / "tree", 6, 3)
-    os.mkfifo(root / "test" / "class0" / "pipe.jpg")  # reading it waits for ever
+    os.mkfifo(root / "test" / "class0" / "pipe.jpg")  # reading it waits forever
     threading.Timer(1.0, os.kill, (os.getpid(), signum)).start()
     with pytest.raises(SystemExit) as stopped:
         write(root, tmp_path / "out")

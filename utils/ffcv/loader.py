@@ -86,8 +86,8 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
     file that was written with the training file (same folder, same settings in its name) comes before others.
 
     Raises:
-        DataError: no file is found; names dataset.train_beton or dataset.val_beton.
-        ConfigError: several are found, or the one named does not exist; names the same.
+        DataError: no file is found, or the one named does not exist; names dataset.train_beton or dataset.val_beton.
+        ConfigError: several are found; names the same.
     """
     train = _named(cfg, "train_beton") or _only(cfg, "train_beton")
     partner = train.with_name("val" + train.name.removeprefix("train"))
@@ -98,7 +98,7 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
 def _named(cfg: Config, key: str) -> Path | None:
     value = getattr(cfg.dataset, key)
     if value and not Path(value).expanduser().is_file():
-        raise ConfigError(f"dataset.{key}: {value} is not a file")
+        raise DataError(f"dataset.{key}: {value} is not a file")
     return Path(value).expanduser() if value else None
 
 
@@ -163,7 +163,7 @@ def _threads(num_workers: int, log_notes: bool) -> int:
     # More threads than cores gain nothing.
     most = available_cores()
     if num_workers > most and log_notes:
-        log.warning("dataset.num_workers: %d asked for, %d used: one for each core there is", num_workers, most)
+        log.warning("dataset.num_workers: %d asked for, %d used: one per core", num_workers, most)
     return max(1, min(num_workers, most))
 
 
