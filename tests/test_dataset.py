@@ -234,6 +234,11 @@ def test_published_constants_fit_the_data(name, tmp_path):
 # ------------------------------------------------------------------------------------------------------- the data sets
 
 
+@pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
+def test_a_data_set_has_as_many_classes_as_its_files(name, classes):
+    assert files_of(name).spec.num_classes == DATASETS[name].num_classes == classes
+
+
 def test_digits_are_split_once_for_all():
     files = files_of("Digits")
     (train, train_labels), (test, test_labels) = files.read(None, True), files.read(None, False)

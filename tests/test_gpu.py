@@ -104,7 +104,8 @@ def steps_watched(device: str, *words: str) -> dict[str, int]:
     from utils.dataset import load_data
     from utils.distributed import join
     from utils.pruning_utils import prune
-    from utils.training.trainer import Trainer, build_model
+    from utils.training.setup import build_model
+    from utils.training.trainer import Trainer
 
     cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off", *words])
     with join() as ctx:

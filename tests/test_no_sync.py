@@ -14,7 +14,8 @@ from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.training.trainer import Trainer, build_model
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 META = torch.device("meta")
 SHAPE = (3, 32, 32)

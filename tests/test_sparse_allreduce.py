@@ -18,8 +18,8 @@ from tests.conftest import ROOT
 from utils.conv_type import insert_masks, masked_params
 from utils.distributed import Context, join
 from utils.models import create_model
+from utils.training import sparse_allreduce
 from utils.training.sparse_allreduce import KeptGradients, gradient_hook
-from utils.training.trainer import sparse_allreduce
 
 DENSITIES = (1.0, 0.2, 0.05, 0.01)
 # Small buckets, so that small networks have several.

@@ -10,7 +10,8 @@ from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.training.trainer import Trainer, make_optimizer
+from utils.training.setup import make_optimizer
+from utils.training.trainer import Trainer
 
 
 def small_net(memory_format: torch.memory_format) -> nn.Module:

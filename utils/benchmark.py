@@ -43,7 +43,8 @@ from utils.distributed import Context
 from utils.processes.place import available_cores, started_by_launcher
 from utils.pruning_utils import prune
 from utils.training.hardware import autocast_dtype, configure_kernels
-from utils.training.trainer import Trainer, build_model
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 NAMES = ("ours", "plain loop", "usual harness")
 DENSITY = 0.2  # of the networks that have masks

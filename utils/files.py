@@ -1,20 +1,16 @@
-"""Files that are there whole or not at all, and checkpoints that are data, never code."""
+"""Files that are there whole or not at all, written in the background. Imports no torch."""
 
 import contextlib
 import fcntl
 import hashlib
 import io
 import os
-import pickle
 import queue
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from utils.errors import RunError
 
@@ -83,30 +79,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def pack(obj: Any) -> memoryview:
-    """The bytes of ``torch.save(obj)``."""
-    buffer = io.BytesIO()
-    torch.save(obj, buffer)
-    return buffer.getbuffer()
-
-
-def load(path: Path) -> Any:
-    """A checkpoint's content, on the CPU; only tensors and plain containers, so a hostile file cannot run code.
-
-    Raises:
-        RunError: the file is missing, truncated, or no checkpoint of tensors.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except pickle.UnpicklingError:
-        raise RunError(f"{path} is no checkpoint: it is damaged, or holds more than tensors and plain values") from None
-    except Exception as error:  # torch.load raises a different class for each way a file can be damaged
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"{path} is no readable checkpoint: {reason}") from error
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,9 @@ from harness_utils import open_run
 from utils.dataset import load_data
 from utils.distributed import join
 from utils.runs.stopping import StopRequest
-from utils.training.trainer import Trainer, build_model
+from utils.runs.tables import epoch_table
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 REPEATS = 10
 
@@ -49,7 +51,7 @@ def seconds_a_step(harness: Harness, steps: int) -> float:
 def save(harness: Harness, row: dict[str, Any]) -> tuple[float, float, float]:
     """(seconds training is held up, seconds until all is on disk, CPU seconds of the whole) of one epoch's end."""
     begin, cpu = time.perf_counter(), time.process_time()
-    harness.run.add_rows(harness._epoch_table, [row])
+    harness.run.tables.add(epoch_table(0), [row])
     harness._save_state()
     held_up = time.perf_counter() - begin
     harness.run.writer.flush()

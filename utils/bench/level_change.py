@@ -25,7 +25,8 @@ from harness_utils import open_run
 from utils.bench.usual_harness import lay_out
 from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.training.trainer import Trainer, build_model
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
 
@@ -93,7 +94,7 @@ def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) ->
             clock = Clock(ctx.device)
             harness = Harness(cfg, ctx, Trainer(cfg, ctx, build_model(cfg, few, ctx), few), run, clock)
             marks: list[float] = []
-            while harness.level < cfg.prune_params.num_levels:
+            while harness.position.level < cfg.prune_params.num_levels:
                 for step in (harness.prune, harness.rewind):
                     step()
                     marks.append(clock.now())

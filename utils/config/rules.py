@@ -201,7 +201,7 @@ def without_effect(c: Any) -> Iterator[tuple[str, str]]:
     if d.loader != "ffcv":
         yield "dataset.os_cache", "the loader is not ffcv"
     if DATASETS[d.dataset_name].embedded:
-        yield "dataset.data_root", f"{d.dataset_name} comes with a Python package"
+        yield "dataset.data_root", f"{d.dataset_name} are embedded in {DATASETS[d.dataset_name].embedded}"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
     if e.save_every_epochs == 1:

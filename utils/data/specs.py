@@ -24,7 +24,7 @@ class DataSpec:
         augment: usual augmentation, a key of `AUGMENTS`.
         reader: format of the files, a key of `READERS` in utils/data/published.py; "" for a tree.
         full_scale: pixel value that means 1.
-        embedded: True if the images come with a Python package, so that no file is looked for.
+        embedded: Python package that holds the images, so that no file is looked for; "" for files.
     """
 
     num_classes: int | None
@@ -34,7 +34,7 @@ class DataSpec:
     augment: str
     reader: str = ""
     full_scale: float = 255
-    embedded: bool = False
+    embedded: str = ""
 
     @property
     def is_tree(self) -> bool:
@@ -67,7 +67,7 @@ class ArraySpec(DataSpec):
 # CIFAR is cropped and flipped as by He et al. 2016; SVHN is not augmented, as by Zagoruyko & Komodakis 2016. Digits and
 # clothes are not flipped: a mirrored one is another digit, or another piece of clothing.
 DATASETS: dict[str, DataSpec] = {
-    "Digits": ArraySpec(10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits", full_scale=16, embedded=True),
+    "Digits": ArraySpec(10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits", full_scale=16, embedded="scikit-learn"),
     "MNIST": ArraySpec(10, (1, 28, 28), (0.1307,), (0.3081,), "none", "idx"),
     "FashionMNIST": ArraySpec(10, (1, 28, 28), (0.2860,), (0.3530,), "none", "idx"),
     "CIFAR10": ArraySpec(10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", "cifar"),

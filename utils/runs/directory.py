@@ -1,13 +1,14 @@
-"""Opening a run directory: may this config run there, create it or take it up again, lock it, record what runs."""
+"""Whether a config may run in its directory: start there, or resume there."""
 
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from harness_params import Config, ConfigError, make_config
-from utils.errors import RunError
+from harness_params import Config, make_config
+from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.states import trained_levels
 
@@ -26,10 +27,10 @@ FREE_ON_RESUME = {
 
 
 def check_run_directory(cfg: Config) -> None:
-    """Faults of the run directory that can be told before any work: it exists, it does not, it is another experiment.
+    """Checks before any work: a fresh run has a directory to itself, a resumed run is the same experiment.
 
     Raises:
-        ConfigError: as said; nothing was created.
+        ConfigError: one fault per option; nothing was created.
     """
     e = cfg.experiment_params
     base = Path(e.base_dir)
@@ -44,7 +45,7 @@ def check_run_directory(cfg: Config) -> None:
         raise ConfigError([f"experiment_params.{key}: {name!r} leaves {base}: it is a link to {path.resolve()}"])
     if e.resume_expt_name:
         faults = _faults_of_resuming(cfg, path)
-    elif e.expt_name and path.exists() and not _never_began(path):
+    elif e.expt_name and path.exists() and not never_began(path):
         faults = [
             f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
             f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"
@@ -58,7 +59,7 @@ def check_run_directory(cfg: Config) -> None:
 def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
     e = cfg.experiment_params
     no_run = f"experiment_params.resume_expt_name: {e.resume_expt_name!r}: no run to resume at {path}"
-    if path.is_dir() and _never_began(path):
+    if path.is_dir() and never_began(path):
         return [f"{no_run}: it was stopped before it began; start it with expt_name instead"]
     try:
         saved = yaml.safe_load((path / "expt_config.yaml").read_text())
@@ -66,6 +67,11 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
         return [f"{no_run}: {' '.join(str(error).split())}"]
     if not isinstance(saved, dict) or not all(isinstance(options, dict) for options in saved.values()):
         return [f"{no_run}: expt_config.yaml does not hold sections of options"]
+    return [*_changed_options(cfg, saved), *_too_few_levels(cfg, path), *_missing_for_level(cfg, path)]
+
+
+def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]:
+    """Faults of options that would change the experiment."""
     faults = []
     defaults = make_config().to_dict()  # an option that is newer than the run had its default's effect then
     for section, options in cfg.to_dict().items():
@@ -75,48 +81,56 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
-    asked = cfg.prune_params.num_levels
-    with contextlib.suppress(RunError):  # a damaged index is told of when it is needed
-        if not e.resume_level and asked < (trained := trained_levels(path)):
-            faults.append(
-                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
-                "resume_level starts one of them again"
-            )
-    if e.resume_level:
-        needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
-        if e.training_type == "wr":
-            needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
-        missing = [name for name in needed if not (path / name).exists()]
-        if missing:
-            faults.append(
-                f"experiment_params.resume_level: {e.resume_level} starts from {' and '.join(missing)}, "
-                f"which {path} does not hold"
-            )
     return faults
 
 
-def _never_began(path: Path) -> bool:
-    """Whether a run directory was left before its config was written: empty folders, a lock, and temporary files."""
+def _too_few_levels(cfg: Config, path: Path) -> list[str]:
+    """The fault of asking for fewer levels than are trained."""
+    asked = cfg.prune_params.num_levels
+    with contextlib.suppress(RunError):  # a damaged index is a fault only where it is read for good
+        if not cfg.experiment_params.resume_level and asked < (trained := trained_levels(path)):
+            return [
+                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
+                "resume_level starts one of them again"
+            ]
+    return []
+
+
+def _missing_for_level(cfg: Config, path: Path) -> list[str]:
+    """The fault of a resume_level that starts from files which are not there."""
+    e = cfg.experiment_params
+    if not e.resume_level:
+        return []
+    needed = ["checkpoints/model_init.pt", f"checkpoints/model_level_{e.resume_level - 1}.pt"]
+    if e.training_type == "wr":
+        needed += ["checkpoints/model_rewind.pt", "artifacts/optimizer_rewind.pt"]
+    missing = " and ".join(name for name in needed if not (path / name).exists())
+    fault = f"experiment_params.resume_level: {e.resume_level} starts from {missing}, which {path} does not hold"
+    return [fault] if missing else []
+
+
+def never_began(path: Path) -> bool:
+    """Whether a run ended before its config was written: only empty folders, a lock and temporary files are there."""
     return path.is_dir() and all(
         file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
     )
 
 
 def taken_up_again(cfg: Config) -> Config:
-    """The config of workers that torchrun starts anew: the run that this torchrun has begun already is resumed.
+    """After a torchrun restart, turn expt_name into a resume.
 
-    A run without ``expt_name`` cannot be found again, and starts afresh under another name.
+    A run without ``expt_name`` cannot be found again: it starts afresh under another name.
     """
     e, launch = cfg.experiment_params, launch_id()
     path = Path(e.base_dir) / e.expt_name
     if not launch or e.resume_expt_name or not e.expt_name or not (path / "expt_config.yaml").exists():
         return cfg
     with contextlib.suppress(OSError):
-        if _lock_file(path).read_text() == launch:
+        if lock_file(path).read_text() == launch:
             return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
     return cfg
 
 
-def _lock_file(path: Path) -> Path:
-    """What the process that runs there holds locked; it holds that process's `launch_id`."""
+def lock_file(path: Path) -> Path:
+    """The file that the process which runs there keeps locked; its text is that process's `launch_id`."""
     return path / "artifacts" / "lock"

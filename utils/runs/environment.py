@@ -1,4 +1,4 @@
-"""What a run ran on: software, hardware, code version and command line."""
+"""Software, hardware, code version and command line of a run."""
 
 import datetime
 import functools
@@ -13,7 +13,7 @@ import torch
 
 
 def describe() -> dict[str, Any]:
-    """One entry of ``artifacts/environment.json``; plain values."""
+    """One entry of ``artifacts/environment.json``, in plain values."""
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,

@@ -1,4 +1,4 @@
-"""How far a level is pruned, and by what: a config's prune_params turned into calls of `prune`."""
+"""Pruning of a level: method and density from the config, then `prune`."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from utils.pruning.methods import METHODS, NO_METHOD
 from utils.pruning_utils import prune, unreachable
 from utils.seeds import stable_seed
 
-# Sets the draws of random pruning apart from those of an epoch, which are seeded by (seed, level, epoch) alone.
+# Seeds random pruning apart from the epochs, which are seeded by (seed, level, epoch).
 PRUNING_DRAWS = -1
 
 
@@ -28,7 +28,7 @@ def pruning_of(cfg: Config, level: int, initial_density: float) -> tuple[str, fl
 
 
 def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
-    """Finds what pruning would fail at, levels and hours later.
+    """Finds before training what pruning would fail at hours later.
 
     Raises:
         ConfigError: an epoch has not as many batches as are to be scored, or a level keeps fewer weights than layers.

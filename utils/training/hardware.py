@@ -1,4 +1,4 @@
-"""torch.compile: where it is asked for, and where it can run."""
+"""Training on this hardware: precision, kernels, torch.compile, CPU threads."""
 
 import os
 import shutil
@@ -10,15 +10,15 @@ from torch import nn
 from harness_params import Config, ConfigError
 from utils.distributed import Context
 
-# Graphs of one network: for whole and last batches, in training and evaluation, at each size of progressive resizing.
-# Beyond torch's own limit of 8 it would go on uncompiled.
+# Compiled graphs of one network: whole and last batches, training and evaluation, each size of progressive resizing.
+# Torch's own limit is 8; beyond a limit it goes on uncompiled.
 MOST_GRAPHS = 64
 
 
 def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
-    """``experiment_params.compile`` and ``cuda_graphs``, in place: the state_dict keeps its names.
+    """Compiles the network in place, as ``experiment_params.compile`` and ``cuda_graphs`` ask: names stay the same.
 
-    Called by all ranks together; rank 0's machine decides what auto means.
+    All ranks call it together; rank 0's machine decides what auto means.
 
     Raises:
         ConfigError: graphs are asked for where there can be none.
@@ -87,12 +87,18 @@ def configure_kernels(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def limit_threads(cfg: Config, ctx: Context, model: nn.Module) -> None:
+    """Trains a small MLP with one CPU thread, unless ``dist_params.threads`` says how many."""
+    if ctx.device.type == "cpu" and not cfg.dist_params.threads and is_small_mlp(model):
+        torch.set_num_threads(1)
+
+
 def is_small_mlp(model: nn.Module) -> bool:
     """Whether the network has weights in linear layers alone, and under a million of them.
 
-    Such steps are too short to share out: each thread waits for the other at every layer. A dense step of LeNet-300-100
-    at batch 128, images/s: 33,000 to 35,000 by one thread of two idle cores and 34,000 to 61,000 by two; but 22,000 and
-    2,400 where other programs use the cores.
+    Its steps are too short for two threads, which wait for each other at every layer. A dense step of LeNet-300-100 at
+    batch 128 on two idle cores, images/s: 33,000 to 35,000 with one thread, 34,000 to 61,000 with two; on cores that
+    other programs use, too: 22,000 with one, 2,400 with two.
     """
     kinds = {type(module) for module in model.modules() if getattr(module, "weight", None) is not None}
     return kinds <= {nn.Linear} and sum(p.numel() for p in model.parameters()) < 1e6
