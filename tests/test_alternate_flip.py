@@ -1,4 +1,4 @@
-"""dataset.alternate_flip: by image, drawn once a level, turned over in each epoch; refused where it cannot be."""
+"""dataset.alternate_flip: flips drawn once per level and image, inverted each epoch; refused where they cannot be."""
 
 import numpy as np
 import pytest

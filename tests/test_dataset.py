@@ -1,6 +1,7 @@
 """Order, shares, augmentation and normalisation of the loaders in memory, and the published sets' readers."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests import data_helpers as help_
 from utils.data.epochs import check_shares, epoch_order, global_batch, rank_places, share, steps_per_epoch
 from utils.data.images import Normalizer, pixel_statistics
 from utils.data.in_memory import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader
-from utils.data.published import READERS
+from utils.data.published import files_of
 from utils.data.specs import DATASETS
 from utils.seeds import stable_seed
 
@@ -221,7 +222,7 @@ def test_statistics_are_exact():
 def test_published_constants_fit_the_data(name, tmp_path):
     root = help_.fashion_root(tmp_path) if name == "FashionMNIST" else tmp_path
     spec = DATASETS[name]
-    pixels, _ = READERS[spec.reader].read(root, train=True)
+    pixels, _ = files_of(name).read(root, train=True)
     mean, std = (value * 255 / spec.full_scale for (value,) in pixel_statistics(pixels))
     assert (mean, std) == pytest.approx((spec.mean[0], spec.std[0]), abs=1e-4)
     data = help_.load(root, dataset_name=name, batch_size=500)
@@ -235,11 +236,11 @@ def test_published_constants_fit_the_data(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
 def test_a_data_set_has_as_many_classes_as_its_files(name, classes):
-    assert DATASETS[name].num_classes == READERS[DATASETS[name].reader].num_classes == classes
+    assert files_of(name).spec.num_classes == DATASETS[name].num_classes == classes
 
 
 def test_digits_are_split_once_for_all():
-    files = READERS["digits"]
+    files = files_of("Digits")
     (train, train_labels), (test, test_labels) = files.read(None, True), files.read(None, False)
     assert train.shape == (1437, 8, 8, 1) and test.shape == (360, 8, 8, 1)
     assert np.bincount(test_labels).tolist() == [36] * 10
@@ -267,6 +268,16 @@ def test_mnist_is_read_unpacked_or_not(tmp_path, suffix):
     digits, targets = help_.digit_images()
     assert np.array_equal(help_.pixels_of(images, data)[:, 10:18, 10:18, 0], digits[40:52] * 15)
     assert labels.tolist() == targets[40:52].tolist()
+
+
+def test_a_new_set_in_a_known_format_is_one_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "KMNIST", replace(DATASETS["MNIST"], mean=(0.1918,), std=(0.3483,)))
+    help_.idx_files(tmp_path / "KMNIST" / "raw")
+    images, labels = files_of("KMNIST").read(tmp_path, train=True)
+    digits, targets = help_.digit_images()
+    assert np.array_equal(images[:, 10:18, 10:18, 0], digits[:40] * 15) and np.array_equal(labels, targets[:40])
+    with pytest.raises(ValueError, match="ImageNet is a tree"):
+        files_of("ImageNet")
 
 
 @pytest.mark.parametrize(("source", "classes"), [(datasets.CIFAR10, 10), (datasets.CIFAR100, 100)])

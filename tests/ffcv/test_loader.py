@@ -116,7 +116,7 @@ def test_an_epoch_is_a_function_of_seed_level_and_epoch(raw):
         return images_of(ffcv(raw, seed=seed).train.batches(level, number))
 
     first = epoch(0, 0, 0)
-    np.random.seed(5)  # what FFCV's own crops would hang on
+    np.random.seed(5)  # FFCV's own crops would depend on it
     assert torch.equal(first, epoch(0, 0, 0))
     for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
         assert not torch.equal(first, epoch(*other))

@@ -1,8 +1,8 @@
 """Trees of images too big for memory: decoded, cropped and resized by torchvision v2 in a DataLoader's workers.
 
-Workers start once and live through all epochs and levels. They hand over uint8; normalisation is the device's work.
-The key of an item says all it needs, its index and the seed of its own augmentation, so that nothing depends on which
-worker takes it, nor on what that worker did before.
+Workers start once and stay for all epochs and levels. They return uint8; the device normalises. An item's key holds the
+image's index and the seed of its augmentation, so an image does not depend on which worker decodes it, nor on what that
+worker did before.
 """
 
 import contextlib
@@ -12,19 +12,62 @@ from random import Random
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2 import functional as F
 
+from harness_params import Config
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.image_tree import Split, open_image
 from utils.data.images import RESIZE_RATIO, Normalizer, random_crop_box
-from utils.errors import DataError
+from utils.data.loaders import (
+    LARGE_RESOLUTION,
+    SMALL_PIXELS,
+    Batch,
+    Data,
+    augment_recipe,
+    epoch_plan,
+    identity_of,
+    naming,
+)
+from utils.data.specs import DataSpec
+from utils.distributed import Context
+from utils.errors import ConfigError, DataError
 from utils.processes.signals import held_back, ignore_stops
 from utils.seeds import stable_seed
 
 Key = tuple[int, int]  # index of the image, seed of its augmentation
-Batch = tuple[Tensor, Tensor]
+Item = tuple[np.ndarray, int] | DataError  # decoded image and label, or why the image cannot be read
+
+
+def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, test: Split, side: int) -> Data:
+    """Loaders of a tree of images of any size.
+
+    Args:
+        side: shorter side of the first training image, in pixels.
+
+    Raises:
+        ConfigError: alternate_flip is set, which needs images held in memory.
+    """
+    if cfg.dataset.alternate_flip:
+        raise ConfigError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
+    size = cfg.dataset.resolution or (LARGE_RESOLUTION if side > SMALL_PIXELS else side)
+    eval_size = cfg.dataset.eval_resolution or size
+    crop, flip = augment_recipe(cfg, spec)
+
+    def normalizer(pixels: int) -> Normalizer:
+        shape = (3, pixels, pixels)
+        return Normalizer(spec.mean, spec.std, shape, ctx.device, channels_last=cfg.experiment_params.channels_last)
+
+    workers, batch = cfg.dataset.num_workers, max(1, cfg.dataset.batch_size // ctx.world)
+    return Data(
+        FolderTrainLoader(train, size, normalizer(size), crop, flip, workers, **epoch_plan(cfg, ctx)),
+        FolderTestLoader(test, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world),
+        len(train.classes),
+        (3, size, size),
+        ((3, eval_size, eval_size),) if eval_size != size else (),
+        identity_of(train.files, train.labels, test.files, test.labels),
+    )
 
 
 def evaluation_view(image: Image.Image, size: int) -> Image.Image:
@@ -33,21 +76,21 @@ def evaluation_view(image: Image.Image, size: int) -> Image.Image:
 
 
 class FolderImages(Dataset):
-    """Decoded uint8 images (size, size, 3) with their labels; in place of an image that cannot be read, the fault.
+    """Decoded uint8 images (size, size, 3) with their labels; for an image that cannot be read, the DataError.
 
-    A fault is handed over as a str rather than raised: DataLoader would wrap it in the worker's traceback.
+    The error is returned and not raised: DataLoader would wrap it in the worker's traceback.
     """
 
     def __init__(self, split: Split, size: int, crop: bool, flip: bool):
         self.split, self.size, self.crop, self.flip = split, size, crop, flip
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, int] | str:
+    def __getitem__(self, key: Key) -> Item:
         index, seed = key
         try:
             image = open_image(self.split.path(index))
-        except ValueError as error:
-            return str(error)
-        # One generator an image: Python's, whose stream is fixed by its documentation, not the worker's global one.
+        except DataError as error:
+            return error
+        # One generator per image, not the worker's global one; Python's, whose stream its documentation fixes.
         rng = Random(seed)
         if self.crop:
             image = F.resized_crop(
@@ -63,24 +106,27 @@ class FolderImages(Dataset):
         return len(self.split.files)
 
 
-def _collate(items: list[tuple[np.ndarray, int] | str]) -> Batch | str:
-    faults = [item for item in items if isinstance(item, str)]
-    if faults:
-        return faults[0]
-    pixels = torch.from_numpy(np.stack([image for image, _ in items]))
-    return pixels.view(len(items), -1), torch.tensor([label for _, label in items])
+def _collate(items: list[Item]) -> Batch | DataError:
+    """uint8 (N, H*W*C) and labels (N,), or the first fault."""
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.from_numpy(np.stack(images)).view(len(items), -1), torch.tensor(labels)
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """A stop sent to the whole process group (Ctrl-C, Slurm) is the run's to answer: it still needs its workers.
+    """Ignore stops sent to the whole process group (Ctrl-C, Slurm): the run answers them and still needs its workers.
 
-    They end when the loader is closed, and within seconds of their parent's death, which they watch for.
+    Workers end when the loader is closed, and within seconds of their parent's death, which they watch for.
     """
     ignore_stops()
 
 
 class _Pass:
-    """The batch sampler: batches of keys of the pass that is about to begin."""
+    """Batch sampler: the batches of keys of the next pass."""
 
     def __init__(self):
         self.batches: Iterable[list[Key]] = ()
@@ -90,20 +136,20 @@ class _Pass:
 
 
 class _Reader:
-    """One DataLoader and its workers, which one pass after another goes through."""
+    """One DataLoader and its workers, shared by all passes, one after the other."""
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
         self.normalize, self.device = normalize, normalize.factor.device
-        self.todo, self.passes = _Pass(), 0
+        self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
             images,
-            batch_sampler=self.todo,
+            batch_sampler=self.next_pass,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=self.device.type == "cuda",
-            # DataLoader draws a seed for each pass; with a generator of its own the global one stays untouched.
+            # DataLoader draws a seed per pass; its own generator leaves the global one untouched.
             generator=torch.Generator(),
         )
 
@@ -112,25 +158,28 @@ class _Reader:
 
         Raises:
             DataError: an image cannot be read; names the file.
+            RuntimeError: a later pass of this reader has begun.
         """
         self.passes += 1
-        this_pass, self.todo.batches = self.passes, batches
-        # The first pass starts the workers. Later ones wait for what is left of the one before, and answer signals.
+        this_pass, self.next_pass.batches = self.passes, batches
+        # The first pass starts the workers: signals wait until the workers ignore them. A later pass waits for the rest
+        # of the one before, and signals may interrupt that.
         with held_back() if self.loader._iterator is None else contextlib.nullcontext():
             loaded = iter(self.loader)
         for batch in loaded:
-            if isinstance(batch, str):
-                raise DataError(batch)
+            if isinstance(batch, DataError):
+                with naming("dataset.data_root"):
+                    raise batch
             pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
             yield self.normalize(pixels), labels
-            # Persistent workers serve one pass: going on with an older one would take batches of the newer.
+            # Persistent workers serve one pass at a time: an older pass would now get batches of the newer one.
             if self.passes != this_pass:
                 raise RuntimeError("these batches ended when other batches of the same loader were asked for")
 
     def close(self) -> None:
-        """Ends the workers now rather than when the garbage collector comes by."""
+        """End the workers now, not when the garbage collector runs."""
         workers, self.loader._iterator = self.loader._iterator, None
-        if workers is not None:
+        if isinstance(workers, _MultiProcessingDataLoaderIter):
             workers._shutdown_workers()
 
 
@@ -139,7 +188,8 @@ class FolderTrainLoader(EpochPlan):
 
     Args:
         size: pixels, height and width.
-        crop: random area and ratio (otherwise the evaluation view); flip: mirror left to right with probability 1/2.
+        crop: crop of random area and ratio; otherwise the evaluation view.
+        flip: mirror left to right with probability 1/2.
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
@@ -168,7 +218,7 @@ class FolderTrainLoader(EpochPlan):
 
 
 class FolderTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the set's own order, every image once."""
+    """Test batches: this rank's contiguous part of the test set, in the set's order, every image once."""
 
     def __init__(
         self, split: Split, size: int, normalize: Normalizer, batch_size: int, num_workers: int, rank: int, world: int
@@ -178,7 +228,7 @@ class FolderTestLoader:
         self.reader = _Reader(FolderImages(split, size, crop=False, flip=False), normalize, num_workers)
 
     def batches(self) -> Iterator[Batch]:
-        """float32 (N, 3, H, W) and int64 (N,); no batch at all on a rank that has no image."""
+        """float32 (N, 3, H, W) and int64 (N,); no batch on a rank without images."""
         starts = range(self.part.start, self.part.stop, self.batch_size)
         keys = ([(i, 0) for i in range(a, min(a + self.batch_size, self.part.stop))] for a in starts)
         return self.reader.read(keys)

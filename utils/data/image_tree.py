@@ -1,4 +1,7 @@
-"""Trees of image files, ``train/CLASS/*`` with ``val/CLASS/*`` or ``test/CLASS/*``: finding and decoding them."""
+"""Trees of image files, ``train/CLASS/*`` with ``val/CLASS/*`` or ``test/CLASS/*``: finding and decoding them.
+
+Every DataError names the file or folder; the caller adds the option that chose it.
+"""
 
 import os
 from collections.abc import Sequence
@@ -14,13 +17,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.errors import DataError
 
-# Pixel formats that hold 8 bits a channel, or fewer: others (16 bits, floats) would be clipped on the way to RGB.
+# Pixel formats of at most 8 bits per channel: others (16 bits, floats) would be clipped by the conversion to RGB.
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
 SPLITS = {True: ("train",), False: ("val", "test")}
 
 
-class UnequalSizes(ValueError):
-    """Images that do not fit into one array."""
+class UnequalSizes(DataError):
+    """Images of several sizes, which do not fit into one array."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,8 @@ class Split:
 
     folder: Path
     classes: tuple[str, ...]
-    files: (
-        np.ndarray
-    )  # bytes (N,): one array, which workers share; a list of str they would copy by counting references
+    # bytes (N,): forked workers share an array; they would copy a list of str, by its reference counts
+    files: np.ndarray
     labels: np.ndarray  # int64 (N,)
 
     def path(self, index: int) -> str:
@@ -39,63 +41,61 @@ class Split:
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
-    """What is in a folder, by name, without hidden files (.DS_Store and the like)."""
+    """Entries of a folder, sorted by name, without hidden ones (.DS_Store and the like)."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"dataset.data_root: cannot read {folder}: {error.strerror}") from error
+        raise DataError(f"cannot read {folder}: {error.strerror}") from error
 
 
 def _is_class(entry: os.DirEntry) -> bool:
-    """Whether it is no plain file. A link to nowhere is a class too, one that then cannot be read."""
+    """True unless it is a plain file. A broken link counts as a class, which then cannot be read."""
     try:
         return not entry.is_file()
     except OSError as error:  # a link to itself
-        raise DataError(f"dataset.data_root: cannot read {entry.path}: {error.strerror}") from error
+        raise DataError(f"cannot read {entry.path}: {error.strerror}") from error
 
 
 def _files_below(entry: os.DirEntry, prefix: str) -> list[str]:
-    """``prefix`` + the relative paths of all files in a folder. Every one must be named like an image."""
+    """``prefix`` + relative path of each file in a folder and below. All must have an image's suffix."""
     found = []
     for below in _entries(entry.path):
-        # A directory entry knows its type, so that only links cost a look at the file itself: trees can have millions.
+        # A directory entry knows its type: only links cost a look at the file. Trees can have millions of files.
         if below.is_symlink() and not os.path.exists(below.path):
-            raise DataError(f"dataset.data_root: {below.path} is a broken link")
+            raise DataError(f"{below.path} is a broken link")
         if below.is_dir():
             found += _files_below(below, f"{prefix}{below.name}/")
         elif os.path.splitext(below.name)[1].lower() not in IMG_EXTENSIONS:
-            raise DataError(
-                f"dataset.data_root: {below.path} is not an image file by its name: one of {', '.join(IMG_EXTENSIONS)}"
-            )
+            raise DataError(f"{below.path} is not an image file by its name: one of {', '.join(IMG_EXTENSIONS)}")
         else:
             found.append(prefix + below.name)
     return found
 
 
 def find_split(root: Path, train: bool) -> Split:
-    """Lists the files of the training or the test split.
+    """Files of the training or the test split.
 
     Raises:
-        DataError: naming dataset.data_root and the folder or file at fault.
+        DataError: naming the folder or file at fault.
     """
     folders = [root / name for name in SPLITS[train]]
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
         raise DataError(
-            f"dataset.data_root: no folder {' or '.join(str(path.absolute()) for path in folders)}; "
+            f"no folder {' or '.join(str(path.absolute()) for path in folders)}; "
             "images are expected in train/CLASS/ and val/CLASS/ (or test/CLASS/)"
         )
     folder = folder.absolute()
     # Plain files beside the class folders (an archive, a list of names) belong to no class.
     classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
-        raise DataError(f"dataset.data_root: no class folder in {folder}; images are expected in {folder}/CLASS/")
+        raise DataError(f"no class folder in {folder}; images are expected in {folder}/CLASS/")
     files, labels = [], []
     for label, entry in enumerate(classes):
         found = _files_below(entry, f"{entry.name}/")
         if not found:
-            raise DataError(f"dataset.data_root: class folder {entry.path} holds no image")
+            raise DataError(f"class folder {entry.path} holds no image")
         files += found
         labels += [label] * len(found)
     names = tuple(entry.name for entry in classes)
@@ -103,41 +103,45 @@ def find_split(root: Path, train: bool) -> Split:
 
 
 def find_tree(root: Path) -> tuple[Split, Split]:
-    """The training and the test split, which must have the same classes."""
+    """Training and test split, which must have the same classes.
+
+    Raises:
+        DataError: naming the folder or file at fault.
+    """
     train, test = find_split(root, True), find_split(root, False)
     if train.classes != test.classes:
         missing = sorted(set(train.classes) - set(test.classes))
         extra = sorted(set(test.classes) - set(train.classes))
         faults = [f"no class {', '.join(missing)}"] * bool(missing)
         faults += [f"class {', '.join(extra)}, which training does not know"] * bool(extra)
-        raise DataError(f"dataset.data_root: {test.folder} has {' and has '.join(faults)}")
+        raise DataError(f"{test.folder} has {' and has '.join(faults)}")
     return train, test
 
 
 def open_image(path: str) -> Image.Image:
-    """The image, decoded, as RGB of 8 bits.
+    """Decoded image, RGB of 8 bits.
 
     Raises:
-        DataError: naming the file, which cannot be read or is not such an image.
+        DataError: the file cannot be read or is no such image; names it.
     """
     try:
         with open(path, "rb") as file:
             image = Image.open(file)
             if image.mode not in EIGHT_BIT_MODES:
-                raise DataError(f"its pixel format {image.mode} does not fit into 8 bits a channel")
+                raise ValueError(f"its pixel format {image.mode} does not fit into 8 bits per channel")
             return image.convert("RGB")
     except Exception as error:
-        # Decoders raise whatever damaged bytes lead them to (OSError, SyntaxError, struct.error, ...).
+        # Decoders raise many kinds on damaged bytes (OSError, SyntaxError, struct.error, ...).
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> DataError:
     why = " ".join(str(error).split()) or type(error).__name__
-    return DataError(f"dataset.data_root: {path} is not a readable image: {why}")
+    return DataError(f"{path} is not a readable image: {why}")
 
 
 def image_pixels(path: str) -> np.ndarray:
-    """uint8 (H, W, 3). For small JPEGs three times as fast as `open_image`, with the same pixels. Raises as that."""
+    """uint8 (H, W, 3): the pixels of `open_image`, small JPEGs three times as fast. Raises as `open_image`."""
     try:
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.read())
@@ -150,7 +154,7 @@ def image_pixels(path: str) -> np.ndarray:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """(height, width), from the file's header alone."""
+    """(height, width), from the file's header alone. Raises as `open_image`."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -173,7 +177,7 @@ def decode_split(split: Split, size: tuple[int, int], threads: int) -> np.ndarra
             height, width = image.shape[:2]
             if (height, width) != size:
                 raise UnequalSizes(
-                    f"dataset.data_root: {split.path(index)} is {width}x{height} pixels, others are "
+                    f"{split.path(index)} is {width}x{height} pixels, others are "
                     f"{size[1]}x{size[0]}: images held in memory need one size; set dataset.loader: torchvision"
                 )
             out[index] = image
@@ -184,6 +188,6 @@ def decode_split(split: Split, size: tuple[int, int], threads: int) -> np.ndarra
         for _ in pool.map(decode, chunks):
             pass
     finally:
-        # After a fault the chunks still waiting are not worth decoding.
+        # After a fault, the chunks that still wait need no decoding.
         pool.shutdown(cancel_futures=True)
     return out

@@ -1,4 +1,4 @@
-"""Pixels: normalisation, crops and sizes, shared by all loaders."""
+"""Pixels: normalisation, statistics, random crops and progressive resizing, shared by all loaders."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W, C), labels int64 (N,)
+
+# Evaluation at S pixels: the shorter side is resized to S * 256/224 and the middle is kept (Krizhevsky et al. 2012).
+RESIZE_RATIO = 256 / 224
+# Random crops cover 8% to 100% of the image, at 3:4 to 4:3 (Szegedy et al. 2015, section 6).
+CROP_AREA, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+# Progressive resizing uses multiples of this between first and last epoch: each new size costs the device a warm-up.
+RESOLUTION_STEP = 32
+
 
 class Normalizer:
-    """Turns uint8 pixels into (x / full_scale - mean) / std.
+    """Turn uint8 pixels into (x / full_scale - mean) / std.
 
     Args:
-        mean, std: one number a channel, of pixels scaled to 0..1.
-        image_shape: (C, H, W) of the images to come.
-        full_scale: the pixel value that means 1.
-        channels_last: whether images of several channels come out with channels_last strides.
+        mean, std: one number per channel, of pixels scaled to 0..1.
+        image_shape: (C, H, W) of the images.
+        full_scale: pixel value that means 1.
+        channels_last: give images of several channels channels_last strides.
     """
 
     def __init__(
@@ -31,9 +40,9 @@ class Normalizer:
         self.image_shape, self.channels_last = image_shape, channels_last
         _, height, width = image_shape
         mean64, std64 = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
-        # A factor and a term for every value of an image: with rows this long the arithmetic is vectorised on a CPU,
-        # which it is not when three channels are broadcast. Multiply and add stay two roundings, never one fused
-        # operation on some elements only: an image comes out the same to the bit in a batch of any size.
+        # One factor and one term per value of an image: a CPU vectorises rows this long, not three broadcast channels.
+        # Multiply and add stay two roundings, never a fused operation on some elements only: an image gets the same
+        # bits in a batch of any size.
         self.factor = torch.from_numpy(np.tile(1 / (full_scale * std64), height * width)).float().to(device)
         self.term = torch.from_numpy(np.tile(-mean64 / std64, height * width)).float().to(device)
 
@@ -56,20 +65,12 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
         for part in np.array_split(images, max(1, len(images) // 4096)):
             counts += np.bincount(part[..., channel].reshape(-1), minlength=256)
         total, first, second = int(counts.sum()), int(counts @ values), int(counts @ values**2)
-        # n * sum(x^2) - sum(x)^2 in Python's unbounded integers: no cancellation.
+        # n * sum(x^2) - sum(x)^2 in Python's unbounded integers: exact, no cancellation.
         variance = (total * second - first * first) / (total * total)
         means.append(first / total / 255)
-        # A constant channel says nothing; a deviation of 1 leaves it at zero instead of 0/0.
+        # A constant channel becomes zero by a deviation of 1, not 0/0.
         stds.append(variance**0.5 / 255 or 1.0)
     return tuple(means), tuple(stds)
-
-
-# Evaluation at S pixels: the shorter side is resized to S * 256/224 and the middle is taken (Krizhevsky et al. 2012).
-RESIZE_RATIO = 256 / 224
-
-
-# Random crops cover 8% to 100% of the image, at 3:4 to 4:3 (Szegedy et al. 2015, section 6).
-CROP_AREA, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 
 def random_crop_box(height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
@@ -83,10 +84,6 @@ def random_crop_box(height: int, width: int, rng: Random) -> tuple[int, int, int
     ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
     crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-# Resolutions between the first and the last epoch's are multiples of this: each new one costs the device a start-up.
-RESOLUTION_STEP = 32
 
 
 def epoch_resolution(epoch: int, epochs: int, start: int, end: int) -> int:

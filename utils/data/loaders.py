@@ -1,5 +1,6 @@
-"""What every loader gives, and what the loaders have in common."""
+"""Interface of all loaders, and what they share: augmentation, epoch plan, identity of the data, naming of options."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,18 +10,19 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from harness_params import Config
 from utils.data.specs import AUGMENTS, DataSpec
+from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 
-# loader: auto holds a tree of images in memory if they are at most so wide and high, and so many bytes when decoded.
+# With dataset.loader auto, a tree is held in memory if its images have at most this side and this many decoded bytes.
 SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
-
-
-# The training resolution of larger images.
+# Training resolution of images with larger sides.
 LARGE_RESOLUTION = 224
+# Arrays of up to this many bytes enter the data's identity whole, larger ones by a sample of rows.
+WHOLE_BYTES = 8 << 20
 
-
-WHOLE_BYTES = 8 << 20  # what of an array makes its identity
+Batch = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels int64 (N,)
 
 
 class TrainLoader(Protocol):
@@ -31,16 +33,16 @@ class TrainLoader(Protocol):
     steps_per_epoch: int
 
     def global_batch(self, step: int) -> int: ...
-    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def score_batches(self, level: int, num_batches: int) -> list[tuple[Tensor, Tensor]]: ...
+    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def score_batches(self, level: int, num_batches: int) -> list[Batch]: ...
 
 
 class TestLoader(Protocol):
-    """Test batches of this rank; over all ranks every image once. num_images counts the whole test set."""
+    """Test batches of this rank; all ranks together yield every image once. num_images counts the whole test set."""
 
     num_images: int
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def batches(self) -> Iterator[Batch]: ...
 
 
 @dataclass
@@ -49,8 +51,8 @@ class Data:
 
     Attributes:
         image_shape: (C, H, W) of a training image.
-        other_shapes: of test images and of progressive resizing, where they are others.
-        identity: the same for the same data (`identity_of`), wherever it lies; by it a resume knows what it began with.
+        other_shapes: further shapes, of test images and of progressive resizing.
+        identity: digest of the data (`identity_of`), wherever they lie; a resume compares it with the run's first one.
     """
 
     train: TrainLoader
@@ -61,14 +63,14 @@ class Data:
     identity: str = ""
 
     def close(self) -> None:
-        """Ends worker processes, where there are any."""
+        """End the loaders' worker processes and threads, if they have any."""
         for loader in (self.train, self.test):
             if hasattr(loader, "close"):
                 loader.close()
 
 
 def identity_of(*arrays: np.ndarray) -> str:
-    """Digest of arrays (of labels, file names or images), of large ones by a sample of rows."""
+    """SHA-256 of arrays (labels, file names or images); of large ones, a sample of rows is hashed."""
     digest = hashlib.sha256()
     for array in arrays:
         rows = array if array.nbytes <= WHOLE_BYTES else array[:: -(-array.nbytes // WHOLE_BYTES)]
@@ -77,34 +79,49 @@ def identity_of(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def data_root(cfg: Any) -> Path:
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Put `option` before the message of a DataError: readers name the file, their caller knows which option chose it.
+
+    Raises:
+        DataError: "option: message", instead of the reader's.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
+
+
+def data_root(cfg: Config) -> Path:
     return Path(cfg.dataset.data_root).expanduser()
 
 
-def augment_recipe(cfg: Any, spec: DataSpec) -> tuple[bool, bool]:
-    """(crop, flip) as the config says, or as is usual for the data set."""
-    name = spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment
-    if name not in AUGMENTS:
-        raise DataError(f"dataset.augment: {name} is not allowed: one of auto, {', '.join(AUGMENTS)}")
-    crop, flip = AUGMENTS[name]
-    if cfg.dataset.alternate_flip and not flip:
+def augment_recipe(cfg: Config, spec: DataSpec) -> tuple[bool, bool]:
+    """(crop, flip) of the config; with augment auto, those of the data set."""
+    return AUGMENTS[spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment]
+
+
+def check_classes(cfg: Config, spec: DataSpec, found: int, source: Path) -> None:
+    """Compare the config with the number of classes `found` in `source`, a tree or a .beton file.
+
+    Raises:
+        ConfigError: naming dataset.dataset_name or dataset.num_classes.
+    """
+    name, given = cfg.dataset.dataset_name, cfg.dataset.num_classes
+    if spec.num_classes not in (None, found):
         raise ConfigError(
-            f"dataset.alternate_flip: true is not allowed: dataset.augment {cfg.dataset.augment} flips no image of "
-            f"{cfg.dataset.dataset_name}; with augment flip or crop_flip"
+            f"dataset.dataset_name: {source} has {found} classes, {name} has {spec.num_classes}: "
+            "set dataset.dataset_name: ImageFolder"
         )
-    return crop, flip
-
-
-def _check_classes(cfg: Any, own: int | None, name: str) -> None:
-    if own is not None and cfg.dataset.num_classes not in (0, own):
+    if given not in (0, found):
         raise ConfigError(
-            f"dataset.num_classes: {cfg.dataset.num_classes} is not allowed: {name} has {own} classes "
-            f"(0 or {own}; 0 = the data set's own)"
+            f"dataset.num_classes: {given} is not allowed: {source} has {found} classes "
+            f"(0 or {found}; 0 = the data set's own)"
         )
 
 
-def _plan(cfg: Any, ctx: Any) -> dict[str, Any]:
-    """Keyword arguments of EpochPlan."""
+def epoch_plan(cfg: Config, ctx: Context) -> dict[str, Any]:
+    """Keyword arguments of `utils.data.epochs.EpochPlan`, except num_images."""
     return {
         "batch_size": cfg.dataset.batch_size,
         "drop_last": cfg.dataset.drop_last,

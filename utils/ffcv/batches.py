@@ -1,6 +1,6 @@
-"""Training and test batches of .beton files, with the interface of all loaders (see `utils.dataset`).
+"""Training and test batches of .beton files, with the interface of all loaders (utils/data/loaders.py).
 
-Import this module only where FFCV is asked for, as utils/ffcv/loader.py does.
+Import this module only if FFCV is asked for: it imports FFCV and Numba.
 """
 
 import weakref
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.images import Normalizer
-from utils.ffcv.beton import Beton, Geometry
+from utils.data.loaders import Batch
+from utils.ffcv.beton import Beton
+from utils.ffcv.pixels import Geometry
 from utils.ffcv.prefetch import BATCHES_AHEAD, Prefetcher
 from utils.ffcv.views import centre_views, training_views
 from utils.seeds import stable_seed
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -27,16 +27,16 @@ class BetonReader:
     """Batches of one .beton file, normalised on the device.
 
     Attributes:
-        normalizer: makes the `Normalizer` of images of one shape.
-        threads: that decode.
-        patience: seconds to wait for a batch before giving up.
+        normalizer: returns the `Normalizer` of images of one shape.
+        threads: decoding threads.
+        timeout: seconds to wait for a batch.
     """
 
     beton: Beton
     normalizer: Callable[[tuple[int, int, int]], Normalizer]
     device: torch.device
     threads: int
-    patience: float
+    timeout: float
     _normalizers: dict[int, Normalizer] = field(default_factory=dict)
     _live: weakref.WeakSet = field(default_factory=weakref.WeakSet)
 
@@ -44,9 +44,10 @@ class BetonReader:
         """Images, float32 (N, 3, size, size), and labels (N,) of each batch of image numbers.
 
         Args:
-            views: ``views(k)`` is the geometry of batch k; called in the decoding thread.
+            views: ``views(k)`` returns the geometry of batch k; called in the prefetching thread.
 
         Raises:
+            DataError: an image is damaged.
             RunError: the file cannot be read, or no batch comes in time.
         """
         if not batches:
@@ -62,7 +63,7 @@ class BetonReader:
 
         counts = [len(ids) for ids in batches]
         shape, name = (size, size, 3), str(self.beton.path)
-        ahead = Prefetcher(fill, counts, shape, self.device, self.threads, self.patience, name)
+        ahead = Prefetcher(fill, counts, shape, self.device, self.threads, self.timeout, name)
         self._live.add(ahead)
         try:
             for ids, pixels in zip(batches, ahead):
@@ -71,7 +72,7 @@ class BetonReader:
             ahead.close()
 
     def close(self) -> None:
-        """Ends the threads of iterators that were not used up."""
+        """End the threads of iterators that were not used up."""
         for ahead in list(self._live):
             ahead.close()
 
@@ -80,8 +81,9 @@ class FFCVTrainLoader(EpochPlan):
     """Training batches of a .beton file.
 
     Args:
-        sizes: ``sizes(epoch)`` is the resolution of an epoch.
-        crop: random area and ratio (otherwise the centre view); flip: mirror left to right with probability 1/2.
+        sizes: ``sizes(epoch)`` returns the resolution of an epoch.
+        crop: crop of random area and ratio; otherwise the centre view.
+        flip: mirror left to right with probability 1/2.
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
@@ -113,7 +115,7 @@ class FFCVTrainLoader(EpochPlan):
 
 
 class FFCVTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the file's own order, every image once."""
+    """Test batches: this rank's contiguous part of the test set, in the file's order, every image once."""
 
     def __init__(self, reader: BetonReader, size: int, batch_size: int, rank: int, world: int):
         self.reader, self.size, self.batch_size = reader, size, batch_size
@@ -121,7 +123,7 @@ class FFCVTestLoader:
         self.part = share(self.num_images, rank, world)
 
     def batches(self) -> Iterator[Batch]:
-        """float32 (N, 3, H, W) and int64 (N,); no batch at all on a rank that has no image."""
+        """float32 (N, 3, H, W) and int64 (N,); no batch on a rank without images."""
         ids, beton = np.arange(self.part.start, self.part.stop), self.reader.beton
         parts = [ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size)]
 

@@ -1,4 +1,4 @@
-"""Batches decoded ahead, in one thread that cannot be lost, hang in silence, or outlive its user."""
+"""Batches decoded ahead in one thread. Its death, its errors and its stalls are reported; it ends with its user."""
 
 import contextlib
 import queue
@@ -13,20 +13,20 @@ from torch import Tensor
 from utils.errors import RunError
 
 BATCHES_AHEAD = 3
-POLL_SECONDS = 0.2  # how soon a side notices that the other is gone
+POLL_SECONDS = 0.2  # between two looks whether the other side still lives
 
 
 class Prefetcher:
-    """Runs `fill` for one batch after another in a thread, a few batches ahead of whoever iterates.
+    """Run `fill` for one batch after another in a thread, `BATCHES_AHEAD` batches before they are needed.
 
     Args:
         fill: ``fill(k, buffer, pool)`` writes batch k into `buffer`, uint8 (sizes[k], *shape), with the pool's threads.
         sizes: images in each batch.
         shape: of an image.
-        device: batches come out there; for a GPU the buffers are pinned and copied without waiting.
+        device: of the batches; for a GPU, buffers are pinned and copied asynchronously.
         threads: in the pool.
-        patience: seconds after which a batch that does not come is an error.
-        source: what is read, for messages.
+        timeout: seconds to wait for a batch.
+        source: name of the file, for messages.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Prefetcher:
         shape: tuple[int, ...],
         device: torch.device,
         threads: int,
-        patience: float,
+        timeout: float,
         source: str,
     ):
         self.fill, self.sizes, self.device, self.threads = fill, sizes, device, threads
-        self.patience, self.source = patience, source
+        self.timeout, self.source = timeout, source
         on_gpu = device.type == "cuda"
         self._free: queue.Queue[tuple[Tensor, torch.cuda.Event | None]] = queue.Queue()
         for _ in range(min(BATCHES_AHEAD, len(sizes)) + 1):
@@ -59,37 +59,45 @@ class Prefetcher:
                         return
                     self.fill(k, buffer[:size], pool)
                     self._ready.put(buffer)
-        except Exception as error:  # raised again by the consumer: FFCV's own thread would die and leave it waiting
+        except Exception as error:  # the consumer raises it; FFCV's own thread would die and leave it waiting
             self._ready.put(error)
 
     def _take_buffer(self) -> Tensor | None:
-        """A buffer that nothing reads any more; None when asked to stop."""
+        """A buffer that nothing reads any more; None after `close`."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
                 buffer, copied = self._free.get(timeout=POLL_SECONDS)
                 if copied is not None:
-                    copied.synchronize()  # the GPU may lag behind: overwriting earlier would spoil a batch unseen
+                    copied.synchronize()  # the GPU may still be copying from it
                 return buffer
         return None
 
     def _next(self) -> Tensor:
-        deadline = time.monotonic() + self.patience
+        """The next filled buffer.
+
+        Raises:
+            RunError: the file cannot be read, the thread has died, or no batch comes in time.
+            Exception: any other error of `fill`, as it was raised.
+        """
+        deadline = time.monotonic() + self.timeout
         while True:
-            alive = self._thread.is_alive()  # asked first: what it put before it ended is then in the queue
+            alive = self._thread.is_alive()  # asked first: what it put before its end is then in the queue
             try:
                 item = self._ready.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if not alive:
                     raise RunError(f"{self.source}: the thread that decodes images has died") from None
                 if time.monotonic() > deadline:
-                    raise RunError(f"{self.source}: no batch for {self.patience:g} s; is the disk reachable?") from None
+                    raise RunError(f"{self.source}: no batch for {self.timeout:g} s; is the disk reachable?") from None
                 continue
+            if isinstance(item, OSError):
+                raise RunError(f"{self.source}: reading images failed: {item}") from item
             if isinstance(item, Exception):
-                raise RunError(f"{self.source}: reading images failed: {item or type(item).__name__}") from item
+                raise item
             return item
 
     def __iter__(self) -> Iterator[Tensor]:
-        """uint8 batches on the device. One on the CPU is overwritten once the next is asked for."""
+        """uint8 batches on the device. On the CPU, asking for the next one may overwrite a batch."""
         try:
             for size in self.sizes:
                 buffer, copied = self._next(), None
@@ -104,6 +112,6 @@ class Prefetcher:
             self.close()
 
     def close(self) -> None:
-        """Ends the thread, whatever it is doing; at the end of an epoch, after an error, and for one cut short."""
+        """End the thread, whatever it is doing: after an epoch, an error, or an epoch that was cut short."""
         self._stop.set()
-        self._thread.join(timeout=min(self.patience, 10))
+        self._thread.join(timeout=min(self.timeout, 10))

@@ -1,4 +1,4 @@
-"""Images to write into a .beton: a tree of files, or arrays."""
+"""Images to write into a .beton file: from a tree of files, or from arrays."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,17 +9,25 @@ from utils.data.image_tree import Split, image_size, open_image
 from utils.errors import DataError
 
 
-class Source(Protocol):
-    """Labelled images by number; `__getitem__` raises DataError, naming the file, where one is broken."""
+class ImageSource(Protocol):
+    """Labelled images by number."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
-    def largest(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """RGB image, uint8 (H, W, 3), and label.
+
+        Raises:
+            DataError: the image is broken; names its file.
+        """
+
+    def largest(self) -> int:
+        """Pixels of the largest image."""
 
 
 @dataclass(frozen=True)
 class TreeSource:
-    """The image files of one split."""
+    """Image files of one split."""
 
     split: Split
 
@@ -27,19 +35,15 @@ class TreeSource:
         return len(self.split.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            image = open_image(self.split.path(index))
-        except ValueError as error:
-            raise DataError(str(error).removeprefix("dataset.data_root: ")) from error
-        return np.asarray(image), int(self.split.labels[index])
+        return np.asarray(open_image(self.split.path(index))), int(self.split.labels[index])
 
     def largest(self) -> int:
-        """Pixels of the largest image, by the files' headers."""
+        """Pixels of the largest image, from the files' headers; broken files are left to `__getitem__`."""
         most = 0
         for index in range(len(self)):
             try:
                 height, width = image_size(self.split.path(index))
-            except ValueError:  # it is broken, which reading it will tell
+            except DataError:
                 continue
             most = max(most, height * width)
         return most
@@ -47,7 +51,7 @@ class TreeSource:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images (N, H, W, 1 or 3) and labels (N,) in memory; grey ones become RGB."""
+    """Images (N, H, W, 1 or 3) and labels (N,) in memory; grey images become RGB."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -1,6 +1,6 @@
-"""What is cut from each image, as in utils/data/by_workers.py: pure functions.
+"""Crop and flip of each image, as in utils/data/by_workers.py: pure functions.
 
-Crops and flips come from the same draws as there, so that the same YAML trains on the same crops through either loader.
+The draws are the same as there: the same YAML trains on the same crops with either loader.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 
 from utils.data.images import RESIZE_RATIO, random_crop_box
-from utils.ffcv.beton import Geometry
+from utils.ffcv.pixels import Geometry
 
 
 def centre_views(heights: np.ndarray, widths: np.ndarray, size: int) -> Geometry:
@@ -25,7 +25,11 @@ def centre_views(heights: np.ndarray, widths: np.ndarray, size: int) -> Geometry
 def training_views(
     heights: np.ndarray, widths: np.ndarray, size: int, crop: bool, flip: bool, seeds: Sequence[int]
 ) -> Geometry:
-    """A random resized crop (or the centre view) of each image, mirrored with probability 1/2; by its own seed."""
+    """A random resized crop, or the centre view, of each image, mirrored with probability 1/2.
+
+    Args:
+        seeds: one per image, of its crop and flip.
+    """
     views = centre_views(heights, widths, size)
     if crop:
         views.resize[:] = (size, size, 0, 0)

@@ -1,7 +1,9 @@
 """Writing a .beton file by many processes, whole or not at all.
 
-FFCV's fields, pages and table are used, its DatasetWriter is not: when an image is broken or the disk is full, that one
-waits for ever, with its processes and its shared memory left behind.
+FFCV's fields, pages and table are used, its DatasetWriter is not: with a broken image or a full disk it waits forever
+and leaves its processes and shared memory behind.
+
+Import this module only if FFCV is asked for: it imports FFCV and Numba.
 """
 
 import contextlib
@@ -9,36 +11,49 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import RunError
-from utils.ffcv.beton import JPEG_MODE, IntField, RGBImageField
+from utils.errors import DataError, RunError
+from utils.ffcv.library import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    IMAGE_MODES,
+    JPEG_MODE,
+    TYPE_ID_HANDLER,
+    FieldDescType,
+    HeaderType,
+    IntField,
+    MemoryAllocator,
+    RGBImageField,
+    get_metadata_type,
+)
+from utils.ffcv.sources import ImageSource
 from utils.files import rename
 from utils.processes.signals import die_with_parent
 
-if TYPE_CHECKING:
-    from utils.ffcv.sources import Source
-
-CHUNK = 64  # images a worker takes at a time
+CHUNK = 64  # images that a worker takes at a time
 SMALLEST_PAGE = 1 << 23  # bytes, FFCV's default; an image must fit into a page
-LONGEST_SIDE = 65535  # pixels: the format has 16 bits for it
+IMAGE_COLUMN, LABEL_COLUMN = "f0", "f1"  # of a row of metadata: numpy's names for FFCV's nameless fields
+LONGEST_SIDE = 65535  # pixels: the format stores it in 16 bits
 POLL_SECONDS = 0.1
+
+Fields = dict[str, RGBImageField | IntField]  # of a sample, by name
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images are stored; its text is part of the files' names.
+    """How images are stored; its string is part of the file names.
 
     Attributes:
-        max_resolution: longest side, in pixels; larger images are shrunk. 0 = any.
-        compress_probability: share of the images stored as JPEG; the others are plain pixels.
+        max_resolution: longest side in pixels; larger images are shrunk. 0 = any side.
+        compress_probability: share of images stored as JPEG; the others are stored as plain pixels.
         jpeg_quality: 1 to 100.
     """
 
@@ -58,15 +73,15 @@ class Encoding:
             compress_probability=self.compress_probability,
         )
 
-    def page_size(self, source: "Source") -> int:
-        """Bytes; a power of two that holds the largest image."""
+    def page_size(self, source: ImageSource) -> int:
+        """Bytes per page: a power of two that holds the largest image."""
         pixels = source.largest() if self.max_resolution == 0 else self.max_resolution**2
         return max(SMALLEST_PAGE, 1 << (3 * pixels - 1).bit_length())
 
 
 @dataclass
 class Chunk:
-    """What a worker has written: numbers of the images, their rows of metadata, and where their bytes lie."""
+    """Images that a worker has written: numbers, rows of metadata and places in the file; and faults of broken ones."""
 
     ids: list[int]
     rows: np.ndarray
@@ -74,14 +89,15 @@ class Chunk:
     broken: list[str]
 
 
-def write_beton(path: Path, source: "Source", encoding: Encoding, workers: int, skip_broken: bool) -> list[str]:
-    """Writes `path`, under a temporary name until it is whole.
+def write_beton(path: Path, source: ImageSource, encoding: Encoding, workers: int, skip_broken: bool) -> list[str]:
+    """Write `path`, under a temporary name until it is whole.
 
     Returns:
-        a line for each broken image that was left out.
+        one line per broken image that was left out.
 
     Raises:
-        RunError: an image is broken (unless `skip_broken`), the disk is full, or a worker died.
+        DataError: an image is broken (unless `skip_broken`), or all are.
+        RunError: the disk is full, or a worker died.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -96,19 +112,17 @@ def write_beton(path: Path, source: "Source", encoding: Encoding, workers: int, 
     return broken
 
 
-def _write(part: Path, source: "Source", encoding: Encoding, workers: int, skip_broken: bool, name: str) -> list[str]:
-    from ffcv.fields.rgb_image import IMAGE_MODES
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.types import get_metadata_type
-
-    fields = {"image": encoding.field(), "label": IntField()}
+def _write(
+    part: Path, source: ImageSource, encoding: Encoding, workers: int, skip_broken: bool, name: str
+) -> list[str]:
+    fields: Fields = {"image": encoding.field(), "label": IntField()}
     rows_type, page_size = get_metadata_type(list(fields.values())), encoding.page_size(source)
     first = _header(fields, 0, page_size, 0)
     part.write_bytes(first)
     allocator = MemoryAllocator(str(part), len(first) + len(source) * rows_type.itemsize, page_size)
-    # Numba compiles the lookup in this dict of FFCV's at its first use: here, rather than once in every worker.
+    # Numba compiles the look-up in this dict at its first use: here, and not once per worker.
     assert IMAGE_MODES["jpg"] == JPEG_MODE != IMAGE_MODES["raw"]
-    job = Job(source, fields["image"], rows_type, allocator, skip_broken)
+    job = WriteJob(source, fields["image"], rows_type, allocator, skip_broken)
     chunks, broken = [], []
     with tqdm(total=len(source), desc=name, unit="image", mininterval=0.5) as bar:
         for chunk in job.run(min(workers, len(source))):
@@ -116,16 +130,14 @@ def _write(part: Path, source: "Source", encoding: Encoding, workers: int, skip_
             broken += chunk.broken
             bar.update(len(chunk.ids) + len(chunk.broken))
     if len(broken) == len(source):
-        raise RunError(f"every image is broken; {broken[0]}")
+        raise DataError(f"every image is broken; {broken[0]}")
     if part.stat().st_size != allocator.offset + allocator.next_page_written.value * page_size:
         raise RunError(f"cannot write {part}: it is shorter than what was written; is the disk full?")
     _finish(part, fields, chunks, page_size)
     return broken
 
 
-def _header(fields: dict[str, Any], num_images: int, page_size: int, table_at: int) -> bytes:
-    from ffcv.types import CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
-
+def _header(fields: Fields, num_images: int, page_size: int, table_at: int) -> bytes:
     header = np.zeros(1, dtype=HeaderType)
     header["version"], header["num_fields"], header["page_size"] = CURRENT_VERSION, len(fields), page_size
     header["num_samples"], header["alloc_table_ptr"] = num_images, table_at
@@ -138,10 +150,8 @@ def _header(fields: dict[str, Any], num_images: int, page_size: int, table_at: i
     return header.tobytes() + descriptions.tobytes()
 
 
-def _finish(part: Path, fields: dict[str, Any], chunks: list[Chunk], page_size: int) -> None:
-    """Adds header, metadata and table; images that were left out leave no gap in the numbering."""
-    from ffcv.types import ALLOC_TABLE_TYPE
-
+def _finish(part: Path, fields: Fields, chunks: list[Chunk], page_size: int) -> None:
+    """Add header, metadata and table. Images are numbered without gaps for those that were left out."""
     ids = np.concatenate([chunk.ids for chunk in chunks]).astype(np.int64)
     rows = np.concatenate([chunk.rows for chunk in chunks])[np.argsort(ids)]
     table = np.array([entry for chunk in chunks for entry in chunk.allocations], dtype=ALLOC_TABLE_TYPE)
@@ -156,20 +166,29 @@ def _finish(part: Path, fields: dict[str, Any], chunks: list[Chunk], page_size: 
         os.fsync(file.fileno())
 
 
-class Job:
-    """The images of one file, read and encoded by worker processes."""
+class WriteJob:
+    """Images of one file, read and encoded by worker processes."""
 
-    def __init__(self, source: "Source", field: RGBImageField, rows_type: np.dtype, allocator: Any, skip_broken: bool):
+    def __init__(
+        self,
+        source: ImageSource,
+        field: RGBImageField,
+        rows_type: np.dtype,
+        allocator: MemoryAllocator,
+        skip_broken: bool,
+    ):
         self.source, self.field, self.rows_type = source, field, rows_type
         self.allocator, self.skip_broken = allocator, skip_broken
         self.taken = multiprocessing.Value("q", 0)
         self.results: multiprocessing.Queue = multiprocessing.Queue()
 
     def run(self, workers: int) -> Iterator[Chunk]:
-        """The chunks as they are written; the workers are gone when this ends, however it ends.
+        """Chunks as they are written. No worker is left when this ends, however it ends.
 
         Raises:
-            RunError: a worker failed or died.
+            DataError: an image is broken.
+            RunError: a worker died.
+            OSError: the file cannot be written.
         """
         crew = [multiprocessing.Process(target=self._work, daemon=True) for _ in range(workers)]
         try:
@@ -182,9 +201,9 @@ class Job:
                     worker.kill()
                     worker.join()
 
-    def _watch(self, crew: list[BaseProcess]) -> Iterator[Chunk]:
+    def _watch(self, crew: Sequence[BaseProcess]) -> Iterator[Chunk]:
         while True:
-            codes = [worker.exitcode for worker in crew]  # asked first: what they said before they ended is then there
+            codes = [worker.exitcode for worker in crew]  # asked first: their last results are then in the queue
             try:
                 result = self.results.get(timeout=POLL_SECONDS)
             except queue.Empty:
@@ -200,43 +219,39 @@ class Job:
 
     def _work(self) -> None:
         die_with_parent()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the workers
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        import cv2
-
         cv2.setNumThreads(1)
         try:
             with self.allocator:
                 while ids := self._take():
                     self.results.put(self._encode(ids))
-        except (RunError, OSError) as error:
+        except (DataError, OSError) as error:
             self.results.put(error)
 
     def _take(self) -> range:
-        """The next images that nobody has taken; none left: empty."""
+        """Numbers of the next images that no worker has taken; empty if none is left."""
         with self.taken.get_lock():
             start = self.taken.value
             self.taken.value = min(start + CHUNK, len(self.source))
             return range(start, self.taken.value)
 
     def _encode(self, ids: range) -> Chunk:
-        import cv2
-
         chunk = Chunk([], np.zeros(len(ids), dtype=self.rows_type), [], [])
         for index in ids:
             row = chunk.rows[len(chunk.ids) : len(chunk.ids) + 1]
             try:
                 image, label = self.source[index]
                 if max(image.shape) > LONGEST_SIDE and not self.field.max_resolution:
-                    raise ValueError(f"image {index} has a side of more than {LONGEST_SIDE} pixels")
-                # The field tosses a coin for JPEG or pixels: an image's own, whichever process takes it.
+                    raise DataError(f"image {index} has a side of more than {LONGEST_SIDE} pixels")
+                # The field draws JPEG or pixels from numpy's global generator: the same for an image in any process.
                 np.random.seed(index)
                 self.allocator.set_current_sample(index)
-                self.field.encode(row[self.rows_type.names[0]], image, self.allocator.malloc)
-                row[self.rows_type.names[1]] = label
-            except (ValueError, cv2.error) as error:
+                self.field.encode(row[IMAGE_COLUMN], image, self.allocator.malloc)
+                row[LABEL_COLUMN] = label
+            except (ValueError, cv2.error) as error:  # ValueError: of DataError, and of FFCV's own checks
                 if not self.skip_broken:
-                    raise RunError(f"{error}; --skip_broken leaves such images out") from error
+                    raise DataError(f"{error}; --skip_broken leaves such images out") from error
                 chunk.broken.append(str(error))
             else:
                 chunk.ids.append(index)
