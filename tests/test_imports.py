@@ -29,8 +29,8 @@ LAYERS = [
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
-    "utils.errors", "utils.seeds", "utils.schedulers", "utils.config", "utils.processes", "utils.data.specs",
-    "utils.pruning.methods", "harness_params",
+    "utils.errors", "utils.seeds", "utils.files", "utils.schedulers", "utils.config", "utils.processes",
+    "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 
@@ -253,8 +253,8 @@ SOUND = {
     "utils/__init__.py": '"""All."""\n',
     "utils/errors.py": "",
     "utils/seeds.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
-    "utils/files.py": "import torch\n",
-    "utils/conv_type.py": "from . import files\n",
+    "utils/files.py": "",
+    "utils/conv_type.py": "from . import files\nimport torch\n",
     "utils/pruning/__init__.py": '"""Pruning."""\n',
     "utils/pruning/methods.py": "def lazily():\n    import torch\n",
     "utils/pruning/scores.py": "from utils import conv_type\n",
@@ -295,8 +295,8 @@ def test_a_sound_product_passes(check, tmp_path):
          "harness_params is to be light, and utils/seeds.py:1: utils.seeds imports numpy.random"),
         (heavy_faults, {"utils/errors.py": "class A:\n    import torch.nn\n"},
          "utils.errors is to be light, and utils/errors.py:2: utils.errors imports torch.nn"),
-        (heavy_faults, {"utils/errors.py": "import utils.files\n"},
-         "utils.errors is to be light, and utils/files.py:1: utils.files imports torch"),
+        (heavy_faults, {"utils/errors.py": "import utils.conv_type\n"},
+         "utils.errors is to be light, and utils/conv_type.py:2: utils.conv_type imports torch"),
         (heavy_faults, {"utils/pruning/__init__.py": "from pandas import NA\n"},
          "utils.pruning.methods is to be light, and utils/pruning/__init__.py:1: utils.pruning imports pandas"),
         (imports_of_tests, {"utils/files.py": "def f():\n    from tests.conftest import ROOT\n"},
