@@ -75,9 +75,7 @@ def prune(
         ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
             above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite.
     """
-    criterion = _criterion(method)
-    if criterion.method.needs_batches and batches is None:
-        raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    criterion = _criterion(method, batches)
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
     keep = _checked_keep(method, density, masks)
@@ -112,13 +110,17 @@ def dead_layers(model: nn.Module) -> list[str]:
     return [name for (name, _, _), count in zip(entries, kept) if count == 0]
 
 
-def _criterion(method: str) -> Criterion:
-    if method in CRITERIA:
-        return CRITERIA[method]
-    nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
-    raise ValueError(
-        f"prune_params.prune_method / er_method: {method!r} is not allowed: choose from {', '.join(nearest)}"
-    )
+def _criterion(method: str, batches: Batches | None) -> Criterion:
+    """The criterion by its name, once it is sure that it has what it needs."""
+    if method not in CRITERIA:
+        nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
+        raise ValueError(
+            f"prune_params.prune_method / er_method: {method!r} is not allowed: choose from {', '.join(nearest)}"
+        )
+    criterion = CRITERIA[method]
+    if criterion.method.needs_batches and batches is None:
+        raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    return criterion
 
 
 def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
