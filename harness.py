@@ -35,7 +35,7 @@ from utils.runs import resume
 from utils.runs.directory import check_run_directory, taken_up_again
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.states import Position
-from utils.runs.stopping import StopRequest
+from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
 from utils.runs.weights import cpu_copy, layer_rows, load_weights
 from utils.training.hardware import configure_kernels
@@ -79,7 +79,7 @@ class Harness:
         position: where the run stands.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: StopRequest):
+    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop):
         self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.saved_at = time.monotonic()

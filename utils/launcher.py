@@ -1,8 +1,8 @@
-"""The workers of one machine: started, watched and ended.
+"""Launcher: starts, watches and ends the workers of one machine.
 
-Torch's own launcher (torchrun's engine, MultiprocessContext) would do it, but its workers end by waiting for an Event,
-and one that is killed in that wait leaves the launcher waiting for ever, as a comment in it says; a study of days on
-machines that are taken away meets that.
+Not torch's own launcher (torchrun's engine, MultiprocessContext): its workers wait for an Event at their end, and if
+one is killed in that wait, the launcher waits for ever, as a comment in its source says. Studies that run for days on
+preemptible machines meet that case.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from utils.distributed import serve_store
 from utils.errors import ConnectionLost, RunError, to_record
@@ -25,10 +25,10 @@ from utils.files import scratch_folder
 from utils.processes.place import share_of_cores
 from utils.processes.signals import SHUTDOWN_SECONDS, NotedSignal, Stopped, exit_quietly, handled, held_back
 
-# Each worker imports all afresh: CUDA does not survive a fork.
-START_METHOD = "spawn"
-# When a worker has died, the others find it out by themselves and say what they met; then they are sent SIGTERM, which
-# ends only those that have not begun, and after as long as a last save may take SIGKILL.
+# A new interpreter per worker: CUDA does not survive a fork.
+START_METHOD: Literal["spawn"] = "spawn"
+# After a worker has died, the others have this time to notice and to record what they met. Then they get SIGTERM, which
+# ends those that have not begun, and after the time that a last save may take, SIGKILL.
 LAST_WORDS_SECONDS = 10
 LAST_SAVE_SECONDS = 20
 POLL_SECONDS = 0.2
@@ -42,7 +42,7 @@ class WorkerFailure(RuntimeError):
     """A worker ended before its work did.
 
     Attributes:
-        record: what it died of, for `utils.errors.print_report`.
+        record: its fault, for `utils.errors.print_report`.
     """
 
     def __init__(self, record: dict[str, Any]):
@@ -51,20 +51,20 @@ class WorkerFailure(RuntimeError):
 
 
 def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "localhost", port: int = 0) -> int:
-    """Starts `nproc` processes running ``worker(*args)`` on this machine and waits for them.
+    """Start `nproc` processes that run ``worker(*args)`` on this machine, and wait for them.
 
-    The workers live until `worker` returns its exit status, 0 or 128 + the signal that stopped it; when one ends
-    otherwise, the others are ended.
+    A worker ends when `worker` returns its exit status, 0 or 128 + the signal that stopped it. If one ends in another
+    way, the others are ended.
 
     Returns:
         the workers' exit status.
 
     Raises:
-        WorkerFailure: a worker died; tells of the first that died of itself.
+        WorkerFailure: a worker died; its record is the root cause.
         Stopped: a signal came before the workers could save their state, or they did not end in time.
-        ConfigError: `address` is not this machine's.
+        ConfigError: `address` is not an address of this machine.
     """
-    # Python's resource tracker warns of the queues of a killed worker, after our last line; the kernel has freed them.
+    # After the last line Python's resource tracker would warn of the queues of a killed worker; the kernel frees them.
     quiet = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, quiet))
     os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(nproc)))
@@ -82,15 +82,16 @@ def launch(worker: Callable[..., int], args: tuple, nproc: int, address: str = "
             codes, first = _watch(crew, stop)
         finally:
             _end(crew)
-        if all(code == 0 or (code or 0) > 128 for code in codes):  # finished, or stopped with the state saved
-            return max(codes)
+        ended = [code for code in codes if code is not None]
+        if len(ended) == nproc and all(code == 0 or code > 128 for code in ended):  # finished, or stopped and saved
+            return max(ended)
         raise _cause(codes, first, errors, stop.signum)
 
 
 def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tuple, errors: Path) -> None:
-    """A worker's life. What it dies of it writes to `errors`."""
+    """Run a worker; record a fault in the folder `errors`."""
     exit_quietly(worker=True)
-    # The last one says that the launcher holds the store, not rank 0.
+    # The last one: the store is in the launcher, not in rank 0.
     place = {**place, "RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({key: str(value) for key, value in place.items()})
     status = 1
@@ -103,9 +104,9 @@ def _work_as_rank(rank: int, place: dict, worker: Callable[..., int], args: tupl
 
 
 def end_at_once(status: int) -> None:
-    """Ends this process: what Python and the libraries do at their end can only hang, or fail a run that has finished.
+    """End this process without the exit handlers of Python and libraries.
 
-    (A process group, say, may wait for ranks that have not heard of a fault.)
+    They could only hang, or fail a run that has finished: a process group may wait for ranks that know of no fault.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -115,7 +116,7 @@ def end_at_once(status: int) -> None:
 
 @contextlib.contextmanager
 def _noted() -> Iterator[NotedSignal]:
-    """Within it a signal is noted; a second one ends this process, and the kernel its workers (`die_with_parent`)."""
+    """Note signals; a second one ends this process, and the kernel then ends its workers (`die_with_parent`)."""
     stop = NotedSignal()
     before = {signum: signal.signal(signum, stop.note) for signum in handled()}
     try:
@@ -126,10 +127,10 @@ def _noted() -> Iterator[NotedSignal]:
 
 
 def _watch(crew: list[BaseProcess], stop: NotedSignal) -> tuple[list[int | None], int]:
-    """Waits until the workers have ended, but not for ever once one has died; a signal is passed on to them.
+    """Wait for the workers, for a limited time once one has died; pass signals on to them.
 
     Returns:
-        (exit codes, None for those still at work; rank of the first that ended with another code than 0).
+        (exit codes, None for workers that still run; rank of the first with a code other than 0, -1 if there is none).
     """
     first, passed_on, end = -1, False, math.inf
     while True:
@@ -140,17 +141,17 @@ def _watch(crew: list[BaseProcess], stop: NotedSignal) -> tuple[list[int | None]
         if stop.signum and not passed_on:
             passed_on, end = True, time.monotonic() + SHUTDOWN_SECONDS
             for process in crew:
-                if process.exitcode is None:  # so not yet waited for: its number is its own
+                if process.exitcode is None and process.pid:  # not yet reaped: the pid is still its own
                     os.kill(process.pid, stop.signum)
         working = [process.sentinel for process, code in zip(crew, codes) if code is None]
         if not working or time.monotonic() > end:
             return codes, first
-        # A worker's own children, data loaders, hold on to its sentinel: so the exit codes are asked for, too.
+        # Children of a worker (data loaders) keep its sentinel open: so the exit codes are polled, too.
         wait(working, timeout=POLL_SECONDS)
 
 
 def _end(crew: list[BaseProcess]) -> None:
-    """Ends the workers that have not ended."""
+    """End the workers that still run."""
     end = time.monotonic() + LAST_SAVE_SECONDS
     for process in crew:
         process.terminate()
@@ -161,19 +162,19 @@ def _end(crew: list[BaseProcess]) -> None:
 
 
 def _cause(codes: list[int | None], first: int, errors: Path, signum: int) -> WorkerFailure | Stopped:
-    """The root cause of the run's end, not the connection errors that it triggered in other workers."""
+    """Return the root cause, not the connection errors that it triggered in other workers."""
     records: dict[int, dict[str, Any]] = {}
     for file in sorted(errors.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
         with contextlib.suppress(OSError, ValueError):
             records[int(file.stem)] = json.loads(file.read_text())
     causes = {rank: record for rank, record in records.items() if record["kind"] != ConnectionLost.__name__}
-    # One that is killed says nothing, and its connection may be missed before it is.
-    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    # A killed worker leaves no record, and others may lose their connection to it before its exit code is seen.
+    killed = {rank: -code for rank, code in enumerate(codes) if code is not None and code < 0}
     if first in causes or (causes and first not in killed):
         return WorkerFailure(causes.get(first) or next(iter(causes.values())))
     if killed:
-        rank = first if first in killed else killed[0]
-        number = -codes[rank]
+        rank = first if first in killed else min(killed)
+        number = killed[rank]
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         return WorkerFailure(to_record(RunError(f"worker {rank} was killed by {name}{LIKELY.get(name, '')}")))
     if signum:

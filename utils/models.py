@@ -1,8 +1,8 @@
 """Models by name: the networks of the lottery-ticket papers, and every torchvision classification model.
 
-`MODELS` is the registry: name -> ``builder(num_classes, image_shape)``. A name that is both torchvision's and a CIFAR
-network's (resnet18, vgg16_bn, ...) has torchvision's form for large images and the CIFAR form up to 64x64. Nothing is
-ever downloaded: training starts from the initialisation. To add a model, write a builder and one line here.
+`MODELS` is the registry: name -> ``builder(num_classes, image_shape)``. To add a model, write a builder and one line
+here. Names that torchvision and the CIFAR literature share (resnet18, vgg16_bn, ...) stand for torchvision's network on
+large images and for the CIFAR form up to 64x64 pixels. No weights are downloaded: training starts from initialisation.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from utils.networks.cifar import (
     PreResNet,
     UnsuitableImages,
 )
-from utils.networks.torchvision import _resnet, _torchvision, _vgg
+from utils.networks.torchvision import resnet, torchvision_model, vgg
 
 Builder = Callable[[int, ImageShape], nn.Module]
 
@@ -35,28 +35,29 @@ def create_model(
     blurpool: bool = False,
     other_shapes: Sequence[ImageShape] = (),
 ) -> nn.Module:
-    """Builds a freshly initialised model that maps float images (N, C, H, W) to logits (N, num_classes).
+    """Build a freshly initialised model from float images (N, C, H, W) to logits (N, num_classes).
 
-    Weights are drawn from torch's global generator. The model is tried once on the meta device (shapes only: no data,
-    no random numbers), so that a size which it cannot take is refused here and not at the first step.
+    Weights are drawn from torch's global generator. A forward pass on the meta device (shapes only: no data, no random
+    numbers) finds out whether the model can take the images, so that they are refused here and not at the first step.
 
     Args:
-        name: one of `model_names`; case, hyphens and underscores are forgiven ("ResNet-18" is resnet18).
+        name: one of `model_names`; case, hyphens and underscores do not matter ("ResNet-18" is resnet18).
         image_shape: (channels, height, width) in pixels.
         blurpool: anti-aliased downsampling, see `add_blurpool`.
-        other_shapes: of further images that it will be given.
+        other_shapes: shapes of further images that it will be given.
 
     Raises:
-        ValueError: unknown name, images that this model cannot take, fewer than one class, or blurpool on a model that
-            has no convolution to blur.
+        ValueError: an unknown name, images that this model cannot take, fewer than one class, or blurpool on a model
+            without a convolution to blur.
     """
     name = canonical_name(name)
     if num_classes < 1:
         raise ValueError(f"dataset.num_classes: {num_classes} is not allowed: at least 1")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape {tuple(image_shape)} is not (channels, height, width), each at least 1")
+    channels, height, width = image_shape
     try:
-        model = MODELS[name](num_classes, tuple(image_shape))
+        model = MODELS[name](num_classes, (channels, height, width))
         if blurpool and not add_blurpool(model):
             raise ValueError(
                 f"model_params.blurpool: true changes nothing in {name} (no strided convolution of 16 or more input "
@@ -71,7 +72,7 @@ def create_model(
 
 
 def model_names() -> list[str]:
-    """All names that `create_model` knows, sorted."""
+    """Names of all models, sorted."""
     return sorted(MODELS)
 
 
@@ -79,12 +80,12 @@ def canonical_name(name: str) -> str:
     """The registry's spelling of a model's name: "ResNet18" and "resnet-18" are resnet18.
 
     Raises:
-        ValueError: no such model, or several once separators are ignored; names the nearest.
+        ValueError: no such model, or several if separators are ignored; the message lists the nearest names.
     """
     plain = name.strip().lower().replace("-", "_")
     if plain in MODELS:
         return plain
-    # regnet_x_16gf and regnet_x_1_6gf become one without separators: such a spelling stays refused.
+    # regnet_x_16gf and regnet_x_1_6gf are one name without separators: such a spelling is refused.
     same = [known for known in MODELS if known.replace("_", "") == plain.replace("_", "")]
     if len(same) == 1:
         return same[0]
@@ -96,10 +97,15 @@ def canonical_name(name: str) -> str:
 
 
 def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> None:
+    """Run the model on the meta device.
+
+    Raises:
+        UnsuitableImages: it cannot take images of this shape.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     images = torch.empty((2, *image_shape), device="meta")
-    model.eval()  # BN would refuse, and its statistics change, in training mode
+    model.eval()  # in training mode BN refuses single values per channel, and changes its statistics
     try:
         with torch.no_grad():
             logits = functional_call(model, on_meta, (images,))
@@ -111,8 +117,8 @@ def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> 
 
 
 MODELS: dict[str, Builder] = {
-    # Every classification model of the installed torchvision, by its own name; the lines below take precedence.
-    **{name: partial(_torchvision, name) for name in models.list_models(module=models)},
+    # Every classification model of the installed torchvision, by its own name. The lines below take precedence.
+    **{name: partial(torchvision_model, name) for name in models.list_models(module=models)},
     "lenet_300_100": LeNet300100,
     "conv2": partial(ConvNet, 2),
     "conv4": partial(ConvNet, 4),
@@ -123,22 +129,22 @@ MODELS: dict[str, Builder] = {
     "resnet56": partial(CifarResNet, 56),
     "resnet110": partial(CifarResNet, 110),
     "preresnet": PreResNet,
-    "resnet18": partial(_resnet, "resnet18"),
-    "resnet34": partial(_resnet, "resnet34"),
-    "resnet50": partial(_resnet, "resnet50"),
-    "resnet101": partial(_resnet, "resnet101"),
-    "resnet152": partial(_resnet, "resnet152"),
-    "resnext50_32x4d": partial(_resnet, "resnext50_32x4d"),
-    "resnext101_32x8d": partial(_resnet, "resnext101_32x8d"),
-    "resnext101_64x4d": partial(_resnet, "resnext101_64x4d"),
-    "wide_resnet50_2": partial(_resnet, "wide_resnet50_2"),
-    "wide_resnet101_2": partial(_resnet, "wide_resnet101_2"),
-    "vgg11": partial(_vgg, 11, False),
-    "vgg13": partial(_vgg, 13, False),
-    "vgg16": partial(_vgg, 16, False),
-    "vgg19": partial(_vgg, 19, False),
-    "vgg11_bn": partial(_vgg, 11, True),
-    "vgg13_bn": partial(_vgg, 13, True),
-    "vgg16_bn": partial(_vgg, 16, True),
-    "vgg19_bn": partial(_vgg, 19, True),
+    "resnet18": partial(resnet, "resnet18"),
+    "resnet34": partial(resnet, "resnet34"),
+    "resnet50": partial(resnet, "resnet50"),
+    "resnet101": partial(resnet, "resnet101"),
+    "resnet152": partial(resnet, "resnet152"),
+    "resnext50_32x4d": partial(resnet, "resnext50_32x4d"),
+    "resnext101_32x8d": partial(resnet, "resnext101_32x8d"),
+    "resnext101_64x4d": partial(resnet, "resnext101_64x4d"),
+    "wide_resnet50_2": partial(resnet, "wide_resnet50_2"),
+    "wide_resnet101_2": partial(resnet, "wide_resnet101_2"),
+    "vgg11": partial(vgg, 11, False),
+    "vgg13": partial(vgg, 13, False),
+    "vgg16": partial(vgg, 16, False),
+    "vgg19": partial(vgg, 19, False),
+    "vgg11_bn": partial(vgg, 11, True),
+    "vgg13_bn": partial(vgg, 13, True),
+    "vgg16_bn": partial(vgg, 16, True),
+    "vgg19_bn": partial(vgg, 19, True),
 }

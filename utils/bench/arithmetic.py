@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and how fast this machine multiplies matrices."""
+"""FLOPs of a training step, and the rate at which this machine multiplies matrices."""
 
 import time
 
@@ -11,11 +11,11 @@ from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.models import create_model
 
-REPEATS = 5  # products a turn
+REPEATS = 5  # products per turn
 
 
 def step_flops(cfg: Config, data: Data) -> float:
-    """Floating-point operations an image, forward and backward, of the dense network: pruned weights count too.
+    """FLOPs per image, forward and backward, of the dense network: pruned weights count too.
 
     Counted on the meta device, where nothing is computed.
     """
@@ -30,7 +30,7 @@ def step_flops(cfg: Config, data: Data) -> float:
 class Matmul:
     """A large square matrix product, on all threads of the process.
 
-    In float32 on a GPU cuDNN convolves in TF32, which this does not: a step may pass 100% of its rate there.
+    In float32 on a GPU cuDNN convolves in TF32 and this product does not, so a step may pass 100% of its rate there.
     """
 
     def __init__(self, ctx: Context, dtype: torch.dtype | None):
@@ -39,7 +39,7 @@ class Matmul:
         self.factor = torch.randn((side, side), device=ctx.device).to(dtype or torch.float32)
 
     def multiply(self) -> tuple[int, float]:
-        """(operations of all ranks, seconds) of a few products."""
+        """Multiply a few times; return (operations of all ranks, seconds)."""
         torch.set_num_threads(self.threads)
         start = time.perf_counter()
         for _ in range(REPEATS):

@@ -1,7 +1,7 @@
-"""From the last step of one level to the first step of the next, evaluation left out: ours and the usual harness's.
+"""Time between two levels: from the last step of one to the first step of the next, without evaluation.
 
-Ours is a whole run of `Harness` in a temporary directory, with levels of a few steps. What the usual harness does is in
-usual_harness.py: a new process.
+Ours: a whole run of `Harness` in a temporary directory, with levels of a few steps. The usual harness: a new process
+per level (usual_harness.py).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from harness import Harness
 from harness_params import Config
 from harness_utils import open_run
 from utils.bench.usual_harness import lay_out
-from utils.data.loaders import Data
+from utils.data.loaders import Data, TestLoader, TrainLoader
 from utils.distributed import Context
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -34,9 +34,12 @@ PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
 class Few:
     """The first few batches of a loader's epochs."""
 
-    def __init__(self, loader: Any, steps: int):
+    def __init__(self, loader: TrainLoader, steps: int):
         self.loader, self.steps_per_epoch = loader, min(steps, loader.steps_per_epoch)
-        self.num_images, self.global_batch = loader.num_images, loader.global_batch
+        self.num_images, self.batch_size = loader.num_images, loader.batch_size
+
+    def global_batch(self, step: int) -> int:
+        return self.loader.global_batch(step)
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for _, batch in zip(range(self.steps_per_epoch - start_step), self.loader.batches(level, epoch, start_step)):
@@ -49,19 +52,23 @@ class Few:
 class FewTests:
     """The first few test images."""
 
-    def __init__(self, loader: Any, images: int):
-        self.batch = [tensor[:images] for tensor in next(iter(loader.batches()))]
+    def __init__(self, loader: TestLoader, count: int):
+        images, labels = next(iter(loader.batches()))
+        self.batch = images[:count], labels[:count]
         self.num_images = len(self.batch[1])
 
-    def batches(self) -> Iterator[list[Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield self.batch
 
 
 class Clock:
-    """Stands where the request to stop does: notes when each step ends."""
+    """A `Stop` that never stops, and notes when each step ends."""
+
+    signum = 0
 
     def __init__(self, device: torch.device):
-        self.device, self.ends = device, []
+        self.device = device
+        self.ends: list[float] = []
 
     def __call__(self, steps: int) -> bool:
         self.ends.append(self.now())
@@ -70,6 +77,9 @@ class Clock:
     def agreed(self) -> bool:
         return False
 
+    def saving(self) -> None:
+        pass
+
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -77,10 +87,10 @@ class Clock:
 
 
 def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) -> list[dict[str, float]]:
-    """Seconds of each part (`PARTS`) of `changes` changes of level, and their sum ("all").
+    """Seconds of each of `PARTS` and their sum ("all"), for each of so many level changes.
 
-    The first batch's is its step's time less that of the steps after it, during which the last level's checkpoint may
-    still be written in the background: what that takes of them is in saving.py's figures, not in these.
+    "first batch" is the time of the level's first step less that of a later one. Meanwhile the last level's checkpoint
+    may still be written in the background: what that costs is measured by tests/benchmarks/saving.py, not here.
     """
     e, rows = cfg.experiment_params, []
     few = dataclasses.replace(data, train=Few(data.train, steps), test=FewTests(data.test, 16))
@@ -101,8 +111,8 @@ def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) ->
                 clock.ends.clear()
                 harness.train_level()
                 if len(marks) == 4:
-                    usual = statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:]))
-                    found = [b - a for a, b in zip(marks, [*marks[1:], clock.ends[0] - usual])]
+                    step_seconds = statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:]))
+                    found = [b - a for a, b in zip(marks, [*marks[1:], clock.ends[0] - step_seconds])]
                     rows.append(dict(zip(PARTS, found)) | {"all": sum(found)})
                 marks = [clock.now()]
                 harness.finish_level()
@@ -111,16 +121,16 @@ def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) ->
 
 
 def usual(settings: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray], changes: int) -> list[dict[str, float]]:
-    """Seconds from the start of a level's process to its first step ("all")."""
+    """Seconds from the start of a level's process to its first step ("all"), for each of so many level changes."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder), settings, *arrays)
         for _ in range(changes + 1):
             start = time.time()
-            words = [sys.executable, str(Path(__file__).with_name("usual_harness.py")), folder]
-            done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+            command = [sys.executable, "-m", "utils.bench.usual_harness", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
             if done.returncode:
                 raise RuntimeError(f"the usual harness failed:\n{done.stderr}")
-            told = json.loads(done.stdout)
-            rows.append({"all": told["ended"] - told["step"] - start})
+            times = json.loads(done.stdout)
+            rows.append({"all": times["ended"] - times["step"] - start})
     return rows[1:]

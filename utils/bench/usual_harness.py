@@ -1,14 +1,15 @@
-"""The way pruning harnesses usually do it, written as a reference for utils/benchmark.py.
+"""The usual pruning harness: what is common practice, written as a contender of the benchmark.
 
 - Masks are float buffers of layer subclasses, multiplied in every forward.
 - float32, contiguous (NCHW) images and weights.
 - A torchvision-style data set of uint8 arrays: PIL image, transforms, ToTensor, Normalize, one image at a time in the
   workers of a DataLoader, which start anew each epoch.
-- `.item()` on loss and hits in every step.
+- `.item()` on the loss and on the number of correct images in every step.
 - With several processes, DDP as it comes, which broadcasts all buffers, masks among them, in each forward.
-- Each level is a process of its own, with imports, data, model, optimizer: run as a program, this file is one.
+- Each level is a process of its own, with its imports, data, model and optimizer. Run as a program, this file is one;
+  so it imports nothing else of the benchmark.
 
-    python utils/bench/usual_harness.py FOLDER     # with what `lay_out` wrote there
+    python -m utils.bench.usual_harness FOLDER     # FOLDER as `lay_out` writes it
 """
 
 import json
@@ -25,13 +26,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from utils.models import create_model
 
 
 class MaskedConv2d(nn.Conv2d):
     """A convolution that multiplies its weight by its mask in each forward."""
+
+    mask: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight * self.mask, self.bias)
@@ -40,26 +41,31 @@ class MaskedConv2d(nn.Conv2d):
 class MaskedLinear(nn.Linear):
     """A linear layer that multiplies its weight by its mask in each forward."""
 
+    mask: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-MASKED = {nn.Conv2d: MaskedConv2d, nn.Linear: MaskedLinear}
+MASKED: dict[type[nn.Module], type[MaskedConv2d] | type[MaskedLinear]] = {
+    nn.Conv2d: MaskedConv2d,
+    nn.Linear: MaskedLinear,
+}
 
 
 def make_model(settings: dict[str, Any], device: torch.device) -> nn.Module:
-    """The network with masked layers in the place of its own."""
+    """The network, its layers replaced by masked ones."""
     model = create_model(settings["model"], settings["classes"], tuple(settings["shape"]), settings["blurpool"])
     for module in model.modules():
-        if type(module) in MASKED:
-            module.__class__ = MASKED[type(module)]
+        if isinstance(module, nn.Conv2d | nn.Linear) and type(module) in MASKED:
             module.register_buffer("mask", torch.ones_like(module.weight))
+            module.__class__ = MASKED[type(module)]
     return model.to(device)
 
 
 def prune(model: nn.Module, density: float) -> None:
     """Keeps the `density` largest weights, over all layers."""
-    layers = [module for module in model.modules() if hasattr(module, "mask")]
+    layers = [module for module in model.modules() if isinstance(module, MaskedConv2d | MaskedLinear)]
     scores = torch.cat([(layer.weight.detach() * layer.mask).abs().flatten() for layer in layers])
     threshold = torch.kthvalue(scores, max(1, round((1 - density) * scores.numel()))).values
     for layer in layers:
@@ -67,7 +73,7 @@ def prune(model: nn.Module, density: float) -> None:
 
 
 class Images(Dataset):
-    """uint8 (N, H, W, C) and labels (N,), as torchvision's data sets hold and hand them out."""
+    """uint8 (N, H, W, C) and labels (N,), as torchvision's data sets hold and return them."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Any):
         self.images, self.labels, self.transform = images, labels, transform
@@ -87,7 +93,7 @@ def make_loader(images: np.ndarray, labels: np.ndarray, s: dict[str, Any], rank:
     steps += [transforms.RandomHorizontalFlip()] if s["flip"] else []
     steps += [transforms.ToTensor(), transforms.Normalize(s["mean"], s["std"])]
     dataset = Images(images, labels, transforms.Compose(steps))
-    sampler = DistributedSampler(dataset, world, rank) if world > 1 else None
+    sampler: DistributedSampler | None = DistributedSampler(dataset, world, rank) if world > 1 else None
     return DataLoader(
         dataset, s["batch"] // world, shuffle=sampler is None, sampler=sampler, num_workers=s["workers"],
         pin_memory=torch.cuda.is_available(),
@@ -95,7 +101,7 @@ def make_loader(images: np.ndarray, labels: np.ndarray, s: dict[str, Any], rank:
 
 
 class UsualHarness:
-    """One level of it."""
+    """Network, optimizer and training loop of one level."""
 
     def __init__(self, settings: dict[str, Any], device: torch.device, world: int = 1):
         self.device, self.world, self.threads = device, world, torch.get_num_threads()
@@ -121,13 +127,13 @@ class UsualHarness:
             total += loss.item()
             correct += outputs.argmax(1).eq(labels).sum().item()
             seen += len(labels)
-            if step == steps:  # the clock stops before the workers are told to go
+            if step == steps:  # the clock stops before the loader ends its workers
                 return seen * self.world, time.perf_counter() - start
         return seen * self.world, time.perf_counter() - start
 
 
 def lay_out(folder: Path, settings: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> None:
-    """What a level's process finds: settings, data, the initial weights and those of the level before."""
+    """Write what the process of a level reads: settings, data, the initial weights, those of the level before."""
     (folder / "settings.json").write_text(json.dumps(settings))
     np.save(folder / "images.npy", images)
     np.save(folder / "labels.npy", labels)
@@ -137,7 +143,7 @@ def lay_out(folder: Path, settings: dict[str, Any], images: np.ndarray, labels: 
 
 
 def main() -> None:
-    """One level up to its first step; prints when that step ended, and how long the second took."""
+    """Run one level up to its first step; print when that step ended, and the seconds of the second step."""
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text())
     torch.set_num_threads(settings["threads"])

@@ -1,1 +1,1 @@
-"""Networks: those of the papers for small images, torchvision's, and blur before striding."""
+"""Networks: those of papers for small images, torchvision's, and anti-aliased downsampling."""

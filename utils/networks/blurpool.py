@@ -1,4 +1,4 @@
-"""Anti-aliased downsampling (Zhang 2019)."""
+"""Anti-aliased downsampling (Zhang 2019): a blur before every strided convolution."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 def add_blurpool(model: nn.Module) -> int:
-    """Blurs the input of every strided convolution with at least 16 input channels; returns how many there are.
+    """Blur the input of every strided convolution with at least 16 input channels; return their number.
 
-    The filter is the fixed binomial [1, 2, 1] x [1, 2, 1] / 16 of Zhang 2019, zero-padded, as ffcv-imagenet has it (1x1
-    shortcut convolutions included, max-pools and option-A shortcuts not). It sits in a forward pre-hook with a
-    non-persistent buffer: layers keep class and name, and the state_dict is the plain model's.
+    The filter is the fixed binomial [1, 2, 1] x [1, 2, 1] / 16 of Zhang 2019, zero-padded, as in ffcv-imagenet: 1x1
+    shortcut convolutions are blurred, max-pools and option-A shortcuts are not. It is a forward pre-hook with a
+    non-persistent buffer, so layers keep class and name, and the state_dict is that of the plain model.
     """
     count = 0
     for module in model.modules():
@@ -24,4 +24,6 @@ def add_blurpool(model: nn.Module) -> int:
 
 
 def _blur_input(conv: nn.Conv2d, args: tuple[Tensor]) -> Tensor:
-    return F.conv2d(args[0], conv.blur_kernel, padding=1, groups=conv.in_channels)
+    kernel = conv.blur_kernel
+    assert isinstance(kernel, Tensor)
+    return F.conv2d(args[0], kernel, padding=1, groups=conv.in_channels)

@@ -1,22 +1,23 @@
-"""Networks for small images, with the sizes and initialisations of the papers that brought them in.
+"""Networks for small images, with the sizes and initialisations of their papers.
 
-Every network here is called with ``(num_classes, image_shape)`` (partially applied in `utils.models.MODELS`), takes
-float images (N, C, H, W) and returns logits (N, num_classes). Layer names follow torchvision's where it has the like.
+Every network here is built by ``(num_classes, image_shape)`` (other arguments are bound in `utils.models.MODELS`),
+takes float images (N, C, H, W) and returns logits (N, num_classes). Layers are named as in torchvision where it has a
+similar network.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ImageShape = tuple[int, int, int]
-SMALL = 64  # images up to this height and width get the CIFAR stem: torchvision's would shrink them 4 to 16 times first
+SMALL = 64  # images up to this height and width get the CIFAR stem; torchvision's would first shrink them 4 to 16 times
 
 
 class UnsuitableImages(ValueError):
-    """Why a model cannot take images of the shape asked for; `utils.models` adds the model's name and the size."""
+    """A model cannot take images of some shape: the reason. `utils.models` adds the model's name and the size."""
 
 
 def is_small(image_shape: ImageShape) -> bool:
-    """True when neither side of (C, H, W) images passes `SMALL` pixels."""
+    """True if neither side of (C, H, W) images is longer than `SMALL` pixels."""
     return max(image_shape[1:]) <= SMALL
 
 
@@ -25,15 +26,16 @@ def glorot_init(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def he_init_convolutions(model: nn.Module) -> None:
     """Convolutions ~ N(0, 2 / fan_out), their biases 0 (He et al. 2015; fan_out as in torchvision). Nothing else.
 
-    The classifier stays as torch draws it, U(-b, b) with b = 1 / sqrt(fan_in), as in torchvision's ResNets: no ReLU
-    follows it, so He's factor of 2 would only make the first logits 2.45 times as large, and a short training would be
-    spent on shrinking them. BatchNorm starts at (1, 0), torch's default.
+    The classifier keeps torch's default, U(-b, b) with b = 1 / sqrt(fan_in), as in torchvision's ResNets: no ReLU
+    follows it, so He's factor of 2 would only make the first logits 2.45 times as large, and a short training would
+    first have to shrink them. BatchNorm starts at (1, 0), torch's default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -67,7 +69,7 @@ class ConvNet(nn.Module):
     convolutions: the paper's own numbers except for the total of Conv-6, which it gives as 1.7 M.
 
     Raises:
-        UnsuitableImages: the images have no pixel left after the pools.
+        UnsuitableImages: no pixel is left after the pools.
     """
 
     def __init__(self, depth: int, num_classes: int, image_shape: ImageShape):
@@ -118,7 +120,7 @@ class CifarResNet(nn.Module):
     """The CIFAR ResNets of He et al. 2016, section 4.2: 6n + 2 layers, stages of 16, 32 and 64 channels, option A.
 
     With 10 classes 269,722 (20), 464,154 (32), 658,586 (44), 853,018 (56) and 1,727,962 (110) parameters.
-    Initialisation: He-normal convolutions, the classifier as torch draws it (`he_init_convolutions`).
+    Initialisation: He-normal convolutions, torch's default for the classifier (`he_init_convolutions`).
     """
 
     def __init__(self, depth: int, num_classes: int, image_shape: ImageShape):
@@ -143,7 +145,7 @@ class CifarResNet(nn.Module):
 
 
 class _PreActBlock(nn.Module):
-    """BN-ReLU-conv twice around a clean shortcut; where the shape changes, a 1x1 convolution of the pre-activation."""
+    """BN-ReLU-conv twice beside an identity shortcut; if the shape changes, a 1x1 convolution of the pre-activation."""
 
     def __init__(self, channels: int, out: int, stride: int, preact: bool):
         super().__init__()
@@ -164,9 +166,9 @@ class _PreActBlock(nn.Module):
 class PreResNet(nn.Module):
     """Pre-activation ResNet-18 (He et al. 2016b): 11,172,170 parameters with the CIFAR stem and 10 classes.
 
-    As the paper's appendix has it, the stem's BN and ReLU serve as the first block's pre-activation, before its split
+    As in the paper's appendix, the stem's BN and ReLU serve as the first block's pre-activation, before its split
     into two paths, and a last BN and ReLU follow the last block. Images above 64 pixels get the 7x7 stem and max-pool.
-    Initialisation: He-normal convolutions, the classifier as torch draws it (`he_init_convolutions`).
+    Initialisation: He-normal convolutions, torch's default for the classifier (`he_init_convolutions`).
     """
 
     def __init__(self, num_classes: int, image_shape: ImageShape):
@@ -207,7 +209,7 @@ _VGG_LAYERS = {
 class CifarVGG(nn.Module):
     """VGG for small images: torchvision's `features` (names and init), global average pool, one Linear classifier.
 
-    VGG-16-bn has 14,728,266 parameters with 10 classes. Images below 32 pixels run out before the last max-pool: a pool
+    VGG-16-bn has 14,728,266 parameters with 10 classes. Images below 32 pixels are too small for all max-pools: a pool
     that would leave no pixel is left out, which changes no parameter and no name.
     """
 
@@ -217,7 +219,7 @@ class CifarVGG(nn.Module):
         layers: list[nn.Module] = []
         left = min(size)
         for width in _VGG_LAYERS[depth]:
-            if width == "M":
+            if isinstance(width, str):
                 layers.append(nn.MaxPool2d(2) if left > 1 else nn.Identity())
                 left = max(left // 2, 1)
                 continue

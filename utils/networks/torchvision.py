@@ -8,13 +8,15 @@ from torchvision import models
 
 from utils.networks.cifar import CifarVGG, ImageShape, UnsuitableImages, is_small
 
-# -- torchvision -------------------------------------------------------------------------------------------------------
 
+def torchvision_model(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """torchvision's own model, with the options it needs for other image sizes and to return one tensor of logits.
 
-def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's own model, with options by which it fits other image sizes and returns one tensor of logits."""
+    Raises:
+        UnsuitableImages: it cannot take images of this shape.
+    """
     channels, height, width = image_shape
-    options = {}
+    options: dict[str, object] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
@@ -26,18 +28,17 @@ def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Mod
         options = {"input_size": (height, width)}
     try:
         model = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except ValueError as error:  # MaxViT checks its partitions as it is built
+    except ValueError as error:  # MaxViT checks its partitions when it is built
         raise UnsuitableImages(str(error).partition("\n")[0]) from error
     if channels != 3:
         _set_input_channels(model, channels)
     return model
 
 
-# torchvision hard-codes 3 input channels, and draws the first convolution as each paper did. `reset_parameters` is
-# torch's default, for models that leave it so. Biases that torchvision sets to zero stay so.
 _fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 
-
+# torchvision hard-codes 3 input channels, and initialises the first convolution as each paper did. `reset_parameters`
+# is torch's default, for models that keep it. Biases that torchvision sets to zero stay zero.
 _FIRST_CONV_INIT: dict[type[nn.Module], Callable[[nn.Conv2d], object]] = {
     models.AlexNet: nn.Conv2d.reset_parameters,
     models.ConvNeXt: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.02),
@@ -60,10 +61,10 @@ _FIRST_CONV_INIT: dict[type[nn.Module], Callable[[nn.Conv2d], object]] = {
 
 
 def _set_input_channels(model: nn.Module, channels: int) -> None:
-    """Gives the first convolution `channels` input channels, drawn as that model draws it.
+    """Give the first convolution `channels` input channels, initialised as that model does it.
 
     Raises:
-        ValueError: a kind of model whose initialisation is not in the table above.
+        UnsuitableImages: the initialisation of this kind of model is not in `_FIRST_CONV_INIT`.
     """
     if type(model) not in _FIRST_CONV_INIT:
         raise UnsuitableImages("its first layer is only known for 3 channels")
@@ -74,10 +75,10 @@ def _set_input_channels(model: nn.Module, channels: int) -> None:
     _FIRST_CONV_INIT[type(model)](conv)
 
 
-def _resnet(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
+def resnet(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """torchvision's ResNet; for small images with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
     if not is_small(image_shape):
-        return _torchvision(name, num_classes, image_shape)
+        return torchvision_model(name, num_classes, image_shape)
     model = models.get_model(name, weights=None, num_classes=num_classes)
     model.conv1 = nn.Conv2d(image_shape[0], 64, 3, 1, 1, bias=False)
     _fan_out(model.conv1.weight)
@@ -85,8 +86,8 @@ def _resnet(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
     return model
 
 
-def _vgg(depth: int, batch_norm: bool, num_classes: int, image_shape: ImageShape) -> nn.Module:
+def vgg(depth: int, batch_norm: bool, num_classes: int, image_shape: ImageShape) -> nn.Module:
     """torchvision's VGG; for small images `CifarVGG`."""
     if is_small(image_shape):
         return CifarVGG(depth, batch_norm, num_classes, image_shape)
-    return _torchvision(f"vgg{depth}_bn" if batch_norm else f"vgg{depth}", num_classes, image_shape)
+    return torchvision_model(f"vgg{depth}_bn" if batch_norm else f"vgg{depth}", num_classes, image_shape)

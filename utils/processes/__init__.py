@@ -1,1 +1,1 @@
-"""This process among others: its rank, its cores, the signals that stop it. Imports no torch."""
+"""Processes: rank and launch, CPU cores, stop signals. Imports no torch."""

@@ -1,35 +1,35 @@
-"""CPU cores that this process may use. Imports nothing heavy: utils/run_grid.py asks, too."""
+"""CPU cores, rank and launch of this process. Imports no torch."""
 
 import os
 from pathlib import Path
 
 
 def available_cores() -> int:
-    """As many as the process is bound to (``taskset``, Slurm); where the system cannot tell, all of the machine."""
+    """Number of cores that this process is bound to (``taskset``, Slurm); all cores if the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cores(processes: int) -> int:
-    """Threads of each of so many processes that share the cores, at least 1."""
+    """Threads per process if so many processes share the cores, at least 1."""
     return max(1, available_cores() // processes)
 
 
 def started_by_launcher() -> bool:
-    """Whether torchrun, or a launcher that speaks as it does, started this process."""
+    """Whether torchrun, or a launcher that sets the same variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def started_rank() -> int:
-    """This process's rank as its launcher gave it; 0 where there is none."""
+    """Rank of this process as set by its launcher; 0 without one."""
     return int(os.environ.get("RANK", 0))
 
 
 def launch_id() -> str:
-    """Names the torchrun that started this process, the same when it starts the workers anew; empty without one.
+    """ID of the current torchrun launch, stable across restarts; empty without torchrun.
 
-    It is the ``--rdzv_id``, which a job that is queued again may keep. Without one torchrun says "none": then its own
-    process is what tells it from others. (Its count of restarts tells nothing: each machine's torchrun keeps its own,
-    and does not count the restarts that another machine caused.)
+    The ``--rdzv_id``, which a requeued job may keep. Without one torchrun says "none": then boot, process id and start
+    time of torchrun identify it. (Its count of restarts cannot be part of it: the torchrun of each machine keeps its
+    own, and does not count restarts that another machine caused.)
     """
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
     if run_id != "none":

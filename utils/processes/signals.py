@@ -1,6 +1,6 @@
-"""Stopping on request: a signal is noted, the step in progress ends, the state is saved, then the run stops.
+"""Signals that stop a run. A run notes the signal, finishes its step, saves its state and stops.
 
-Imports nothing heavy, so that `exit_quietly` can be in place before torch is imported, which takes seconds.
+Imports no torch, so that `exit_quietly` is in place before torch is imported, which takes seconds.
 """
 
 import contextlib
@@ -13,16 +13,12 @@ import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-
-# SIGUSR1 is what Slurm sends ahead of a time limit (`--signal`); SIGHUP comes when a terminal is closed.
+# Slurm sends SIGUSR1 before a time limit (`--signal`); SIGHUP comes when a terminal closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# One request can reach a process twice: `timeout` sends it to its child and to the group the child is in.
+# One request can reach a process twice: `timeout` signals its child and the process group of the child.
 ECHO_SECONDS = 0.3
-# What a stopped run has to save its state before its workers are killed.
+# Time for a stopped run to save its state before its workers are killed.
 SHUTDOWN_SECONDS = 60
 
 
@@ -35,15 +31,15 @@ class Stopped(Exception):
 
 
 def handled() -> list[signal.Signals]:
-    """The signals that stop a run; not SIGHUP where it is ignored, which is what ``nohup`` asks for."""
+    """Signals that stop a run; without SIGHUP if it is ignored, as ``nohup`` sets it."""
     return [s for s in STOPPING if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
 
 
 def exit_quietly(worker: bool) -> None:
-    """Until there is something to save, a signal ends this process at once: 128 + signal, one line, no traceback.
+    """Let a signal end this process at once, with status 128 + signal and one line, while there is no state to save.
 
-    A `worker` leaves the line to its parent and says by status 1 that it has saved nothing. It ends when its parent
-    does, as torchrun's workers do: they are in sessions of their own, where nothing else would end them.
+    A `worker` prints no line, its parent does, and ends with status 1: it has saved nothing. It also ends when its
+    parent does, and so do torchrun's workers: they are in sessions of their own, where nothing else would end them.
     """
     if worker or "LOCAL_RANK" in os.environ:
         die_with_parent()
@@ -56,11 +52,11 @@ def exit_quietly(worker: bool) -> None:
 
     for signum in handled():
         signal.signal(signum, leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a worker starts `held_back`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a worker starts with its signals held back (`held_back`)
 
 
 def die_with_parent() -> None:
-    """Asks the kernel to kill this process when its parent dies, also by kill -9 (Linux's PR_SET_PDEATHSIG)."""
+    """Have the kernel kill this process when its parent dies, by kill -9 too (PR_SET_PDEATHSIG of Linux)."""
     if sys.platform == "linux":
         starter = multiprocessing.parent_process()
         parent = os.getppid() if starter is None else starter.pid
@@ -71,9 +67,9 @@ def die_with_parent() -> None:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that stop a run wait; for processes started meanwhile, too, until `exit_quietly` or `ignore_stops`."""
+    """Hold back stop signals; processes started within hold them back until `exit_quietly` or `ignore_stops`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    resource_tracker.ensure_running()  # spawning starts it, which unblocks some: so it is started, and they are blocked
+    resource_tracker.ensure_running()  # starting it unblocks some signals, so start it before blocking them
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -82,19 +78,19 @@ def held_back() -> Iterator[None]:
 
 
 def ignore_stops() -> None:
-    """From now on this process leaves to another the signals that stop a run, those included that were held back."""
+    """Ignore stop signals, including pending ones; the parent handles them."""
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class NotedSignal:
-    """A handler that notes the first signal; a second one ends this process at once, if it is no echo of the first.
+    """A handler that notes the first signal. A second one ends this process at once, unless it is an echo of the first.
 
     Attributes:
-        signum: the one noted, 0 before.
-        since: when, by time.monotonic().
-        echo: seconds after it in which another is taken for the same.
+        signum: the signal noted, 0 before.
+        since: its time, by time.monotonic().
+        echo: seconds during which another signal counts as an echo.
     """
 
     def __init__(self, echo: float = ECHO_SECONDS):

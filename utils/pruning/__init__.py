@@ -1,1 +1,1 @@
-"""Pruning: methods by name, scores of weights, and the masks that scores or shapes turn into."""
+"""Pruning: the table of methods, scores of weights, and allocations that turn scores into masks."""

@@ -1,8 +1,8 @@
-"""Allocation: scores or layer shapes, and a number of weights to keep, in; masks out. Pure functions.
+"""Allocation: pure functions from scores or layer shapes, and a number of weights to keep, to masks.
 
-Every allocation takes ``(scores, masks, keep)``: one score tensor and one bool mask a layer, in model order, and the
-number of weights to keep over all layers together. It returns new masks with exactly `keep` ones, each of them a subset
-of the old one, and leaves what it was given as it was.
+Every allocation takes ``(scores, masks, keep)``: one score tensor and one bool mask per layer, in model order, and the
+number of weights to keep over all layers. It returns new masks with exactly `keep` ones in all, each a subset of the
+old one, and changes none of its arguments.
 """
 
 import math
@@ -23,7 +23,7 @@ def keep_count(density: float, total: int) -> int:
 
 
 def round_counts(density: float, start: float, total: int, rounds: int) -> list[int]:
-    """Weights left after each round of pruning in `rounds` rounds of equal ratio (Tanaka et al. 2020, algorithm 1).
+    """Number of weights left after each of `rounds` rounds of equal ratio (Tanaka et al. 2020, algorithm 1).
 
     Round i of R prunes ``int((1 - d_i) * total)`` of all weights, where ``d_i = start * (density / start) ** (i / R)``:
     the count of the authors' public code, to the weight, since SynFlow's masks depend on it. The last round leaves
@@ -31,7 +31,7 @@ def round_counts(density: float, start: float, total: int, rounds: int) -> list[
 
     Args:
         density: fraction of all weights to keep in the end, below `start`.
-        start: fraction of all weights that is there now, in (0, 1].
+        start: fraction of all weights that is left now, in (0, 1].
         total: number of all weights.
 
     Returns:
@@ -46,13 +46,13 @@ def round_counts(density: float, start: float, total: int, rounds: int) -> list[
 
 
 def _kth_largest(scores: Sequence[Tensor], masks: Sequence[Tensor], room: Sequence[int], k: int) -> float:
-    """The k-th largest score among the weights still there. A Python float holds any float32 or 64 exactly."""
+    """The k-th largest score among the weights that are left. A Python float holds any float32 or 64 exactly."""
     flat = [(score.flatten(), mask.flatten()) for score, mask in zip(scores, masks)]
     if not scores[0].is_cpu:
-        # Sorted: kthvalue works on a single block of a GPU, and takes 20 times as long (pytorch issue 75599).
+        # Sort: kthvalue runs on a single block of a GPU and takes 20 times as long (pytorch issue 75599).
         return torch.cat([score[mask] for score, mask in flat]).sort().values[-k].item()
-    # numpy's vectorised selection works in place and is some eight times faster on a CPU than kthvalue, which also
-    # needs an int64 copy as large as two float32 models. One buffer, filled layer by layer: memory is for one copy.
+    # On a CPU numpy's vectorised selection works in place and is some eight times faster than kthvalue, which also
+    # needs an int64 copy as large as two float32 models. One buffer, filled layer by layer, takes one copy's memory.
     values = np.empty(sum(room), dtype=np.result_type(*{score.numpy().dtype for score, _ in flat}))
     ends = np.cumsum(room)
     for (score, mask), end, count in zip(flat, ends, room):
@@ -63,13 +63,13 @@ def _kth_largest(scores: Sequence[Tensor], masks: Sequence[Tensor], room: Sequen
 
 @torch.no_grad()
 def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """Keeps the `keep` largest scores among the weights still there, all layers together.
+    """Keep the `keep` largest scores among the weights that are left, over all layers.
 
-    Exact also where scores tie: of equal scores at the threshold, those first in model order (lowest flat index) stay.
-    One threshold over the concatenated scores.
+    One threshold for all layers. Exact also where scores tie: of equal scores at the threshold, the first in model
+    order (lowest flat index) stay.
 
     Args:
-        scores: finite, float32 or wider, where the mask is one; what stands elsewhere does not matter.
+        scores: float32 or wider, finite where the mask is one; elsewhere any values.
 
     Raises:
         ValueError: `keep` is below 0 or more than is left.
@@ -95,7 +95,7 @@ def global_top_k(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -
 
 
 def best_of(score: Tensor, mask: Tensor) -> Tensor:
-    """A mask of one weight: the one with the largest score where `mask` is one, of equal ones the first."""
+    """A mask of one weight: that with the largest score where `mask` is one; of equal scores, the first."""
     place = torch.where(mask, score, -torch.inf).flatten().argmax()
     best = torch.zeros_like(mask)
     best[torch.unravel_index(place, mask.shape)] = True
@@ -106,9 +106,9 @@ def best_of(score: Tensor, mask: Tensor) -> Tensor:
 def global_top_k_alive(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
     """`global_top_k`, except that a layer that would lose its last weight keeps the best one.
 
-    The same masks wherever no layer would die. Otherwise the best weight of every layer is set aside, and the others
-    compete for what remains, so it differs by at most one weight a dying layer. With fewer weights to keep than layers
-    it is `global_top_k`.
+    Where no layer would die, or `keep` is smaller than the number of layers, the masks are those of `global_top_k`.
+    Otherwise the best weight of every layer is set aside and the others compete for the rest, so the masks differ by at
+    most one weight per dying layer.
     """
     new = global_top_k(scores, masks, keep)
     alive = [count > 0 for count in kept_counts(masks)]
@@ -119,11 +119,11 @@ def global_top_k_alive(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: 
     return [other | chosen for other, chosen in zip(rest, best)]
 
 
-# --- how many weights a layer ----------------------------------------------------------------------------------------
+# --- how many weights per layer --------------------------------------------------------------------------------------
 
 
 def share(quotas: Sequence[float], room: Sequence[int], keep: int) -> list[int]:
-    """Shares `keep` weights out over layers in proportion to `quotas`, no layer getting more than its `room`.
+    """Distribute `keep` weights over layers in proportion to `quotas`, at most its `room` to each.
 
     The real-valued problem is ``n_l = min(room_l, e * quota_l)`` with the one e for which ``sum(n_l) = keep``. That is
     the papers' rule "a layer that would pass 1 is kept dense and the rest is solved again": solving for e, fixing the
@@ -136,11 +136,11 @@ def share(quotas: Sequence[float], room: Sequence[int], keep: int) -> list[int]:
     Where several layers step up at the same e, the first in model order go first.
 
     Args:
-        quotas: positive, one a layer.
-        room: weights a layer still has. A layer with none gets none; any other gets at least one.
+        quotas: positive, one per layer.
+        room: number of weights left, per layer. A layer without any gets none; any other gets at least one.
 
     Raises:
-        ValueError: `keep` is more than the room there is, or less than one a layer.
+        ValueError: `keep` is more than all room, or less than one per layer.
     """
     alive = sum(has > 0 for has in room)
     if keep > sum(room):
@@ -151,7 +151,7 @@ def share(quotas: Sequence[float], room: Sequence[int], keep: int) -> list[int]:
     def counts(e: float) -> list[int]:
         return [min(max(math.floor(e * quota + 0.5), 1), has) for quota, has in zip(quotas, room)]
 
-    low, high = 0.0, max(room) / min(quotas) + 1.0  # one weight a layer, every layer full
+    low, high = 0.0, max(room) / min(quotas) + 1.0  # one weight per layer; every layer full
     if sum(counts(high)) == keep:
         return counts(high)
     while low < (middle := (low + high) / 2) < high:  # until low and high are neighbouring floats
@@ -170,7 +170,7 @@ def share(quotas: Sequence[float], room: Sequence[int], keep: int) -> list[int]:
 
 
 def erk_quotas(shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Weights a layer gets under Erdos-Renyi-Kernel (Evci et al. 2020), up to the common factor e.
+    """Number of weights per layer by Erdos-Renyi-Kernel (Evci et al. 2020), up to the common factor e.
 
     The paper sets a convolution's density to ``e * (n_in + n_out + k_h + k_w) / (n_in * n_out * k_h * k_w)`` and a
     linear layer's to ``e * (n_in + n_out) / (n_in * n_out)``. The denominator is the number of weights, so the number
@@ -185,13 +185,13 @@ def _per_layer(scores: Sequence[Tensor], masks: Sequence[Tensor], shares: Sequen
 
 
 def erk(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """Erdos-Renyi-Kernel numbers a layer (Evci et al. 2020), the largest scores of each layer. Errors as `share`."""
+    """Keep the largest scores of each layer, in Erdos-Renyi-Kernel numbers (Evci et al. 2020). Errors as `share`."""
     return _per_layer(scores, masks, share(erk_quotas([mask.shape for mask in masks]), kept_counts(masks), keep))
 
 
 def balanced(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
-    """The same number in each layer (Gadhikar et al. 2023), the largest scores of each layer.
+    """Keep the largest scores of each layer, the same number in each (Gadhikar et al. 2023).
 
-    A layer with fewer weights than that keeps all it has, and the rest is shared again. Errors as `share`.
+    A layer with fewer weights keeps all, and the rest is shared out again. Errors as `share`.
     """
     return _per_layer(scores, masks, share([1] * len(masks), kept_counts(masks), keep))

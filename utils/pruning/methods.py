@@ -1,12 +1,12 @@
-"""What is known of each pruning method: one table, without torch.
+"""The table of pruning methods. Imports no torch.
 
-A new method is a score function in utils/pruning/scores.py and one line in `METHODS`. utils/pruning_utils.py looks the
-two functions up by name.
+To add a method, write a score function in utils/pruning/scores.py and one line in `METHODS`. utils/pruning_utils.py
+finds the functions by their names.
 """
 
 from dataclasses import dataclass
 
-NO_METHOD = "just dont"  # prune nothing: the original harness's word for it
+NO_METHOD = "just dont"  # prune nothing; the name that the original harness has for it
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Method:
         score: function of utils/pruning/scores.py.
         allocation: function of utils/pruning/allocation.py.
         source: the paper.
-        needs_batches: it looks at training batches.
-        in_rounds: it scores and prunes again, ``prune_params.synflow_rounds`` times.
-        per_layer: each layer keeps a number of weights of its own, at least one.
+        needs_batches: needs training batches.
+        in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
+        per_layer: sets the number of kept weights per layer, at least one.
     """
 
     title: str
@@ -44,7 +44,7 @@ METHODS: dict[str, Method] = {
     "random": Method("Random", "random_scores", "global_top_k", "uniform over all weights"),
     "random_erk": Method("Random ERK", "random_scores", "erk", _ER, per_layer=True),
     "random_balanced": Method("Random balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
-    # The same two, by the names under which they prune at initialization.
+    # The same two, by their names as prune_params.er_method (pruning at initialization).
     "er_erk": Method("ERK", "random_scores", "erk", _ER, per_layer=True),
     "er_balanced": Method("Balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
 }

@@ -1,9 +1,9 @@
-"""Criteria: one function each, from a model to one score tensor for every masked parameter, the largest to be kept.
+"""Criteria: one function each, from a model to one score tensor per masked parameter. The largest scores are kept.
 
 Every function takes ``(model, masks, inputs)`` and returns scores of the masked parameters' shapes, in `masked_params`
 order; scores of pruned weights do not matter. None of them changes anything: the network is called on copies or views
-of its own tensors (`functional_call`), so that weights, BN statistics and ``.grad`` are never written to. `prune` calls
-them within `scoring`, which sets eval mode and puts modes and random states back, also when something raises.
+of its own tensors (`functional_call`), so that weights, BN statistics and ``.grad`` are never written. `prune` calls
+them within `scoring`, which sets eval mode and restores modes and random states, after an exception too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,22 +23,37 @@ from utils.conv_type import masked_params
 
 SYNFLOW_ROUNDS = 100
 GRASP_TEMPERATURE = 200.0
-# Images scored at a time by snip and grasp: a global batch of ImageNet training would not fit into one GPU.
+# Images per forward pass of snip and grasp: a global batch of ImageNet training would not fit into one GPU.
 SCORE_IMAGES = 128
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a criterion may look at besides the model.
+    """What a criterion may use besides the model.
 
-    batches: re-iterable of (images, labels) on the model's device. generator: source of the random methods. dtype: in
-    which snip and grasp compute; None is the weights' own, at least float32. rounds: of synflow.
+    Attributes:
+        batches: re-iterable of (images, labels) on the model's device.
+        generator: source of the random methods.
+        dtype: snip and grasp compute in it; None is the weights' own, at least float32.
+        rounds: of synflow.
+
+    Raises:
+        ValueError: a dtype that is neither float32 nor float64, or no round.
     """
 
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None
+    batches: Batches = ()
     generator: torch.Generator | None = None
     dtype: torch.dtype | None = None
     rounds: int = SYNFLOW_ROUNDS
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"prune_params.score_dtype: {self.dtype} is not allowed: float32 or float64")
+        if self.rounds < 1:
+            raise ValueError(f"prune_params.synflow_rounds: {self.rounds} is not allowed: at least 1")
 
 
 Scores = Callable[[nn.Module, Sequence[Tensor], Inputs], list[Tensor]]
@@ -51,15 +66,15 @@ def mag_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> lis
 
 
 def random_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-    """U(0, 1), drawn on the CPU, so that a seed means the same masks on any device.
+    """U(0, 1), drawn on the CPU so that a seed gives the same masks on any device.
 
-    The draws come from a generator seeded by one number from `inputs.generator`, not from that one itself: were it
-    seeded like the model, its stream would be the very one that initialised the weights, and the "random" masks would
-    be a function of the weights. Without a generator, a new one with torch's initial seed takes its place; the global
-    one is not drawn from.
+    The draws come from a generator that is seeded by one number from `inputs.generator`, not from `inputs.generator`
+    itself: if that were seeded like the model, its stream would be the one that initialised the weights, and the
+    "random" masks would be a function of the weights. Without a generator, a new one with torch's initial seed is used;
+    the global one is not drawn from.
     """
     source = inputs.generator or torch.Generator().manual_seed(torch.initial_seed())
-    seed = torch.randint(2**62, (), generator=source, device=source.device).item()
+    seed = int(torch.randint(2**62, (), generator=source, device=source.device))
     draws = torch.Generator().manual_seed(seed)
     return [torch.rand(mask.shape, generator=draws).to(mask.device) for mask in masks]
 
@@ -67,8 +82,8 @@ def random_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> 
 def snip_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
     """abs(g * w), g the gradient of the cross-entropy summed over `inputs.batches` (Lee et al. 2019).
 
-    The paper's dL/dc for a multiplier c = 1 on each weight is g * w. BN is in eval mode. Three times the model's memory
-    (weights, sum of gradients, gradients of `SCORE_IMAGES` images) besides the activations of that many.
+    The paper's dL/dc for a multiplier c = 1 on each weight is g * w. BN is in eval mode. Memory: three times the model
+    (weights, sum of gradients, gradients of `SCORE_IMAGES` images), and the activations of so many images.
     """
     state, leaves = _leaves(model, inputs.dtype)
     grads = _summed_gradients(model, state, leaves, inputs)
@@ -79,9 +94,9 @@ def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> l
     """w * Hg, g the gradient and H the Hessian of the cross-entropy of logits / 200 (Wang et al. 2020).
 
     The paper removes the weights with the largest -w * Hg, so those with the largest w * Hg are kept. Both g and Hg are
-    sums over all of `inputs.batches`: with B batches, g = sum g_b first, then Hg = sum H_b g. BN is in eval mode. Three
-    times the model's memory up to `SCORE_IMAGES` images, four with more, besides the activations that a forward and two
-    backwards of that many need.
+    sums over all of `inputs.batches`: with B batches, g = sum g_b first, then Hg = sum H_b g. BN is in eval mode.
+    Memory: three times the model for up to `SCORE_IMAGES` images, four times for more, and the activations of a forward
+    and two backwards of so many images.
     """
     state, leaves = _leaves(model, inputs.dtype)
     stopped = _summed_gradients(model, state, leaves, inputs, GRASP_TEMPERATURE)
@@ -96,14 +111,14 @@ def grasp_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> l
 
 
 def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-    """abs(dR/dw * w), R the sum of the outputs for one input of ones, one round of it (Tanaka et al. 2020).
+    """One round of abs(dR/dw * w), R the sum of the outputs for one input of ones (Tanaka et al. 2020).
 
     As in the authors' code every parameter and every floating buffer (BN's running means) is replaced by its absolute
-    value and BN is in eval mode; in float64, for R grows by the fan-in of every layer and leaves float32 behind.
-    Weights are multiplied by `masks`, which change from round to round. Labels are not used, of the images only the
-    shape. All of it happens on float64 copies: twice the memory of a float32 model, twice again for gradients.
+    value and BN is in eval mode. In float64, since R grows by the fan-in of every layer and overflows float32. Weights
+    are multiplied by `masks`, which change from round to round. Of the images only the shape is used, of the labels
+    nothing. Memory: float64 copies of the model and of its gradients, each twice a float32 model.
 
-    Two cases are not in the paper, whose networks have neither; both would make every score zero:
+    Two cases that the networks of the paper do not have would make every score zero:
 
     - A clipped ReLU (ReLU6 in MobileNet) is taken as ReLU: the flow is far above 6 and would stop there. The theory
       asks for a network that is linear for positive activations.
@@ -115,11 +130,11 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
         raise ValueError(NO_BATCH)
     state, leaves = _leaves(model, torch.float64, absolute=True)
     for leaf, mask in zip(leaves, masks):
-        leaf.detach().mul_(mask.double())  # a mul_ by the bool itself is not vectorised
+        leaf.detach().mul_(mask.double())  # mul_ by the bool mask is not vectorised
     sums = torch.stack([leaf.detach().sum() for leaf in leaves]).tolist()
     for leaf, mask, total in zip(leaves, masks, sums):
         if total == 0:
-            # Not a constant: a LayerNorm's output sums to zero, and so would its flow through equal weights.
+            # Not a constant: a LayerNorm's output sums to zero, so its flow through equal weights would be zero.
             stand_in = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             leaf.detach().copy_(stand_in.abs_()).mul_(mask)
     ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
@@ -150,7 +165,7 @@ class _ClippedAsReLU(TorchFunctionMode):
 
 @contextmanager
 def scoring(model: nn.Module) -> Iterator[None]:
-    """Eval mode, eager, in full precision; then modes, random states and precision as they were."""
+    """Eval mode, eager execution and full precision; restores modes, random states and precision afterwards."""
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     matmul_precision = torch.get_float32_matmul_precision()
@@ -160,11 +175,11 @@ def scoring(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.backends.cudnn.flags(True, False, deterministic=True, allow_tf32=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
-        stack.enter_context(torch.compiler.set_stance("force_eager"))  # neither can compiled graphs
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused kernels cannot be differentiated twice
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # nor can compiled graphs
         try:
             if matmul_precision != "highest":
-                # Never needlessly: to set it to what it is already changes state that compiled graphs are guarded by.
+                # Only if needed: setting it, even to its own value, changes state that compiled graphs are guarded by.
                 torch.set_float32_matmul_precision("highest")
                 stack.callback(torch.set_float32_matmul_precision, matmul_precision)
             model.eval()
@@ -177,10 +192,10 @@ def scoring(model: nn.Module) -> Iterator[None]:
 def _leaves(
     model: nn.Module, dtype: torch.dtype | None, absolute: bool = False
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The model's tensors in `dtype`, cut from its autograd, and among them those that are masked, requiring gradients.
+    """(All tensors of the model by name, detached and in `dtype`; those under masks, which require gradients).
 
-    Tensors that have the dtype already are views and take no memory; `absolute` makes copies of all. A tensor shared by
-    several modules is one tensor here too, under each of its names; see `_call`.
+    Tensors that have the dtype already are views and take no memory; `absolute` copies all. A tensor that several
+    modules share is one tensor here too, under each of its names; see `_call`.
     """
     state, by_id = {}, {}
     for prefix, module in model.named_modules():
@@ -201,8 +216,8 @@ def _leaves(
 def _call(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
     """The model's output with the tensors of `state` in place of its own.
 
-    `state` names every tensor of every module once. Left to tie weights itself, functional_call swaps the tensors of a
-    module that has two names twice over, and leaves one of ours in the model.
+    `state` names every tensor of every module. If functional_call tied weights itself, it would swap the tensors of a
+    module that has two names twice, and leave one of ours in the model.
     """
     return functional_call(model, state, (images,), tie_weights=False)
 
@@ -210,10 +225,10 @@ def _call(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
 def _losses(
     model: nn.Module, state: dict[str, Tensor], leaves: Sequence[Tensor], inputs: Inputs, temperature: float
 ) -> Iterator[Tensor]:
-    """Cross-entropies of parts of at most `SCORE_IMAGES` images, which add up to the mean of each batch, summed.
+    """Losses of parts of at most `SCORE_IMAGES` images, which add up to the mean cross-entropy of each batch, summed.
 
-    BN in eval mode couples no images, so parts only bound the memory; where BN has no statistics but the batch's own, a
-    batch is one part. The graph of one is freed before the next is made if the caller lets go.
+    BN in eval mode does not couple images, so parts only bound the memory. A BN without running statistics does, and
+    then a batch is one part. The graph of a part is freed before the next is made if the caller drops the loss.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     coupled = any(norm.running_mean is None for norm in norms)
@@ -242,7 +257,7 @@ def _summed_gradients(
 def _double_backward(loss: Tensor, leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
     """H v = d(g . v)/dw for the Hessian H and gradient g of `loss`, v held constant."""
     grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-    # An unused weight's gradient is a constant zero. Of the others only the graph is needed, not the values.
+    # The gradient of an unused weight is a constant zero. Of the others only the graph is needed, not the values.
     pairs = [(get_gradient_edge(grad), v) for grad, v in zip(grads, vector) if grad.requires_grad]
     del grads
     if not pairs:

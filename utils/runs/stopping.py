@@ -1,33 +1,45 @@
-"""Stopping a run: a signal is noted, the step ends, the state is saved, all ranks agree."""
+"""Stopping a run on request: a signal is noted, all ranks agree, the step ends, the state is saved."""
 
 import math
 import multiprocessing
 import os
 import signal
 import time
+from typing import Protocol
 
 from utils.distributed import Context
 from utils.processes.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, NotedSignal, handled
 
-# torchrun sends its workers a copy of what it gets; a terminal's Ctrl-C had reached them already.
+# torchrun passes on to its workers the signals that it gets; a Ctrl-C in a terminal has reached them already.
 TORCHRUN_ECHO_SECONDS = 3.0
-
-
-# With several processes a stop is agreed upon by a message: about once a second, so that it costs nothing, and at least
-# every few steps, should they become slow.
+# Several processes agree on a stop by a message: about once per second, so that it costs nothing, and at least every
+# few steps, should they become slow.
 SECONDS_BETWEEN_CHECKS = 1.0
-
-
 STEPS_BETWEEN_CHECKS = 16
 
 
-class StopRequest(NotedSignal):
-    """Notes the signals that stop a run; a second one ends the process at once, unless the state is being saved.
+class Stop(Protocol):
+    """What a run asks whether to stop. signum: the signal that asked for it, 0 before."""
 
-    In a worker of our own launcher a second one is ignored: the launcher gets it too, ends, and its workers with it.
+    signum: int
+
+    def __call__(self, steps: int) -> bool:
+        """Whether to stop after `steps` steps of the epoch; the same answer on every rank."""
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop; every rank must call it at the same place."""
+
+    def saving(self) -> None:
+        """Called before the state of a run that stops is saved."""
+
+
+class StopRequest(NotedSignal):
+    """Notes the signals that stop a run. A second one ends the process at once, unless the state is being saved.
+
+    A worker of utils/launcher.py ignores a second signal: the launcher gets it too, ends, and its workers with it.
     """
 
-    def __init__(self, ctx: "Context"):
+    def __init__(self, ctx: Context):
         led = multiprocessing.parent_process() is not None
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
         super().__init__(math.inf if led else TORCHRUN_ECHO_SECONDS if under_torchrun else ECHO_SECONDS)
@@ -37,9 +49,9 @@ class StopRequest(NotedSignal):
             signal.signal(signum, self.note)
 
     def saving(self) -> None:
-        """To end at once now would lose the state: for as long as a save may take, another signal is an echo.
+        """For as long as a save may take, ignore further signals: to end now would lose the state.
 
-        Where the first went to one worker alone, torchrun sends the others theirs when that one has ended.
+        (A signal that went to one worker alone reaches the others later: torchrun sends it when that one has ended.)
         """
         self.since, self.echo = time.monotonic(), max(self.echo, SHUTDOWN_SECONDS)
 

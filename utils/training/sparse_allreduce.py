@@ -1,9 +1,8 @@
-"""Sparse all-reduce: only the gradients of kept weights travel.
+"""Sparse all-reduce: only the gradients of kept weights are sent.
 
-Masks are the same on every rank, so the ranks agree on which entries of a gradient bucket matter without saying a word
-about it: the kept entries (and all of the unmasked parameters') are packed into one vector, summed, and unpacked. What
-crosses the wire is density x the dense bytes. The entries of pruned weights come out as zero; their weights are zero
-whatever their gradients were.
+Masks are the same on every rank, so the ranks need no message to agree on the entries of a gradient bucket that matter:
+those of kept weights and of unmasked parameters are packed into one vector, summed, and unpacked. The bytes sent are
+density x the dense bytes. The gradients of pruned weights become zero; those weights are zero with any gradient.
 """
 
 from collections.abc import Callable
@@ -12,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness_params import Config, ConfigError
+from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, masked_params
 from utils.distributed import Context
+from utils.errors import ConfigError
 
-# Up to this share of kept entries packing a bucket costs less than it saves, by tests/benchmarks/allreduce.py between
-# two processes of one machine: over any real network it pays sooner. By nccl nothing was measured, so only "on" packs.
+# Share of kept entries up to which packing a bucket costs less than it saves. Measured by tests/benchmarks/allreduce.py
+# between two processes of one machine; a network makes it pay sooner. Not measured for nccl, where only "on" packs.
 PAYS_BELOW = {"gloo": 0.3, "nccl": 0.0}
 WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients | None":
-    """What ``dist_params.sparse_allreduce`` and ``dist_params.wire`` ask for; None is DDP's own all-reduce.
+    """The hook for ``dist_params.sparse_allreduce`` and ``dist_params.wire``; None for DDP's own all-reduce.
 
     Raises:
         ConfigError: the backend cannot sum bfloat16.
@@ -44,13 +44,13 @@ def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients
 
 
 class KeptGradients:
-    """Averages the kept gradients of a bucket over the ranks: the ``gradient_hook`` of `Context.wrap`.
+    """Average the kept gradients of a bucket over the ranks: a ``gradient_hook`` of `Context.wrap`.
 
-    In float32 with two ranks the result is the dense all-reduce's to the last bit: the same halves are added. With more
-    ranks the backend adds them in an order that depends on a value's place in what is sent.
+    In float32 with two ranks the result equals the dense all-reduce bit for bit: the same halves are added. With more
+    ranks the order of the additions depends on the position of a value in the message.
 
     Attributes:
-        sent: bytes handed to the all-reduce since the hook was made, for benchmarks and tests.
+        sent: bytes given to the all-reduce since the hook was made, for benchmarks and tests.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class KeptGradients:
         Args:
             model: the bare network.
             world: number of ranks.
-            start_sum: starts summing a flat tensor over the ranks in place; its future ends with the sum.
+            start_sum: starts summing a flat tensor over the ranks in place; returns its future.
             wire: float32, or bfloat16 for half the bytes, rounded.
-            pays_below: buckets with this share of kept entries or more are sent whole.
+            pays_below: buckets with this share of kept entries, or more, are sent whole.
         """
         self.world, self.start_sum, self.wire, self.pays_below = world, start_sum, wire, pays_below
         self.sent = 0
-        # Where each masked parameter's mask is found: pruning changes masks in place, and `model.to` replaces them.
+        # Owner and name of each mask, not the mask itself: `model.to` replaces it.
         self._owners: dict[int, tuple[nn.Module, str]] = {}
         for full, param, _ in masked_params(model):
             owner, _, name = full.rpartition(".")
@@ -85,7 +85,7 @@ class KeptGradients:
         self.sent += values.numel() * values.element_size()
 
         def unpack(future: torch.futures.Future) -> Tensor:
-            future.value()  # raises what went wrong on the way
+            future.value()  # raises the error of the sum, if any
             if kept is None:
                 return buffer if values is buffer else buffer.copy_(values)
             return buffer.zero_().scatter_(0, kept, values.to(buffer.dtype))
@@ -93,9 +93,9 @@ class KeptGradients:
         return self.start_sum(values).then(unpack)
 
     def _kept_entries(self, bucket: Any) -> Tensor | None:
-        """int64 (kept,): positions in the bucket that travel; None for all. Worked out once a level."""
+        """int64 (kept,): positions in the bucket that are sent; None for all. Computed once per level."""
         masks = [self._mask(param) for param in bucket.parameters()]
-        # DDP makes its buckets anew after a process's first step.
+        # DDP rebuilds its buckets after the first step of a process.
         made_of = [(param, mask, mask._version if mask is not None else 0) for param, mask in masks]
         known = self._known.get(bucket.index())
         if known is None or not _same(known[0], made_of):
@@ -109,7 +109,7 @@ class KeptGradients:
     def _find(self, masks: list[tuple[Tensor, Tensor | None]], buffer: Tensor) -> Tensor | None:
         if buffer.numel() != sum(param.numel() for param, _ in masks):
             raise RuntimeError(f"a gradient bucket of {buffer.numel()} entries does not hold its parameters alone")
-        # A bucket holds each gradient in its parameter's own memory order (channels_last: NHWC), one after another.
+        # A bucket holds its gradients one by one, each in the memory order of its parameter (channels_last: NHWC).
         flags = []
         for param, mask in masks:
             ordered = torch.ones_like(param, dtype=torch.bool)
