@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from harness_params import Config, make_config, unused_alone
 from utils.errors import ConfigError, ConnectionLost, RunError
 from utils.processes.place import share_of_cores
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class Context:
             return ""
         return "nccl" if f"{self.device.type}:nccl" in dist.get_backend_config() else "gloo"
 
-    def gather_objects(self, obj: Any) -> list[Any]:
+    def gather_objects(self, obj: T) -> list[T]:
         """All ranks' picklable objects, by rank, on every rank."""
         if self.world == 1:
             return [obj]
-        objects: list[Any] = [None] * self.world
+        objects = [obj] * self.world
         dist.all_gather_object(objects, obj)
         return objects
 
@@ -114,7 +116,9 @@ class Context:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return len(set(self.gather_objects(digest.hexdigest()))) == 1
 
-    def wrap(self, model: nn.Module, gradient_hook: Callable | None = None) -> nn.Module:
+    def wrap(
+        self, model: nn.Module, gradient_hook: Callable[[dist.GradBucket], torch.futures.Future[Tensor]] | None = None
+    ) -> nn.Module:
         """The model in DDP, without buffer broadcast: masks and BN statistics are not sent in a step.
 
         Args:
