@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness_params import Config, ConfigError, load_config, unused_alone
+from harness_params import Config, ConfigError, Note, load_config, unused_alone
 from utils.config.checkers import nearest
 from utils.config.sources import read_yaml
 from utils.grids.reader import GRID_KEYS, GridReader
@@ -56,8 +56,8 @@ class Job:
         return begun(self.path)
 
     @property
-    def notes(self) -> list[str]:
-        """Lines for the user, as harness.py will tell them: mostly of options without effect."""
+    def notes(self) -> list[Note]:
+        """The notes that harness.py will print, most of them on options without effect."""
         return [*self.cfg.notes, *(unused_alone(self.cfg) if self.processes == 1 else [])]
 
     @property
