@@ -44,15 +44,13 @@ SCHEMA.section(
     num_classes=Option(
         Int(2, or_zero=True), default=0, unit="classes", role=IMPLIED, meaning="classes of the data set; 0 = its own"
     ),
-    batch_size=Option(
-        Int(1), default=128, unit="images", meaning="global batch: images per step, summed over all processes"
-    ),
+    batch_size=Option(Int(1), default=128, unit="images", meaning="global batch: images per step over all processes"),
     num_workers=Option(
         Int(0, 1024), default=2, role=EXECUTION, meaning="loading workers per process (torchvision and ffcv loaders)"
     ),
     data_root=Option(FilePath(), default="./data", role=PLACE, meaning="folder of the data"),
     download=Option(
-        Bool(), default=True, role=EXECUTION, meaning="download the data set if it is missing and can be had"
+        Bool(), default=True, role=EXECUTION, meaning="download the data set if it is missing (never a tree of images)"
     ),
     loader=Option(
         Choice(["auto", "memory", "torchvision", "ffcv"]),
@@ -93,13 +91,13 @@ SCHEMA.section(
 )
 SCHEMA.section(
     "prune_params",
-    "pruning: which weights, how many, how often",
+    "which weights are pruned, how many, how often",
     prune_rate=Option(
         Float("(0, 1)"),
         default=0.2,
         unit="fraction",
         needs_several="levels",
-        meaning="share of the remaining weights pruned before each level but level 0",
+        meaning="share of the remaining weights pruned before each level after level 0",
     ),
     prune_method=Option(
         Choice(list(METHODS)), default="mag", needs_several="levels", meaning="pruning criterion between levels"
@@ -125,7 +123,7 @@ SCHEMA.section(
         Int(1), default=100, unit="rounds", meaning="rounds of scoring and pruning each time synflow prunes"
     ),
     score_batches=Option(
-        Int(1), default=1, unit="batches", meaning="training batches from which snip and grasp compute scores"
+        Int(1), default=1, unit="batches", meaning="training batches that snip and grasp use to score weights"
     ),
     score_dtype=Option(
         Choice(["float32", "float64"]), default="float32", meaning="number type in which snip and grasp compute scores"
@@ -149,7 +147,11 @@ SCHEMA.section(
         meaning="weights that a level starts from: imp = initial, wr = of epoch k (rewind_epoch), lrr = kept",
     ),
     resume_level=Option(
-        Int(0), default=0, unit="level", role=EXTENT, meaning="train this level again; 0 = go on where the run stopped"
+        Int(0),
+        default=0,
+        unit="level",
+        role=EXTENT,
+        meaning="restart at this level; 0 = continue where the run stopped",
     ),
     resume_expt_name=Option(
         RunName(), default="", role=PLACE, meaning='name of the run to resume; "" = start a new run'
@@ -166,7 +168,7 @@ SCHEMA.section(
         Bool(),
         default=False,
         role=EXECUTION,
-        meaning="CUDA graphs of the compiled network: faster for small ones on GPUs",
+        meaning="run the compiled network as CUDA graphs: faster if it is small",
     ),
     channels_last=Option(
         Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"
@@ -179,13 +181,13 @@ SCHEMA.section(
         default=0.0,
         unit="minutes",
         role=EXECUTION,
-        meaning="age of the resume state at which the end of an epoch saves a new one; 0 = off",
+        meaning="at the end of an epoch, save if the last state is older than this; 0 = off",
     ),
     deterministic=Option(
         Bool(),
         default=False,
         role=EXECUTION,
-        meaning="deterministic kernels only (slower); torchvision's VGG and AlexNet cannot run so on GPUs",
+        meaning="deterministic kernels only (slower); on GPUs, torchvision's VGG and AlexNet have none",
     ),
 )
 SCHEMA.section(
@@ -221,7 +223,7 @@ SCHEMA.section(
 )
 SCHEMA.section(
     "dist_params",
-    "processes",
+    "processes and how they communicate",
     distributed=Option(Bool(), default=True, role=EXECUTION, meaning="false = one process, whatever nproc says"),
     nproc=Option(
         Int(0, 1024), default=0, role=EXECUTION, meaning="processes on this machine; 0 = one per GPU, or one on the CPU"
@@ -236,13 +238,13 @@ SCHEMA.section(
         Word(), default="localhost", role=PLACE, needs_several="processes", meaning="host at which the processes meet"
     ),
     port=Option(
-        Int(0, 65535), default=0, role=PLACE, needs_several="processes", meaning="port on that host; 0 = any free one"
+        Int(0, 65535), default=0, role=PLACE, needs_several="processes", meaning="port at address; 0 = any free one"
     ),
     threads=Option(
         Int(0, 1024),
         default=0,
         role=EXECUTION,
-        meaning="CPU threads per process; 0 = share of the cores (small MLP: 1)",
+        meaning="CPU threads per process; 0 = share of cores, 1 for small MLPs",
     ),
     sync_bn=Option(
         Bool(), default=False, needs_several="processes", meaning="take BatchNorm statistics over all processes"
@@ -266,7 +268,7 @@ SCHEMA.section(
         unit="minutes",
         role=EXECUTION,
         needs_several="processes",
-        meaning="how long a process waits for another",
+        meaning="longest wait of one process for another before the run fails",
     ),
 )
 

@@ -90,9 +90,7 @@ def check_flip(c: Values) -> Faults:
     if not d.alternate_flip:
         return
     if d.augment in ("none", "crop") or (d.augment == "auto" and not DATASETS[d.dataset_name].flipped):
-        what = f"it is {d.augment}" + (
-            f", and {d.dataset_name} is not flipped by default" if d.augment == "auto" else ""
-        )
+        what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
         yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
     if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
