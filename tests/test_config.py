@@ -241,14 +241,14 @@ def test_faults_and_help_answer_at_once_without_torch():
 def test_harness_answers_at_once_without_torch():
     """Its own command line, on a path where torch cannot be imported."""
     program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('harness.py', run_name='__main__')"
-    for words, status, told in [
+    for words, status, output in [
         (["--help"], 0, "usage: "),
         (["--optimizer.lr=x"], 2, "harness: optimizer.lr: x is not"),
     ]:
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stderr
-        assert (done.stdout + done.stderr).startswith(told)
+        assert (done.stdout + done.stderr).startswith(output)
 
 
 def test_help_into_a_closed_pipe_is_no_failure():
@@ -296,7 +296,7 @@ def test_options_between_processes_are_noted_where_nproc_turns_out_to_be_one():
     cfg = load_config(words)
     assert cfg.notes == ()  # with two GPUs they would count
     assert [note.option for note in unused_alone(cfg)] == ["dist_params.sync_bn", "dist_params.wire"]
-    assert unused_alone(load_config([*words, "--dist_params.nproc=1"])) == []  # told in its notes
+    assert unused_alone(load_config([*words, "--dist_params.nproc=1"])) == []  # its own notes say so
     assert unused_alone(load_config([])) == []
 
 
