@@ -144,7 +144,7 @@ class KillAfterWrite:
         self.name, self.count = name, count
 
     def __call__(self) -> None:
-        from utils.runs import run
+        from utils.runs import run, tables
 
         plain = run.write_whole
 
@@ -154,4 +154,4 @@ class KillAfterWrite:
             if self.count == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run.write_whole = write
+        run.write_whole = tables.write_whole = write

@@ -126,7 +126,7 @@ def usual(settings: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray], chang
     with tempfile.TemporaryDirectory() as folder:
         lay_out(Path(folder), settings, *arrays)
         for _ in range(changes + 1):
-            start = time.time()
+            start = time.monotonic()
             command = [sys.executable, "-m", "utils.bench.usual_harness", folder]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
             if done.returncode:
