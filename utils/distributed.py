@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness_params import Config, make_config, unused_alone
+from harness_params import Config, Note, make_config, unused_alone
 from utils.errors import ConfigError, ConnectionLost, RunError
 from utils.processes.place import share_of_cores
 
@@ -144,8 +144,8 @@ def default_nproc(nproc: int) -> int:
     return nproc or max(1, torch.cuda.device_count())
 
 
-def notes_on(cfg: Config) -> list[str]:
-    """The config's notes; under torchrun its own on dist_params, some of which torchrun's options take the place of.
+def notes_on(cfg: Config) -> list[Note]:
+    """The notes to print. Under torchrun, its own options replace some of dist_params, and so do their notes.
 
     Raises:
         ConfigError: one process was asked for, and torchrun has started several.
@@ -158,9 +158,9 @@ def notes_on(cfg: Config) -> list[str]:
         raise ConfigError([f"dist_params.distributed: False, but torchrun has started {world} processes"])
     ignored = [key for key in ("address", "port") if getattr(d, key) != getattr(usual, key)]
     ignored += ["nproc"] if d.nproc not in (0, int(local_world)) else []
-    told = [f"dist_params.{key}: {getattr(d, key)} has no effect under torchrun" for key in ignored]
-    # The config's own on this section suppose that as many processes run as it asks for.
-    return [*(note for note in cfg.notes if not note.startswith("dist_params.")), *told]
+    notes = [Note(f"dist_params.{key}", f"{getattr(d, key)} has no effect under torchrun") for key in ignored]
+    # The config's own notes on dist_params assume as many processes as it asks for.
+    return [*(note for note in cfg.notes if note.section != "dist_params"), *notes]
 
 
 @contextlib.contextmanager

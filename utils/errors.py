@@ -1,7 +1,7 @@
-"""Faults by kind: of the config, of the data, of the run. Whoever raises one says which; nobody reads its text.
+"""Typed faults: of the config, of the data, of the run. The raiser chooses the type; no code parses a message.
 
-``exit_status`` is that of a program that ends with the fault. Every other exception is a bug of the program: exit
-status 1, with its traceback.
+``exit_status`` is the exit status of a program that such a fault ends. Any other exception is a bug of the program:
+exit status 1, with a traceback.
 """
 
 import sys
@@ -28,26 +28,26 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Data that are missing, damaged, or unfit for what is asked of them; the message names the file or folder."""
+    """Data that are missing, damaged or unsuitable. The message names the file or folder."""
 
     exit_status = 1
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, for a reason that its user can act on."""
+    """A run that cannot go on, for a reason that the user can act on."""
 
     exit_status = 1
 
 
 class ConnectionLost(RunError):
-    """Another process of the run has died or no longer answers."""
+    """Another process of the run died or stopped answering."""
 
 
 KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, RunError, ConnectionLost)}
 
 
 def lines_of(error: BaseException) -> list[str]:
-    """What to print of `error`: one line per fault of a config, one line otherwise; a bug's line names its class."""
+    """The lines that report `error`: one per config fault; otherwise a single one. A bug's line names its class."""
     if isinstance(error, ConfigError):
         return error.faults
     line = " ".join(str(error).split())
@@ -55,14 +55,14 @@ def lines_of(error: BaseException) -> list[str]:
 
 
 def report(error: BaseException, program: str = "harness") -> int:
-    """Prints `error` on stderr, the one clear line last, after a traceback if it is a bug; returns the exit status."""
+    """Print `error` on stderr and return the exit status. A bug's traceback comes first, the clear line last."""
     return print_report(to_record(error), program)
 
 
 def to_record(error: BaseException) -> dict[str, Any]:
-    """What `print_report` and `from_record` need to know of `error`: plain values, which cross from worker to launcher.
+    """`error` as plain values, which a worker can send to the launcher; `print_report` prints them.
 
-    Keys: kind (class name), lines, traceback ("" for a fault that its user can act on).
+    Keys: kind (class name), lines, traceback ("" for a fault that the user can act on).
     """
     known = isinstance(error, tuple(KINDS.values()))
     trace = "" if known else "".join(traceback.format_exception(error))
@@ -70,7 +70,7 @@ def to_record(error: BaseException) -> dict[str, Any]:
 
 
 def print_report(record: dict[str, Any], program: str = "harness") -> int:
-    """As `report`, from a `to_record`."""
+    """As `report`, from the record that `to_record` made."""
     if record["traceback"]:
         print(record["traceback"], file=sys.stderr)
     print(*(f"{program}: {line}" for line in record["lines"]), sep="\n", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Strict checkers for fastargs options: one class a type, each able to say what it allows.
+"""Strict checkers for options: one class per type, each with a text that says what it allows.
 
-fastargs' own ``int`` turns 3.9 into 3 and its ``bool`` turns "false" into True. These take a value as a YAML file or a
-command line spells it (text) or as Python holds it, and either give back exactly that value or raise `ValueError` with
-what is allowed. A checked value passes its own checker again unchanged, so a resolved config can be dumped and re-read.
+fastargs' own ``int`` turns 3.9 into 3, and its ``bool`` turns "false" into True. These take text (from YAML or the
+command line) or a Python value. They return exactly that value, or raise `ValueError` saying what is allowed. A checked
+value passes its checker again unchanged, so a resolved config can be dumped and read back.
 """
 
 import math
@@ -20,24 +20,30 @@ _LONGEST_NUMBER = 64  # characters; int() itself raises past a few thousand digi
 
 
 def nearest(name: str, choices: Sequence[str], cutoff: float = 0.5) -> str:
-    """The choice most like `name`, letter case aside; "" where none comes close."""
+    """The choice most similar to `name`, ignoring case; "" if none is close."""
     by_lower = {choice.lower(): choice for choice in choices}
     found = get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=cutoff)
     return by_lower[found[0]] if found else ""
 
 
 class Strict(Checker):
-    """A checker that says itself what it allows; `empty` is what YAML's null stands for, None where null is refused."""
+    """Base of the checkers.
+
+    Attributes:
+        kind: the type's name in ``--help``.
+        empty: the value that YAML's null stands for; None if null is refused.
+    """
 
     kind = ""
     empty: Any = None
 
     def refuse(self) -> ValueError:
+        """The error to raise: it says what is allowed."""
         return ValueError(self.help())
 
 
 class Int(Strict):
-    """A whole number, low..high; with `or_zero`, 0 as well (it then means "the usual")."""
+    """A whole number, low..high; with `or_zero` also 0, which then means "the default"."""
 
     kind = "int"
 
@@ -61,7 +67,7 @@ class Int(Strict):
 
 
 class Float(Strict):
-    """A finite number in an interval: ``Float("[0, 1)")``; a bound left out is no bound: ``Float("(0, ]")``."""
+    """A finite number in an interval, such as ``Float("[0, 1)")``; ``Float("(0,]")`` has no upper bound."""
 
     kind = "float"
 
@@ -95,7 +101,7 @@ class Float(Strict):
 
 
 class Bool(Strict):
-    """true or false, 1 or 0, in any letter case; nothing else (YAML 1.1's yes, no, on and off are refused)."""
+    """true, false, 1 or 0, in any case. YAML 1.1's yes, no, on and off are refused."""
 
     kind = "bool"
     words = {"true": True, "1": True, "false": False, "0": False}  # noqa: RUF012 (constant)
@@ -112,7 +118,7 @@ class Bool(Strict):
 
 
 class Choice(Strict):
-    """One of a few names, to the letter; `any_case` takes any letter case and gives back the name as listed."""
+    """One of a few names; with `any_case`, in any case, and the name is returned as listed."""
 
     kind = "name"
 
@@ -137,7 +143,7 @@ class Choice(Strict):
 
 
 class Word(Strict):
-    """Printable text without spaces: a model's name, an address."""
+    """Printable text without spaces, such as a model's name or an address."""
 
     kind = "text"
 
@@ -154,7 +160,7 @@ class Word(Strict):
 
 
 class FilePath(Strict):
-    """A path, ``~`` expanded (mkdir would otherwise make a directory of that name); `optional` allows "" too."""
+    """A path; `optional` also allows "". ``~`` is expanded, or mkdir would create a folder of that name."""
 
     kind = "path"
 
@@ -176,11 +182,11 @@ class FilePath(Strict):
 
 
 class RunName(Strict):
-    """The name of a run's directory under base_dir, which it must not leave; "" allowed."""
+    """The name of a run's folder inside base_dir, or ""."""
 
     kind = "name"
     empty = ""
-    longest = 200  # bytes: file systems stop at 255, and temporary names are longer than the final ones
+    longest = 200  # bytes: file systems allow 255, and names of temporary files are longer than the final ones
 
     def check(self, value: Any) -> str:
         if value == "":
@@ -203,7 +209,7 @@ class RunName(Strict):
 
 
 class List(Strict):
-    """A YAML list, or text with commas between entries, given back as a tuple; `bracketed` drops the text's [ and ]."""
+    """A YAML list, or text with commas between entries, returned as a tuple; `bracketed` allows [ and ] in the text."""
 
     kind = "list"
 
@@ -226,4 +232,4 @@ class List(Strict):
             raise self.refuse() from None
 
     def help(self) -> str:
-        return f"a list ([] for none, commas between on the command line), each {self.entry.help()}"
+        return f"a list ([] if empty; commas between entries on the command line); each entry: {self.entry.help()}"

@@ -1,17 +1,16 @@
-"""Where options come from: a YAML file and the words of the command line, both read as text and without guessing.
+"""Reading options from a YAML file and from the command line, both as text and without guessing types.
 
-The option's checker (utils/config/checkers.py) knows what a value means, so ``5e-4`` is a number for a rate and ``on``
-is a word for a name, whichever of the two it came from.
+The option's checker (utils/config/checkers.py) knows the type: ``5e-4`` is a number for a rate, ``on`` is a word for a
+name, from either source.
 """
 
 import os
 from collections.abc import Sequence
 
-import fastargs
 import yaml
 
 from utils.config.checkers import Bool, nearest
-from utils.config.options import show
+from utils.config.options import Schema, show
 from utils.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20  # bytes; a config is a page of text
@@ -22,15 +21,18 @@ _SECTIONS = "sections such as `optimizer:` with options below them are expected"
 
 
 class _Loader(yaml.SafeLoader):
-    """safe_load that leaves every plain word but null as text, takes no tags, and lists repeated keys in `repeats`.
+    """YAML's safe_load, except that all plain words but null stay text, and tags are refused.
 
-    The options' checkers know the types. YAML 1.1 guesses would be traps: ``compile: on`` is True, ``seed: 010`` is 8,
-    ``expt_name: 2024-01-01`` is a date, ``1:30`` is 90, and ``5e-4`` is no number.
+    YAML 1.1 would guess wrongly: ``compile: on`` is True, ``seed: 010`` is 8, ``expt_name: 2024-01-01`` is a date,
+    ``1:30`` is 90, and ``5e-4`` is no number.
+
+    Attributes:
+        repeats: (key, line of its first use, line of the repeat) of each key given twice.
     """
 
     def __init__(self, stream: str):
         super().__init__(stream)
-        self.repeats: list[tuple[str, int, int]] = []  # key, line of its first place, line of the repeat
+        self.repeats: list[tuple[str, int, int]] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
@@ -54,14 +56,14 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read_yaml(path: str, where: str = "", expected: str = _SECTIONS) -> tuple[dict, list[str]]:
-    """The file's mapping, scalars as text, and the faults that do not stop the reading (repeated keys).
+    """The file's mapping, with scalars as text, and one fault per repeated key.
 
     Args:
         where: how faults name the file; default: as the option --config.
         expected: what the mapping should hold, for the fault of a file that is none.
 
     Raises:
-        ConfigError: one fault: no such file, a directory, not text, not YAML (with its line), not a mapping.
+        ConfigError: no such file, a directory, not text, not YAML (naming the line), or not a mapping.
     """
     where = where or f"--config {show(path)}"
     try:
@@ -113,12 +115,16 @@ def _parse_yaml(where: str, text: str, expected: str) -> tuple[dict, list[str]]:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def parse_words(words: Sequence[str], schema: fastargs.Config) -> tuple[str | None, dict, list[str]]:
-    """(config file or None, {section: {key: text}}, faults) from ``--config F --section.key=value``.
+def parse_words(words: Sequence[str], schema: Schema) -> tuple[str | None, dict, list[str]]:
+    """Parse ``--config FILE --section.key=value``; ``null`` is null, as in YAML.
 
-    A value is read as YAML would read the plain word: ``null`` is null.
+    Returns:
+        (FILE or None, {section: {key: text}}, faults).
     """
-    config, values, faults, seen = None, {}, [], set()
+    config: str | None = None
+    values: dict[str, dict[str, str | None]] = {}
+    faults: list[str] = []
+    seen: set[str] = set()
     known = ["config", "help", *(".".join(path) for path in schema.entries)]
     words = list(words)
     while words:
@@ -147,8 +153,8 @@ def parse_words(words: Sequence[str], schema: fastargs.Config) -> tuple[str | No
     return config, values, faults
 
 
-def _no_value(name: str, schema: fastargs.Config) -> str:
-    option = schema.entries.get(tuple(name.split(".")))
+def _no_value(name: str, schema: Schema) -> str:
+    option = schema.find(name)
     if option is not None and isinstance(option.checker, Bool):
         return f"--{name}: a value is missing: write --{name}=true or --{name}=false"
     return f"--{name}: a value is missing: write --{name}=VALUE"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness_params import Config, unused_alone
+from harness_params import Config, Note, unused_alone
 from utils.errors import DataError
 
 
@@ -51,7 +51,7 @@ class GridRun:
         return begun(self.path)
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Note]:
         """The notes that harness.py will print for this run: mostly options without effect."""
         return [*self.cfg.notes, *(unused_alone(self.cfg) if self.processes == 1 else [])]
 

@@ -7,23 +7,12 @@ from typing import Any
 
 import yaml
 
-from harness_params import Config, make_config
+from harness_params import SCHEMA, Config, make_config
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.states import trained_levels
 
-# Options that say where and how a run executes, not what the experiment is: free to differ on resume.
-FREE_ON_RESUME = {
-    "dataset": {"num_workers", "data_root", "download", "os_cache", "train_beton", "val_beton"},
-    "prune_params": {"num_levels"},  # more levels prolong a study; fewer than are trained are refused
-    "experiment_params": {
-        "base_dir", "expt_name", "resume_level", "resume_expt_name", "compile", "cuda_graphs",
-        "channels_last", "save_every_epochs", "save_every_minutes", "deterministic",
-    },
-    "dist_params": {
-        "threads", "distributed", "nproc", "backend", "address", "port", "sparse_allreduce", "timeout_minutes",
-    },
-}  # fmt: skip
+FREE_ON_RESUME = frozenset(SCHEMA.paths(lambda option: option.role.free_on_resume))
 
 
 def check_run_directory(cfg: Config) -> None:
@@ -77,7 +66,7 @@ def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]
     for section, options in cfg.to_dict().items():
         for key, value in options.items():
             old = saved.get(section, {}).get(key, defaults[section][key])
-            if key not in FREE_ON_RESUME.get(section, set()) and old != value:
+            if f"{section}.{key}" not in FREE_ON_RESUME and old != value:
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
