@@ -19,7 +19,7 @@ def faults_of(words: list[str]) -> list[str]:
         load_config(words)
     faults = caught.value.faults
     assert faults
-    assert all("\n" not in line for line in faults), "one line a fault"
+    assert all("\n" not in line for line in faults), "one line per fault"
     assert str(caught.value) == "\n".join(faults)
     return faults
 

@@ -328,7 +328,7 @@ def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
 
 @pytest.mark.parametrize("kind", ["layers", "curves"])
 def test_levels_that_some_seeds_lack_are_drawn_of_the_others_and_told(tmp_path, capsys, kind):
-    """Only the levels that are drawn are told of."""
+    """Notes name only the levels that are drawn."""
     folder, out = tmp_path / "runs", ["--kind", kind, "--out", tmp_path / "f.png"]
     for seed, accuracies in enumerate([[90, 91, 80], [90, 91, 80], [90, 92]]):
         write_run(folder, f"imp_{seed}", accuracies, seed=seed)

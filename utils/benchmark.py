@@ -139,6 +139,7 @@ def level_rows(cfg: Config, ctx: Context, data: Data, arrays: Arrays, rounds: in
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Options of the benchmark; those of the config go on to `load_config`."""
     parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; one more warms up")
     parser.add_argument(
