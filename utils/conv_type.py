@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from utils.errors import RunError
+
 MASK_SUFFIX = "_mask"
 
 

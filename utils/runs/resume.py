@@ -69,8 +69,8 @@ def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
 def restore(cfg: Config, ctx: Context, trainer: Trainer, position: Position, run: Run | None) -> None:
     """Takes up the run that is resumed: its last state, or level L-1's checkpoint with ``resume_level: L``.
 
-    Does nothing in a fresh run. A run without a saved state starts again from level 0. All ranks call it together; `run`
-    is rank 0's.
+    Does nothing in a fresh run. A run without a saved state starts again from level 0. All ranks call it together;
+    `run` is rank 0's.
 
     Raises:
         ConfigError: the data are not those that the run began with.
