@@ -83,7 +83,7 @@ def _in_data(c: Values) -> Reasons:
 
 
 def _in_one_process(c: Values, schema: Schema) -> Reasons:
-    """nproc 0 may turn out to be one process, too: see `unused_alone`."""
+    """nproc 0 may mean one process: see `unused_alone`."""
     if not c.dist_params.distributed:
         for path in ("dist_params.nproc", "dist_params.backend", *needs_processes(schema)):
             yield path, "distributed is false: one process"

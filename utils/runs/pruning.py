@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from harness_params import Config, ConfigError
+from harness_params import Config
 from utils.data.epochs import score_steps
 from utils.data.loaders import Data
-from utils.errors import RunError
+from utils.errors import ConfigError, RunError
 from utils.pruning.methods import METHODS, NO_METHOD
 from utils.pruning_utils import prune, unreachable
 from utils.seeds import stable_seed
@@ -28,7 +28,7 @@ def pruning_of(cfg: Config, level: int, initial_density: float) -> tuple[str, fl
 
 
 def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
-    """Finds before training what pruning would fail at hours later.
+    """Check before training that every level can be pruned.
 
     Raises:
         ConfigError: an epoch has not as many batches as are to be scored, or a level keeps fewer weights than layers.
@@ -44,7 +44,7 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
 
 
 def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_density: float) -> None:
-    """Prunes as `pruning_of` says."""
+    """Prune to the level's method and density."""
     p, seed = cfg.prune_params, cfg.experiment_params.seed
     method, target = pruning_of(cfg, level, initial_density)
     if method == NO_METHOD:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, mask_gradients
-from utils.data.loaders import Data
+from utils.data.loaders import Batch, Data
 from utils.distributed import Context
 from utils.errors import RunError
 from utils.schedulers import learning_rate
@@ -20,8 +20,6 @@ from utils.training.hardware import autocast_dtype, compile_network, limit_threa
 from utils.training.setup import make_timeline, optimizer_state, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
 from utils.training.tally import Tally
-
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
 
 class Trainer:
@@ -171,12 +169,12 @@ class Trainer:
     # --- results -------------------------------------------------------------------------------------------------
 
     def check_finite(self, level: int, epoch: int, tally: Tally) -> list[float]:
-        """The losses of the steps so far over all ranks, once it is sure that they and the network are finite.
+        """The losses of the steps so far over all ranks, after checking that losses and weights are finite.
 
         All ranks call it, before a state is saved; its cost is one pass over the network and one wait for the device.
 
         Raises:
-            RunError: a step's loss was not finite, or a gradient was while the losses were: tells where.
+            RunError: a loss or a weight is not finite; names the level, epoch and step.
         """
         summed = self.ctx.sum(tally.losses.clone())[: tally.step]
         tensors = {name: t for name, t in self.model.state_dict().items() if t.is_floating_point()}
