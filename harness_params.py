@@ -21,7 +21,7 @@ from utils.errors import ConfigError, report
 from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
-__all__ = ["SCHEMA", "Config", "ConfigError", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
+__all__ = ["SCHEMA", "Config", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
 
 AUTO_ON_OFF = ("auto", "on", "off")
 SIDE = Int(8, 1024, or_zero=True)  # of a square image

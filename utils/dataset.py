@@ -13,9 +13,9 @@ from utils.data.by_workers import load_by_workers
 from utils.data.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
 from utils.data.images import pixel_statistics
 from utils.data.in_memory import load_in_memory
-from utils.data.loaders import SMALL_BYTES, SMALL_PIXELS, Data, check_class_count, data_root, naming
+from utils.data.loaders import SMALL_BYTES, Data, check_class_count, data_root, naming
 from utils.data.published import Files, files_of
-from utils.data.specs import DATASETS, ArraySpec, DataSpec
+from utils.data.specs import DATASETS, SMALL_PIXELS, ArraySpec, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError, RunError
 

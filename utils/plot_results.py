@@ -33,6 +33,7 @@ from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
 from utils.plots.runs import find_runs, read_run
+from utils.runs.tables import SUMMARY, table_file
 
 PROGRAM = "plot_results"
 NOTHING_DRAWN = 2  # exit status, whatever the fault
@@ -133,7 +134,7 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
         return read_tidy(Path(tables[0]))
     found = find_runs(paths)
     if partial:
-        begun = [path for path in found if (path / "metrics" / "summary.csv").exists()]
+        begun = [path for path in found if table_file(path, SUMMARY).exists()]
         for path in found if begun else ():
             if path not in begun:
                 print(f"{PROGRAM}: note: {path} is left out: no level is finished", file=sys.stderr)

@@ -15,8 +15,8 @@ from utils.data.specs import AUGMENTS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 
-# With dataset.loader auto, a tree is held in memory if its images have at most this side and this many decoded bytes.
-SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
+# With dataset.loader auto, a tree of small images (`SMALL_PIXELS`) is held in memory if it has at most this many bytes.
+SMALL_BYTES = 2 * 2**30
 # Training resolution of images with larger sides.
 LARGE_RESOLUTION = 224
 # Arrays of up to this many bytes enter the data's identity whole, larger ones by a sample of rows.

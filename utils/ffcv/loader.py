@@ -18,7 +18,6 @@ from harness_params import Config
 from utils.data.images import Normalizer, epoch_resolution
 from utils.data.loaders import (
     LARGE_RESOLUTION,
-    SMALL_PIXELS,
     Data,
     augment_recipe,
     check_class_count,
@@ -27,7 +26,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
-from utils.data.specs import DataSpec
+from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 from utils.ffcv.batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
