@@ -87,7 +87,7 @@ class Harness:
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
 
     def take_up(self) -> None:
-        """Goes to where a resumed run stands; a fresh run stays at its start. Errors as `resume.restore`."""
+        """Restores the position of a resumed run; does nothing in a fresh run. Errors as `resume.restore`."""
         resume.restore(self.cfg, self.ctx, self.trainer, self.position, self.run)
         self.bar.update(self.position.level)
 
@@ -177,7 +177,7 @@ class Harness:
             self._save_and_stop()
 
     def finish_level(self) -> None:
-        """Saves the level's checkpoint, its rows in the CSVs, and a state that says the next level is to begin."""
+        """Saves the level's checkpoint, its rows in the CSVs, and a resume state at the start of the next level."""
         level = self.position.level
         if self.run:
             self.run.save_checkpoint(f"level_{level}", cpu_copy(self.model.state_dict()))
@@ -213,7 +213,7 @@ class Harness:
         self._save_state()
         if self.run:
             self.run.writer.flush()
-        self.ctx.barrier()  # torchrun ends the others as soon as one has ended
+        self.ctx.barrier()  # when one worker exits, torchrun kills the others
         raise Stopped(self.stop.signum)
 
 

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness_params import SCHEMA, ConfigError, load_config, make_config
+from harness_params import SCHEMA, load_config, make_config
+from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = str(ROOT / "configs" / "digits_lenet.yaml")

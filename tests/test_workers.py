@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness_params import ConfigError
 from utils import launcher as workers
 from utils.distributed import lost_connections, serve_store
+from utils.errors import ConfigError
 from utils.processes.signals import STOPPING, Stopped
 
 FORK = multiprocessing.get_context("fork")

@@ -103,10 +103,6 @@ class Context:
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return box.tolist()
 
-    def any(self, flag: int) -> int:
-        """Largest of the ranks' flags; see `largest`."""
-        return self.largest([int(flag)])[0]
-
     def same_everywhere(self, tensors: list[Tensor]) -> bool:
         """Whether all ranks hold the same bits, by SHA-256."""
         if self.world == 1:
@@ -188,9 +184,8 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     if backend == "auto" and gpus and not on_gpu and rank == 0:
         note = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
         print(f"harness: note: dist_params.backend: {note}", file=sys.stderr)
-    device = (
-        torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
-    )  # ranks share GPUs if there are more of them
+    # Ranks share GPUs if there are more ranks than GPUs.
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     share_out_threads(local_world, threads)

@@ -37,7 +37,7 @@ from utils.plots.runs import find_runs, has_finished_level, read_run
 PROGRAM = "plot_results"
 NOTHING_DRAWN = 2  # exit status, whatever the fault
 TICKET_DENSITY = 0.1
-# Percent. Rounding can put a mean of equal accuracies a last bit above them; one image counts a thousand times as much.
+# Percent. Rounding error of a mean; one image counts 1000 times more.
 TIE = 1e-9
 KINDS = ("accuracy", "layers", "curves", "table")
 FORMATS = (".png", ".pdf", ".svg", ".eps", ".jpg")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import NO_METHOD
-from utils.schedulers import WITH_MILESTONES
+from utils.pruning.methods import initial_density, level_density
+from utils.schedulers import SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
@@ -30,8 +30,7 @@ def check_levels(c: Values) -> Faults:
 def check_density(c: Values) -> Faults:
     """The last level must keep a weight of the largest networks."""
     p = c.prune_params
-    start = p.er_init if p.er_method != NO_METHOD else 1.0
-    last = start * (1 - p.prune_rate) ** (p.num_levels - 1)
+    last = level_density(initial_density(p), p.prune_rate, p.num_levels - 1)
     if last < 1e-9:  # less than one weight in a network of 10^9 weights
         yield (
             "prune_params.num_levels",
@@ -49,8 +48,8 @@ def check_classes(c: Values) -> Faults:
 def check_loader(c: Values) -> Faults:
     """Each loader reads some data sets only."""
     d = c.dataset
-    if d.loader == "memory" and d.dataset_name == "ImageNet":
-        yield "dataset.loader", "ImageNet does not fit in memory; write auto, torchvision or ffcv"
+    if d.loader == "memory" and DATASETS[d.dataset_name].large:
+        yield "dataset.loader", f"{d.dataset_name} does not fit in memory; write auto, torchvision or ffcv"
     if d.loader == "torchvision" and d.dataset_name not in TREES:
         yield (
             "dataset.loader",
@@ -99,7 +98,7 @@ def check_flip(c: Values) -> Faults:
     if d.augment in ("none", "crop") or (d.augment == "auto" and not DATASETS[d.dataset_name].flipped):
         what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
         yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
-    if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
+    if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
 
 
@@ -138,7 +137,7 @@ def check_milestones(c: Values) -> Faults:
     """Milestones rise, within the level, for the schedules that have them."""
     o, epochs = c.optimizer, c.experiment_params.epochs_per_level
     places = [m * epochs if m < 1 else m for m in o.milestones]
-    if places and o.scheduler_type not in WITH_MILESTONES:
+    if places and not SCHEDULES[o.scheduler_type].milestones:
         yield (
             "optimizer.milestones",
             f"[], as {o.scheduler_type} has no milestones; {' and '.join(WITH_MILESTONES)} have",

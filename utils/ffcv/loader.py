@@ -18,16 +18,15 @@ from harness_params import Config
 from utils.data.images import Normalizer, epoch_resolution
 from utils.data.loaders import (
     LARGE_RESOLUTION,
-    SMALL_PIXELS,
     Data,
     augment_recipe,
-    check_classes,
+    check_class_count,
     data_root,
     epoch_plan,
     identity_of,
     naming,
 )
-from utils.data.specs import DataSpec
+from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 from utils.ffcv.batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
@@ -37,7 +36,7 @@ from utils.processes.place import available_cores
 
 log = logging.getLogger(__name__)
 
-# Cache if the files need under 80% of free memory.
+# Cache if the files need under 80% of free memory; the rest is the run's own memory.
 CACHED_SHARE = 0.8
 SPLITS = {"train_beton": "train", "val_beton": "val"}
 
@@ -160,7 +159,7 @@ def _threads(num_workers: int, log_notes: bool) -> int:
     Args:
         log_notes: log if fewer are used than asked for.
     """
-    # More threads than cores gain nothing.
+    # More threads than cores gain nothing, and Numba's pool refuses them.
     most = available_cores()
     if num_workers > most and log_notes:
         log.warning("dataset.num_workers: %d asked for, %d used: one per core", num_workers, most)
@@ -175,7 +174,7 @@ def _num_classes(cfg: Config, spec: DataSpec, train: Beton, test: Beton) -> int:
         DataError: the test file has further classes.
     """
     found = int(train.labels.max()) + 1
-    check_classes(cfg, spec, found, train.path)
+    check_class_count(cfg, spec, found, train.path)
     if test.labels.max() >= found:
         raise DataError(
             f"dataset.val_beton: {test.path} has label {test.labels.max()}, {train.path} only labels 0 to {found - 1}"

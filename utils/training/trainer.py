@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, load_masks, load_weights, mask_gradients
-from utils.data.loaders import Data
+from utils.data.loaders import Batch, Data
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
@@ -19,8 +19,6 @@ from utils.training.hardware import autocast_dtype, compile_network, limit_threa
 from utils.training.setup import make_timeline, optimizer_state, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
 from utils.training.tally import Tally, finite_losses
-
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
 
 
 class Trainer:
