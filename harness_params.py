@@ -5,9 +5,8 @@
     cfg.optimizer.lr, cfg.replace({"optimizer": {"lr": 0.1}}), dump_yaml(cfg)
 
 A config is frozen and holds values only: no global, no environment variable. An option's role (utils/config/options.py)
-settles whether a resumed run may change it and whether a figure's legend names it; by default an option is part of the
-experiment. utils/config/rules.py checks options against each other. Nothing here imports torch, so ``--help`` and
-faults answer at once; what needs the data or the model is checked where those are made.
+settles whether a resume may change it and whether a legend names it. utils/config/rules.py checks options against each
+other. No torch is imported: ``--help`` and faults answer at once; data and model check the rest where they are made.
 """
 
 import yaml
