@@ -24,7 +24,7 @@ from tqdm import tqdm
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils import distributed
-from utils.conv_type import apply_masks, density, masked_params
+from utils.conv_type import apply_masks, density, load_weights, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import RunError, print_report, report
@@ -37,7 +37,7 @@ from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows, load_weights
+from utils.runs.weights import cpu_copy, layer_rows
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer

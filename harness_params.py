@@ -4,10 +4,10 @@
     cfg = make_config({"optimizer": {"lr": 0.05}})        # the same checks, from Python
     cfg.optimizer.lr, cfg.replace({"optimizer": {"lr": 0.1}}), dump_yaml(cfg)
 
-A config is frozen and holds values only: no global, no environment variable. An option's role (`Role` in
-utils/config/options.py) settles whether a resumed run may change it and whether a figure's legend names it; left out,
-the option is part of the experiment. utils/config/rules.py checks options against each other. Nothing here imports
-torch, so ``--help`` and faults answer at once; what needs the data or the model is checked where those are made.
+A config is frozen and holds values only: no global, no environment variable. An option's role (utils/config/options.py)
+settles whether a resumed run may change it and whether a figure's legend names it; by default an option is part of the
+experiment. utils/config/rules.py checks options against each other. Nothing here imports torch, so ``--help`` and
+faults answer at once; what needs the data or the model is checked where those are made.
 """
 
 import yaml

@@ -442,3 +442,9 @@ def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys)
         load_groups([str(path)], "layers")
     with pytest.raises(ValueError, match="a table goes alone"):
         load_groups([str(path), str(study)])
+
+
+def test_a_run_that_cannot_be_looked_at_is_one_line(capsys):
+    assert main(["x" * 300, "--out", "figure.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("plot_results: ") and "File name too long" in line

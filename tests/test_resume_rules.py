@@ -160,6 +160,14 @@ def test_damaged_table_stops_resume_level(undisturbed, fork, damage):
     assert {name: after[name] for name in before} == before
 
 
+def test_a_resume_within_level_0_makes_no_table_of_levels(fork):
+    """An empty summary.csv would have figures take the run for one with levels."""
+    run = fork("begun", status=143, trap=StopAt(3), **KINDS["imp"])
+    assert not (run.path / "metrics" / "summary.csv").exists()
+    fork("begun", status=143, resume=True, trap=StopAt(3), **KINDS["imp"])
+    assert not (run.path / "metrics" / "summary.csv").exists()
+
+
 CHANGED = {
     "optimizer.lr": 0.2,
     "optimizer.milestones": "0.5",

@@ -205,8 +205,8 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
             device_id=device if on_gpu else None,
         )
         yield ctx
-    # Not after an exception: with nccl it would wait for the other ranks, which wait for this one.
-    dist.destroy_process_group()
+        # Not after an exception: with nccl it would wait for the other ranks, which wait for this one.
+        dist.destroy_process_group()
 
 
 def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:

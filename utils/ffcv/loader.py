@@ -85,8 +85,8 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
     file that was written with the training file (same folder, same settings in its name) comes before others.
 
     Raises:
-        DataError: no file is found, or the one named does not exist; names dataset.train_beton or dataset.val_beton.
-        ConfigError: several are found; names the same.
+        DataError: no file is found; names dataset.train_beton or dataset.val_beton.
+        ConfigError: several are found, or the one named does not exist; names the same.
     """
     train = _named(cfg, "train_beton") or _only(cfg, "train_beton")
     partner = train.with_name("val" + train.name.removeprefix("train"))
@@ -97,7 +97,7 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
 def _named(cfg: Config, key: str) -> Path | None:
     value = getattr(cfg.dataset, key)
     if value and not Path(value).expanduser().is_file():
-        raise DataError(f"dataset.{key}: {value} is not a file")
+        raise ConfigError(f"dataset.{key}: {value} is not a file")
     return Path(value).expanduser() if value else None
 
 

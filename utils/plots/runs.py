@@ -60,6 +60,12 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     return list(by_place.values())
 
 
+def has_finished_level(path: Path) -> bool:
+    """Whether a run's summary has a row below its header."""
+    file = table_file(path, SUMMARY)
+    return file.is_file() and file.read_bytes().count(b"\n") > 1
+
+
 def read_run(path: Path, partial: bool = False) -> SavedRun:
     """Read a run directory.
 

@@ -58,11 +58,11 @@ class Tables:
         self._rows: dict[str, list[Row]] = {}
 
     def __getitem__(self, table: str) -> list[Row]:
-        return self._rows.setdefault(table, [])
+        return self._rows.get(table, [])
 
     def add(self, table: str, rows: list[Row]) -> None:
         """Appends rows and queues the whole file."""
-        self[table].extend(rows)
+        self._rows.setdefault(table, []).extend(rows)
         self._write(table)
 
     def start(self, table: str) -> None:
