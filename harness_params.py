@@ -166,10 +166,7 @@ SCHEMA.section(
         Choice(AUTO_ON_OFF), default="auto", role=EXECUTION, meaning="torch.compile; auto = on GPUs without sync_bn"
     ),
     cuda_graphs=Option(
-        Bool(),
-        default=False,
-        role=EXECUTION,
-        meaning="run the compiled network as CUDA graphs: faster if it is small",
+        Bool(), default=False, role=EXECUTION, meaning="run the compiled network as CUDA graphs: faster if it is small"
     ),
     channels_last=Option(
         Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"

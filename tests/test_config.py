@@ -14,6 +14,7 @@ from harness_params import SCHEMA, dump_yaml, load_config, make_config, unused_a
 from utils.config.checkers import Bool
 from utils.config.options import Option
 from utils.data.specs import DATASETS
+from utils.pruning.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -279,6 +280,14 @@ def test_methods_offered_are_the_criteria_there_are():
     choices = {key: SCHEMA.entries["prune_params", key].checker.choices for key in ("prune_method", "er_method")}
     assert sorted(choices["prune_method"]) == sorted(CRITERIA)
     assert sorted(choices["er_method"]) == sorted(["just dont", *CRITERIA])
+
+
+def test_readme_names_the_paper_of_each_method():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    for name, method in METHODS.items():
+        (row,) = [row for row in rows if f"`{name}`" in row.split(" | ")[0]]
+        papers = row.split(" | ")[-1]
+        assert all(paper in papers for paper in method.source.split(", ")), name
 
 
 def test_data_sets_and_schedules_offered_are_those_of_the_readme():

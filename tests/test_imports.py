@@ -1,15 +1,19 @@
-"""The layers of the product: imports go down only, the torch-free parts stay so, and nothing grows too large."""
+"""The layers of the product: imports go down only, the torch-free parts stay so, nothing grows too large.
+
+And every option that is read from a config is declared.
+"""
 
 import ast
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from harness_params import SCHEMA
 from tests.conftest import ROOT
 
 # Parts of the product, low to high: a part may import its own layer and those below. The longest name that fits a
@@ -33,6 +37,11 @@ TORCH_FREE = [
     "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
+# Figures and grids read tables, and start without torch.
+TABLES_ONLY = ["utils.runs.tables", "utils.plots", "utils.grids", "utils.plot_results", "utils.run_grid"]
+TORCH = {"torch", "torchvision"}
+# Names that hold a config in the product.
+CONFIGS = {"cfg", "c", "config"}
 
 FILE_LINES, FUNCTION_LINES = 300, 50
 LONGER: dict[str, int] = {}  # "path" or "path:function" -> lines that it may have
@@ -144,11 +153,16 @@ def layer_faults(product: Product) -> list[str]:
 
 
 def heavy_faults(product: Product) -> list[str]:
-    """Imports by which a torch-free module, or a package, reaches a library that takes seconds to load."""
+    """Imports by which a module reaches a library that it must start without."""
     packages = [name for name, path in product.paths.items() if path.name == "__init__.py"]
     light = [name for name in product.paths if name in packages or _fits(name, TORCH_FREE)]
+    readers = [name for name in product.paths if _fits(name, TABLES_ONLY)]
+    return sorted(_reached(product, light, HEAVY) | _reached(product, readers, TORCH))
+
+
+def _reached(product: Product, starts: Iterable[str], libraries: set[str]) -> set[str]:
     faults = set()
-    for start in light:
+    for start in starts:
         waiting, seen = _with_packages(start), set()
         while waiting:
             module = waiting.pop()
@@ -156,11 +170,11 @@ def heavy_faults(product: Product) -> list[str]:
                 continue
             seen.add(module)
             for found in product.imports[module]:
-                if found.at_once and found.target.partition(".")[0] in HEAVY:
+                if found.at_once and found.target.partition(".")[0] in libraries:
                     faults.add(f"{start} is to be light, and {product.where(module, found.target)}")
                 if found.at_once:
                     waiting += _with_packages(found.target)
-    return sorted(faults)
+    return faults
 
 
 def _with_packages(module: str) -> list[str]:
@@ -207,7 +221,53 @@ def size_faults(product: Product) -> list[str]:
     return faults
 
 
-CHECKS = [layer_faults, heavy_faults, imports_of_tests, docstring_faults, size_faults]
+def option_faults(product: Product) -> list[str]:
+    """Options that are read from a config by a name that `SCHEMA` does not have."""
+    return [
+        f"{product.paths[module].relative_to(product.root)}:{line}: no option {option}"
+        for module, tree in product.trees.items()
+        for option, line in options_read(tree)
+        if SCHEMA.find(option) is None
+    ]
+
+
+def options_read(tree: ast.AST) -> Iterable[tuple[str, int]]:
+    """("section.key", line) of each ``cfg.section.key``, and of ``e.key`` where ``e = cfg.section``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _section(node.value):
+            yield f"{_section(node.value)}.{node.attr}", node.lineno
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            short = _short_names(node)
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name) and inner.value.id in short:
+                    yield f"{short[inner.value.id]}.{inner.attr}", inner.lineno
+
+
+def _section(node: ast.AST) -> str:
+    """The section that an expression such as ``self.cfg.optimizer`` stands for; empty if it is another thing."""
+    if not isinstance(node, ast.Attribute) or node.attr not in {section for section, _ in SCHEMA.entries}:
+        return ""
+    holder = node.value
+    name = holder.id if isinstance(holder, ast.Name) else holder.attr if isinstance(holder, ast.Attribute) else ""
+    return node.attr if name in CONFIGS else ""
+
+
+def _short_names(function: ast.AST) -> dict[str, str]:
+    """{name: section} of the names that a function gives to sections, and to nothing else."""
+    stored = Counter(n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    short = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+            several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+            pairs = zip(target.elts, value.elts) if several else [(target, value)]
+            for name, given in pairs:
+                if isinstance(name, ast.Name) and stored[name.id] == 1 and _section(given):
+                    short[name.id] = _section(given)
+    return short
+
+
+CHECKS = [layer_faults, heavy_faults, imports_of_tests, docstring_faults, size_faults, option_faults]
 
 
 @pytest.fixture(scope="module")
@@ -223,21 +283,29 @@ def test_product(check, product):
 
 def test_layers_name_what_exists(product):
     """A part that has moved must not leave its line behind."""
-    named = [part for layer in LAYERS for part in layer] + TORCH_FREE
+    named = [part for layer in LAYERS for part in layer] + TORCH_FREE + TABLES_ONLY
     assert [name for name in named if name not in product.paths] == []
     places = {str(path.relative_to(ROOT)) for path in product.paths.values()}
     assert [name for name in LONGER if name.partition(":")[0] not in places] == []
 
 
-def test_light_modules_load_nothing_heavy(product):
+def test_options_are_seen(product):
+    """The check of options reads what it is to check; a few options are read by getattr alone."""
+    seen = {option for tree in product.trees.values() for option, _ in options_read(tree)}
+    declared = set(SCHEMA.paths(lambda option: True))
+    assert len(declared - seen) <= 5, declared - seen
+
+
+@pytest.mark.parametrize(("names", "libraries"), [(TORCH_FREE, HEAVY), (TABLES_ONLY, TORCH)])
+def test_light_modules_load_nothing_heavy(names, libraries, product):
     """As above, asked of Python: each module named is the first to load what it names."""
     packages = [name for name, path in product.paths.items() if path.name == "__init__.py"]
-    light = sorted({*packages, *(name for name in product.paths if _fits(name, TORCH_FREE))})
+    light = sorted({*packages, *(name for name in product.paths if _fits(name, names))})
     program = f"""
 import importlib, sys
 for name in {light!r}:
     importlib.import_module(name)
-    loaded = {HEAVY!r} & sys.modules.keys()
+    loaded = {libraries!r} & sys.modules.keys()
     if loaded:
         sys.exit(f"{{name}} loads {{loaded}}")
 """
@@ -299,6 +367,13 @@ def test_a_sound_product_passes(check, tmp_path):
          "utils.errors is to be light, and utils/conv_type.py:2: utils.conv_type imports torch"),
         (heavy_faults, {"utils/pruning/__init__.py": "from pandas import NA\n"},
          "utils.pruning.methods is to be light, and utils/pruning/__init__.py:1: utils.pruning imports pandas"),
+        (heavy_faults,
+         {"utils/plots/__init__.py": '"""Plots."""\n', "utils/plots/a.py": "import pandas\nimport utils.conv_type\n"},
+         "utils.plots.a is to be light, and utils/conv_type.py:2: utils.conv_type imports torch"),
+        (option_faults, {"utils/files.py": "def f(cfg):\n    return cfg.optimizer.lr + cfg.optimizer.speed\n"},
+         "utils/files.py:2: no option optimizer.speed"),
+        (option_faults, {"utils/files.py": "def f(self):\n    e, n = self.cfg.dist_params, 1\n    return e.proc\n"},
+         "utils/files.py:3: no option dist_params.proc"),
         (imports_of_tests, {"utils/files.py": "def f():\n    from tests.conftest import ROOT\n"},
          "utils/files.py:2: utils.files imports tests.conftest"),
         (docstring_faults, {"utils/pruning/__init__.py": ""}, "utils.pruning: no docstring"),

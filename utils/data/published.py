@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torchvision import datasets
@@ -87,8 +87,10 @@ class TorchvisionFiles:
     because it does not say which file is bad.
     """
 
+    source: type[datasets.VisionDataset]
+
     def __init__(self, name: str, spec: ArraySpec):
-        self.source: Any = getattr(datasets, name)
+        self.source = getattr(datasets, name)
         self.spec = spec
 
     @property
@@ -137,8 +139,9 @@ class TorchvisionFiles:
             socket.setdefaulttimeout(usual_timeout)
 
     def download(self, root: Path) -> None:
+        make: Callable[..., object] = self.source
         for train in (True, False):
-            self.source(str(root), train=train, download=True)
+            make(str(root), train=train, download=True)
 
     def checked(self, root: Path, name: str) -> Path:
         """Path of a file, after comparing its MD5.
@@ -158,6 +161,8 @@ class TorchvisionFiles:
 
 class IdxFiles(TorchvisionFiles):
     """MNIST's format (LeCun's idx), unpacked or in .gz."""
+
+    source: type[datasets.MNIST]
 
     @property
     def folder(self) -> str:
@@ -205,6 +210,8 @@ def read_idx(path: Path) -> np.ndarray:
 class CifarFiles(TorchvisionFiles):
     """The "python version" of CIFAR: pickles of (N, 3072) arrays."""
 
+    source: type[datasets.CIFAR10]
+
     @property
     def folder(self) -> str:
         return self.source.base_folder
@@ -229,6 +236,7 @@ class CifarFiles(TorchvisionFiles):
 class SvhnFiles(TorchvisionFiles):
     """SVHN's cropped digits: MATLAB files of (32, 32, 3, N) arrays; label 10 is the digit 0."""
 
+    source: type[datasets.SVHN]
     folder = "."
 
     def names(self) -> dict[str, str | None]:

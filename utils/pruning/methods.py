@@ -18,7 +18,7 @@ class Method:
         title: its name in figures and tables.
         score: function of utils/pruning/scores.py.
         allocation: function of utils/pruning/allocation.py.
-        source: the paper; README's table of methods names it, too.
+        source: the papers, as README's table of methods names them; "" if there is none.
         needs_batches: needs training batches.
         in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
         per_layer: sets the number of kept weights per layer, at least one.
@@ -42,7 +42,7 @@ METHODS: dict[str, Method] = {
         "SynFlow", "synflow_scores", "global_top_k", "Tanaka et al. 2020", needs_batches=True, in_rounds=True
     ),
     "grasp": Method("GraSP", "grasp_scores", "global_top_k", "Wang et al. 2020", needs_batches=True),
-    "random": Method("Random", "random_scores", "global_top_k", "uniform over all weights"),
+    "random": Method("Random", "random_scores", "global_top_k", ""),
     "random_erk": Method("Random ERK", "random_scores", "erk", _ER, per_layer=True),
     "random_balanced": Method("Random balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
     # The same two, by their names as prune_params.er_method (pruning at initialization).
