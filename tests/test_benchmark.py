@@ -89,7 +89,7 @@ def _two_threads():
 @pytest.mark.usefixtures("_two_threads")
 def test_each_contender_has_its_own_threads(monkeypatch):
     """Ours takes one for a small MLP; that must not slow the others down, the level's subprocess included."""
-    cfg, ctx, threads = make_config({"dataset": {"dataset_name": "Digits", "num_workers": 0}}), Context(), []
+    cfg, ctx, seen = make_config({"dataset": {"dataset_name": "Digits", "num_workers": 0}}), Context(), []
     data, arrays = benchmark.load(cfg, ctx, synthetic=0)
     made, threads = benchmark.contenders(cfg, ctx, data, arrays, steps=1, epoch_steps=1)
     assert threads == {"ours": 1, "plain loop": 2, "usual harness": 2}
@@ -98,11 +98,11 @@ def test_each_contender_has_its_own_threads(monkeypatch):
             made[name][what]()
             assert torch.get_num_threads() == threads[name]
     torch.set_num_threads(2)
-    monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: threads.append(torch.get_num_threads()) or [])
-    monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: threads.append(settings["threads"]) or [])
+    monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: seen.append(settings["threads"]) or [])
     monkeypatch.setattr(benchmark, "peak_memory", lambda argv: {"ours": []})
     list(benchmark.measure(cfg, ctx, SimpleNamespace(synthetic=0, steps=1, epoch_steps=1, rounds=1), []))
-    assert threads == [2, 2]
+    assert seen == [2, 2]
 
 
 def test_all_contenders_have_the_same_network():

@@ -173,17 +173,26 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     Raises:
         RunError: names or shapes are another model's.
     """
+    check_weights(model, state, source)
+    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name not in masks:
+                tensor.copy_(state[name])
+
+
+def check_weights(model: nn.Module, state: object, source: str) -> None:
+    """Checks that `state` is a state_dict of this model, masks included.
+
+    Raises:
+        RunError: names or shapes are another model's, or it holds no tensors by name.
+    """
     own = model.state_dict()
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise RunError(f"{source} holds no weights of a network")
-    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
     wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
         raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in masks:
-                tensor.copy_(state[name])
 
 
 def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:

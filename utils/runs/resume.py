@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, kept_counts
+from utils.conv_type import MASK_SUFFIX, check_weights, kept_counts
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
@@ -104,7 +104,9 @@ def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
 
 def _from_level(trainer: Trainer, run: Run, level: int) -> State:
     """The state in which `level` was about to begin, from the checkpoints and CSVs of the levels before it."""
-    masks = [tensor for name, tensor in run.load_checkpoint("init").items() if name.endswith(MASK_SUFFIX)]
+    init = run.load_checkpoint("init")
+    check_weights(trainer.model, init, str(run.checkpoint("init")))
+    masks = [tensor for name, tensor in init.items() if name.endswith(MASK_SUFFIX)]
     initial_density = sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
     return {
         "level": level,
