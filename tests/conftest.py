@@ -32,6 +32,20 @@ SMALL = {
 }
 
 
+def product_files() -> list[Path]:
+    """Every Python file of the program, in whatever folder: all that git knows or would add, but for the tests."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.splitlines()]
+    else:
+        hidden = [path for path in ROOT.iterdir() if path.name.startswith((".", "experiments", "data"))]
+        files = [path for path in ROOT.rglob("*.py") if not any(path.is_relative_to(folder) for folder in hidden)]
+    files = [path for path in files if path.exists() and not path.is_relative_to(ROOT / "tests")]
+    assert {"harness.py", "harness_params.py"} <= {path.name for path in files} and len(files) > 40
+    return sorted(files)
+
+
 @dataclass
 class Finished:
     """A harness run that has ended."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, Finished
+from tests.traps import UNMET, unmet
 from utils.environment import git_commit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -135,7 +136,40 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     sys.argv = ["harness.py", *argv]
     if trap:
         trap()
-    workers.end_at_once(harness.main(argv))
+    status = harness.main(argv)
+    for name in unmet(trap):
+        print(f"the trap {name} was laid and never met", file=sys.stderr)
+        status = UNMET
+    workers.end_at_once(status)
+
+
+def in_ranks(world: int, work: Callable, *args, timeout: float = 60) -> None:
+    """Runs ``work(context, *args)`` as `world` ranks of one group over gloo; fails where a rank does."""
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        port = sock.getsockname()[1]
+    ranks = [_CONTEXT.Process(target=_rank, args=(rank, world, port, work, args)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * world
+
+
+def _rank(rank: int, world: int, port: int, work: Callable, args: tuple) -> None:
+    import torch
+
+    from utils.distributed import join
+
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()}, MASTER_ADDR="localhost")
+    with join("gloo", timeout_minutes=1) as ctx:
+        work(ctx, *args)
 
 
 def alive_in_session(session: int) -> list[int]:

@@ -69,6 +69,7 @@ def test_all_contenders_train_the_same_number_of_images():
     ctx = Context()
     data, arrays = benchmark.load(cfg, ctx, synthetic=40)
     made, _ = benchmark.contenders(cfg, ctx, data, arrays, steps=3, epoch_steps=3)
+    assert list(made) == ["ours", "plain loop", "usual harness"]
     for timed in made.values():
         assert [timed[what]()[0] for what in ("step", "epoch")] == [48, 40]  # 16 + 16 + 8 images make an epoch
 
@@ -134,7 +135,7 @@ def test_the_peak_is_of_training_not_of_loading(monkeypatch):
         monkeypatch.setattr(benchmark, "load", loading)
         cfg = make_config({"dataset": {"dataset_name": "Digits"}})
         peaks.append(benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="ours")))
-    assert abs(peaks[1] - peaks[0]) < 100
+    assert min(peaks) > 50 and abs(peaks[1] - peaks[0]) < 100
 
 
 def test_trees_in_memory_are_measured(tmp_path):

@@ -11,8 +11,8 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.config_checks import DATASET_CLASSES
-from utils.dataset import DATASETS
+from utils.config_checks import DATASET_CLASSES, NOT_FLIPPED, SIDES, TREES
+from utils.dataset import AUGMENTS, DATASETS
 from utils.memory_loader import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader, Normalizer, pixel_statistics
 from utils.order import check_shares, epoch_order, global_batch, rank_places, share, stable_seed, steps_per_epoch
 
@@ -232,7 +232,16 @@ def test_published_constants_fit_the_data(name, tmp_path):
 
 
 def test_the_config_knows_the_same_data_sets():
+    """Its own lists of them, made without torch, against the registry that loads them."""
     assert {name: spec.num_classes for name, spec in DATASETS.items()} == DATASET_CLASSES
+    assert {name: spec.image_shape[1] for name, spec in DATASETS.items() if spec.image_shape} == SIDES
+    assert {name for name, spec in DATASETS.items() if spec.files is None} == set(TREES)
+    assert {name for name, spec in DATASETS.items() if not AUGMENTS[spec.augment][1]} == set(NOT_FLIPPED)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
+def test_a_data_set_has_as_many_classes_as_its_files(name, classes):
+    assert DATASETS[name].num_classes == DATASETS[name].files.num_classes == classes
 
 
 def test_digits_are_split_once_for_all():

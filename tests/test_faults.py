@@ -1,18 +1,19 @@
 """Faults of disks, numbers, clocks and ports: one clear line, the last good state intact; or survived."""
 
+import ast
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import Finished
+from tests.conftest import ROOT, Finished, product_files
 from tests.processes import Forks
 from tests.traps import KINDS, SHORT, Both, KillAfterWrite, StopAt, states_of
 
@@ -209,25 +210,31 @@ def test_bad_gradient_before_a_stop(fork):
     assert json.loads((run.path / "artifacts" / "state.json").read_text())[0]["step"] == 0
 
 
-class ClockGoesBack:
-    """A wall clock that is set back by an hour again and again."""
+@pytest.mark.parametrize(("minutes", "place"), [(0.00001, (0, 1)), (1000, (1, 0))])
+def test_states_by_the_minute(fork, minutes, place):
+    """Killed at its first state: after the first epoch where one takes longer than the minutes, else at level 0's end.
 
-    def __call__(self) -> None:
-        plain, self.calls = time.time, 0
-
-        def back() -> float:
-            self.calls += 1
-            return plain() - 3600 * self.calls
-
-        time.time = back
+    Seconds are counted by clocks that nobody sets back (test_no_duration_hangs_on_the_wall_clock).
+    """
+    options = {**IMP, "experiment_params.save_every_epochs": 0, "experiment_params.save_every_minutes": minutes}
+    run = fork("clock", status=-signal.SIGKILL, trap=KillAfterWrite("state.json", 1), **options)
+    (state,) = json.loads((run.path / "artifacts" / "state.json").read_text())
+    assert (state["level"], state["epoch"] if state["level"] == 0 else 0) == place
 
 
-def test_clock_that_jumps_back(whole, fork):
-    options = {**IMP, "experiment_params.save_every_epochs": 0, "experiment_params.save_every_minutes": 0.0001}
-    run = fork("clock", trap=ClockGoesBack(), **options)
-    run.assert_same_figures(whole)
-    rows = run.csv("epochwise_metrics/level_1_metrics")
-    assert (rows["seconds"] > 0).all() and (rows["images_per_second"] > 0).all()
+def wall_clock_calls(source: str) -> list[str]:
+    """Names of the clocks that a program reads, and that an administrator or a time server may set back."""
+    tree = ast.parse(source)
+    names = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "time"]
+    names += [f"time.{alias.name}" for node in imported for alias in node.names]
+    return [name for name in names if name in ("time.time", "time.time_ns", "time.clock_gettime")]
+
+
+def test_no_duration_hangs_on_the_wall_clock():
+    assert wall_clock_calls("import time\nfrom time import time\nx = time.time() - y") == ["time.time", "time.time"]
+    found = {str(file.relative_to(ROOT)): wall_clock_calls(file.read_text()) for file in product_files()}
+    assert {name: calls for name, calls in found.items() if calls} == {}
 
 
 def test_port_in_use(fork):
@@ -243,7 +250,7 @@ def test_port_in_use(fork):
     assert len(run.csv("summary")) == 2
 
 
-def test_states_by_the_minute_or_by_epochs(fork):
+def test_states_every_second_epoch(fork):
     """Fewer states cost the epochs since the last one, and no bit."""
     options = {**IMP, "experiment_params.save_every_epochs": 2}
     run = fork.start("rare", trap=KillAfterWrite("level_1_metrics.csv", 3), **options).finish(None)

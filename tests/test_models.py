@@ -136,12 +136,14 @@ def test_small_vggs_classifier_is_torchvisions():
 
 @pytest.mark.parametrize("name", ["lenet_300_100", "conv4"])
 def test_frankle_and_carbins_networks_are_gaussian_glorot(name):
-    for layer in create_model(name, 10, (3, 32, 32)).modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            area = layer.weight[0, 0].numel()
-            fans = (layer.weight.shape[0] + layer.weight.shape[1]) * area
-            assert layer.weight.std().item() == pytest.approx((2 / fans) ** 0.5, rel=0.12)
-            assert not layer.bias.any()
+    modules = create_model(name, 10, (3, 32, 32)).modules()
+    layers = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == {"lenet_300_100": 3, "conv4": 7}[name]
+    for layer in layers:
+        area = layer.weight[0, 0].numel()
+        fans = (layer.weight.shape[0] + layer.weight.shape[1]) * area
+        assert layer.weight.std().item() == pytest.approx((2 / fans) ** 0.5, rel=0.12)
+        assert not layer.bias.any()
 
 
 # -- CIFAR forms -------------------------------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torchvision import models as tv
 
+from tests.processes import in_ranks
 from utils.conv_type import apply_masks, density, insert_masks, masked_params
+from utils.distributed import Context
 from utils.models import _FIRST_CONV_INIT, _set_input_channels, add_blurpool, create_model
 
 
@@ -48,7 +49,6 @@ def test_kaiming_normal_of_residual_nets(channels):
     )
     assert_normal(resnet20.conv1.weight, math.sqrt(2 / (9 * 16)))
     assert_normal(resnet20.layer3[0].conv1.weight, math.sqrt(2 / (9 * 64)))
-    assert_normal(resnet20.fc.weight, math.sqrt(2 / 64))
     assert_normal(resnet18.conv1.weight, math.sqrt(2 / (9 * 64)))
     assert_normal(resnet18.layer2[0].conv1.weight, math.sqrt(2 / (9 * 128)))
     assert_normal(preresnet.layer4[0].downsample.weight, math.sqrt(2 / 512))
@@ -192,23 +192,34 @@ def test_masks_training_copies_and_layouts(name, shape, blurpool):
     torch.testing.assert_close(exact.float(), logits, rtol=1e-3, atol=1e-4 * logits.abs().max().item())
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def gradients_and_statistics(ctx: Context, name: str, folder: Path) -> None:
+    """What a rank's own images give alone, and what they give wrapped with the other ranks'."""
+    torch.manual_seed(0)
+    model = insert_masks(create_model(name, 5, (3, 16, 16), blurpool=True))
+    alone = copy.deepcopy(model)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(ctx.rank))
+    wrapped = ctx.wrap(model)
+    for net in (alone, wrapped):
+        net(images).square().mean().backward()
+    found = []
+    for net in (alone, model):
+        buffers = {key: value for key, value in net.state_dict().items() if key not in dict(net.named_parameters())}
+        found.append(({key: param.grad for key, param in net.named_parameters()}, buffers))
+    torch.save(found, folder / f"{ctx.rank}.pt")
 
 
-@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("name", ["resnet20", "preresnet"])
-def test_under_ddp(name):
-    model = create_model(name, 5, (3, 16, 16), blurpool=True)
-    images = torch.randn(4, 3, 16, 16)
-    expected = copy.deepcopy(model)
-    expected(images).sum().backward()
-    DistributedDataParallel(model, broadcast_buffers=False)(images).sum().backward()
-    for param, other in zip(model.parameters(), expected.parameters()):
-        torch.testing.assert_close(param.grad, other.grad)
+def test_two_ranks_average_their_gradients_and_keep_their_own_statistics(name, tmp_path):
+    in_ranks(2, gradients_and_statistics, name, tmp_path)
+    (alone_0, wrapped_0), (alone_1, wrapped_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(wrapped_0[0]) > 50
+    for key, gradient in wrapped_0[0].items():
+        assert torch.equal(gradient, wrapped_1[0][key]), key
+        assert gradient.any() and not torch.equal(alone_0[0][key], alone_1[0][key]), key
+        torch.testing.assert_close(gradient, (alone_0[0][key] + alone_1[0][key]) / 2)
+    for alone, wrapped in ((alone_0, wrapped_0), (alone_1, wrapped_1)):
+        assert all(torch.equal(value, wrapped[1][key]) for key, value in alone[1].items()) and len(wrapped[1]) > 50
+    assert not torch.equal(wrapped_0[1]["bn1.running_mean"], wrapped_1[1]["bn1.running_mean"])
 
 
 def test_channels_last_survives_option_a():

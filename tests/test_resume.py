@@ -2,13 +2,14 @@
 
 import random
 import signal
+import time
 
 import pytest
 import torch
 
 from tests.conftest import Finished
 from tests.processes import Forks
-from tests.traps import KINDS, SHORT, Both, DieAt, Dropout, StopAt, begun
+from tests.traps import KINDS, SHORT, UNMET, Both, DieAt, Dropout, StopAt, begun
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +53,20 @@ def test_killed_once_at_each_write(undisturbed, fork, kind, place):
 
 
 def test_killed_at_random_moments(undisturbed, fork):
-    rng = random.Random(1)
+    begin = time.monotonic()
+    fork("timed", **KINDS["wr"])
+    whole = time.monotonic() - begin
+    rng, kills = random.Random(1), 0
     for _ in range(12):
         process = fork.start("killed", resume=begun(fork.folder / "killed"), **KINDS["wr"])
-        process.process.join(rng.uniform(0.2, 1.5))
+        process.process.join(rng.uniform(0.1, 0.8) * whole)
         if process.process.exitcode is None:
             process.kill()
         if process.finish(None).status == 0:
             break
-    run = fork("killed", resume=True, **KINDS["wr"])
+        kills += 1
+    assert kills >= 1
+    run = fork("killed", resume=begun(fork.folder / "killed"), **KINDS["wr"])
     run.assert_same_figures(undisturbed["wr"])
 
 
@@ -97,6 +103,12 @@ def test_dropout_and_batch_norm_go_on_where_they_stood(forks, precision):
     for place in range(2):
         forks(f"{name}_parts", resume=place > 0, status=143, trap=Both(Dropout(), StopAt(2)), **options)
     forks(f"{name}_parts", resume=True, trap=Dropout(), **options).assert_same_figures(whole)
+
+
+def test_a_trap_that_is_never_met_is_a_failure(fork):
+    """LeNet has no BatchNorm for it: the run is whole, and the test that laid the trap would have shown nothing."""
+    run = fork("missed", status=UNMET, trap=Both(Dropout(), StopAt(1000)), **SHORT)
+    assert run.last_line == "the trap Dropout was laid and never met" and len(run.csv("summary")) == 2
 
 
 def test_bf16(forks):

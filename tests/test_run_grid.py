@@ -1,6 +1,7 @@
 """utils.run_grid: grids checked as a whole, run, stopped, gone on with; all on real runs of the harness."""
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -227,14 +228,17 @@ def test_threads_and_gpus_of_a_place(monkeypatch):
 
 def test_a_run_of_a_grid_under_torchrun_is_no_worker_of_it(tmp_path):
     """Asked of torchrun itself, which knows best what it sets."""
-    code = "import os; from utils.grid import Grid; from utils.run_grid import environment; "
-    code += f"open({str(tmp_path / 'said')!r}, 'w').write(' '.join(environment(Grid(()), 0)))"
+    code = "import json, os; from utils.grid import Grid; from utils.run_grid import environment; "
+    code += f"json.dump([list(os.environ), list(environment(Grid(()), 0))], open({str(tmp_path / 'said')!r}, 'w'))"
     script = tmp_path / "worker.py"
     script.write_text(code)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", str(script)]
     subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
-    added = set((tmp_path / "said").read_text().split()) - os.environ.keys()
-    assert added <= {"PYTHONPATH", "OMP_NUM_THREADS", "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+    of_the_worker, of_the_run = (
+        set(names) - os.environ.keys() for names in json.loads((tmp_path / "said").read_text())
+    )
+    assert {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} <= of_the_worker
+    assert of_the_run - {"PYTHONPATH", "TORCH_NCCL_ASYNC_ERROR_HANDLING"} == {"OMP_NUM_THREADS"} - os.environ.keys()
 
 
 def test_each_gpu_has_a_run(tmp_path, monkeypatch):

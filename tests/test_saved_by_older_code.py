@@ -64,8 +64,8 @@ def assert_rows_agree(run: Finished, name: str, exact: list[str]) -> None:
     rows, expected = (pd.read_csv(p / "metrics" / f"{name}.csv", dtype=str) for p in (run.path, UNBROKEN))
     assert list(rows) == list(expected)
     pd.testing.assert_frame_equal(rows[exact], expected[exact])
-    # Another CPU rounds otherwise: 1e-5 after a level. Two images of the test set, one in 700 of training.
-    near = {"train_loss": 1e-3, "test_loss": 2e-3, "final_test_loss": 2e-3}
+    # Another CPU rounds otherwise (1e-8 where AVX is forbidden). Two images of the test set, one in 700 of training.
+    near = {"train_loss": 3e-4, "test_loss": 3e-4, "final_test_loss": 3e-4}
     near |= {"train_acc": 0.15, "test_acc": 0.6, "final_test_acc": 0.6, "max_test_acc": 0.6}
     compared = [column for column in rows if column in near]
     assert compared

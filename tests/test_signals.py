@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import alive_in_session, all_gone
 from tests.test_resume_launches import workers_of
-from tests.traps import KINDS, SHORT, begun, states_of
+from tests.traps import KINDS, SHORT, MustBeMet, begun, states_of
 from utils import signals
 
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
@@ -72,6 +72,8 @@ def test_stop_at_any_moment_of_starting(fork, nproc, seconds):
     if done.status != 0:
         assert done.status in (143, -signal.SIGTERM)  # the latter before harness.py's first lines, which a fork lacks
         assert len(done.err.splitlines()) == (done.status == 143)
+    else:
+        assert seconds > 0.1  # a run takes longer than that: its first moment is always met
     assert all_gone(run.pid, seconds=1)
     fork("early", resume=begun(run.path), **options)
 
@@ -94,13 +96,13 @@ def test_second_signal_ends_at_once(fork):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-class SlowSaving:
+class SlowSaving(MustBeMet):
     """Saving the state of a stopped epoch takes two seconds; and the worker is torchrun's, not our launcher's."""
 
-    def __call__(self) -> None:
+    def lay(self) -> None:
         from harness_utils import Run
 
-        signals.multiprocessing.parent_process = lambda: None
+        signals.multiprocessing.parent_process = self.met  # which returns None
         plain = Run._write_state
 
         def write(run, name, state) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import mmap
 import os
 import signal
 from collections.abc import Callable
@@ -73,10 +74,41 @@ class StopAt:
         StopRequest.__call__ = asked
 
 
-class Dropout:
-    """Dropout after every activation of the network, which none of the small models has."""
+UNMET = 70
+
+
+class MustBeMet:
+    """A fault that the run has to meet, or to call by `met`: otherwise the run ends with status `UNMET`.
+
+    What is laid by replacing a function is not laid any more once the program calls another; the test would go on
+    passing. The note is shared with the processes that the run starts.
+    """
 
     def __call__(self) -> None:
+        self._note = mmap.mmap(-1, 1)
+        self.lay()
+
+    def lay(self) -> None:
+        raise NotImplementedError
+
+    def met(self) -> None:
+        self._note[0] = 1
+
+    @property
+    def unmet(self) -> bool:
+        return not self._note[0]
+
+
+def unmet(trap: Callable | None) -> list[str]:
+    """Names of the faults laid by `trap` that had to be met and were not."""
+    traps = trap.traps if isinstance(trap, Both) else (trap,)
+    return [type(one).__name__ for one in traps if isinstance(one, MustBeMet) and one.unmet]
+
+
+class Dropout(MustBeMet):
+    """Dropout after every BatchNorm of the network, which none of the small models has."""
+
+    def lay(self) -> None:
         import harness
 
         plain = harness.create_model
@@ -85,10 +117,15 @@ class Dropout:
             model = plain(*args, **kwargs)
             for module in model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
-                    module.register_forward_hook(lambda m, _, out: torch.dropout(out, 0.1, m.training))
+                    module.register_forward_hook(self.dropped)
             return model
 
         harness.create_model = create
+
+    def dropped(self, module: torch.nn.Module, _, out: torch.Tensor) -> torch.Tensor:
+        if module.training:
+            self.met()
+        return torch.dropout(out, 0.1, module.training)
 
 
 class Both:
