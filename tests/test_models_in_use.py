@@ -200,6 +200,7 @@ def gradients_and_statistics(ctx: Context, name: str, folder: Path) -> None:
     images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(ctx.rank))
     wrapped = ctx.wrap(model)
     for net in (alone, wrapped):
+        net(images)  # statistics broadcast by a step would be seen in the next
         net(images).square().mean().backward()
     found = []
     for net in (alone, model):
