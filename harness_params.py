@@ -1,301 +1,299 @@
-"""Every option of the harness, declared once: what it takes, default, unit, meaning; and the way to a checked config.
+"""Every option of the harness, declared once: what it takes, default, unit, meaning, role. And the checked config.
 
     cfg = load_config()                                   # the command line: --config FILE --section.key=value ...
     cfg = make_config({"optimizer": {"lr": 0.05}})        # the same checks, from Python
     cfg.optimizer.lr, cfg.replace({"optimizer": {"lr": 0.1}}), dump_yaml(cfg)
 
-A config is frozen and holds its values only: no global, no environment variable. utils/config_checks.py has the checks
-across options. Nothing here imports torch, so that ``--help`` and faults answer at once; what needs the data or the
-model is checked where those are made.
+A config is frozen and holds values only: no global, no environment variable. An option's role (`Role` in
+utils/config/options.py) settles whether a resumed run may change it and whether a figure's legend names it; left out,
+the option is part of the experiment. utils/config/rules.py checks options against each other. Nothing here imports
+torch, so ``--help`` and faults answer at once; what needs the data or the model is checked where those are made.
 """
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import fastargs
 import yaml
 
-from utils.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
-from utils.config import ConfigError, Group, Legacy, Option, Resolved, Source, fault, help_text, resolve, show
-from utils.config_checks import BETWEEN_PROCESSES, CHECKS, DATASET_CLASSES, METHODS, NO_METHOD, without_effect
-from utils.config_sources import parse_words, read_yaml
+from utils.config.base import BaseConfig, unused_alone
+from utils.config.checkers import Bool, Choice, FilePath, Float, Int, List, RunName, Word
+from utils.config.options import EXECUTION, EXTENT, IMPLIED, PLACE, REPLICATE, Note, Option, Schema
+from utils.config.resolving import Legacy
+from utils.data.specs import DATASETS
+from utils.errors import ConfigError, report
+from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
-__all__ = ["Config", "ConfigError", "dump_yaml", "load_config", "make_config"]
+__all__ = ["SCHEMA", "Config", "ConfigError", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
 
 AUTO_ON_OFF = ("auto", "on", "off")
+SIDE = Int(8, 1024, or_zero=True)  # of a square image
 
-SCHEMA = fastargs.Config()  # the declarations; values are never kept in it
+SCHEMA = Schema()
 
-
-def _section(name: str, meaning: str, **options: Option) -> None:
-    fastargs.Section(name, meaning, config_descriptor=SCHEMA).params(**options)
-
-
-_section(
+SCHEMA.section(
     "model_params",
     "the network",
     model_name=Option(
-        Word(), "lenet_300_100", "", "a name of utils/models.py or of torchvision's classification models"
+        Word(), default="lenet_300_100", meaning="name in utils/models.py, or of a torchvision classification model"
     ),
-    conv_type=Option(Choice(["ConvMask"]), "ConvMask", "", "how layers are masked; kept for older files"),
-    blurpool=Option(Bool(), False, "", "blur before striding in ResNets (Zhang 2019)"),
+    conv_type=Option(Choice(["ConvMask"]), default="ConvMask", role=IMPLIED, meaning="kept for older config files"),
+    blurpool=Option(Bool(), default=False, meaning="ResNets blur before each strided layer (Zhang 2019)"),
 )
-_section(
+SCHEMA.section(
     "dataset",
     "the images",
-    dataset_name=Option(Choice(list(DATASET_CLASSES), any_case=True), "Digits", "", "the data set"),
-    num_classes=Option(Int(2, or_zero=True), 0, "classes", "classes of the data set; 0 = its own"),
-    batch_size=Option(Int(1), 128, "images", "global batch, shared out over all processes"),
-    num_workers=Option(Int(0, 1024), 2, "processes", "loader workers of each process (torchvision and ffcv loaders)"),
-    data_root=Option(FilePath(), "./data", "", "directory of the data"),
-    download=Option(Bool(), True, "", "fetch a missing data set, where it may be fetched"),
+    dataset_name=Option(Choice(list(DATASETS), any_case=True), default="Digits", meaning="name of the data set"),
+    num_classes=Option(
+        Int(2, or_zero=True), default=0, unit="classes", role=IMPLIED, meaning="classes of the data set; 0 = its own"
+    ),
+    batch_size=Option(Int(1), default=128, unit="images", meaning="global batch: images per step over all processes"),
+    num_workers=Option(
+        Int(0, 1024), default=2, role=EXECUTION, meaning="loading workers per process (torchvision and ffcv loaders)"
+    ),
+    data_root=Option(FilePath(), default="./data", role=PLACE, meaning="folder of the data"),
+    download=Option(
+        Bool(), default=True, role=EXECUTION, meaning="download the data set if it is missing (never a tree of images)"
+    ),
     loader=Option(
         Choice(["auto", "memory", "torchvision", "ffcv"]),
-        "auto",
-        "",
-        "auto = memory, or torchvision for large images; memory crops padded images of their own size and normalises "
-        "a tree by its own pixels, the others crop and resize and take ImageNet's",
+        default="auto",
+        role=IMPLIED,
+        meaning="memory: padded crops, own statistics; others: resized crops, ImageNet statistics; "
+        "auto = memory for small images, torchvision for large ones",
     ),
-    augment=Option(Choice(["auto", "none", "flip", "crop", "crop_flip"]), "auto", "", "auto = the set's usual recipe"),
+    augment=Option(
+        Choice(["auto", "none", "flip", "crop", "crop_flip"]),
+        default="auto",
+        meaning="augmentation of training images; auto = the data set's usual recipe",
+    ),
     alternate_flip=Option(
-        Bool(), False, "", "flips are turned over in each epoch, not drawn anew (sets held in memory)"
+        Bool(), default=False, meaning="flips are drawn once per level, then reversed every epoch (sets held in memory)"
     ),
-    drop_last=Option(Bool(), False, "", "leave out an epoch's last, short batch"),
-    resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "training image side; 0 = the data set's own"),
-    eval_resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "test image side; 0 = as resolution"),
-    start_resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "progressive resizing from (ffcv only); 0 = off"),
-    end_resolution=Option(Int(8, 1024, or_zero=True), 0, "pixels", "progressive resizing to (ffcv only); 0 = off"),
-    os_cache=Option(Choice(AUTO_ON_OFF), "auto", "", "keep the .beton in the system's page cache (ffcv only)"),
-    train_beton=Option(FilePath(optional=True), "", "", 'training .beton (ffcv only); "" = found under data_root'),
-    val_beton=Option(FilePath(optional=True), "", "", 'test .beton (ffcv only); "" = found under data_root'),
+    drop_last=Option(Bool(), default=False, meaning="leave out the last batch of an epoch if it is short"),
+    resolution=Option(SIDE, default=0, unit="pixels", meaning="side of training images; 0 = the data set's own"),
+    eval_resolution=Option(SIDE, default=0, unit="pixels", meaning="side of test images; 0 = same as resolution"),
+    start_resolution=Option(
+        SIDE, default=0, unit="pixels", meaning="first side in progressive resizing (ffcv only); 0 = off"
+    ),
+    end_resolution=Option(
+        SIDE, default=0, unit="pixels", meaning="last side in progressive resizing (ffcv only); 0 = off"
+    ),
+    os_cache=Option(
+        Choice(AUTO_ON_OFF),
+        default="auto",
+        role=EXECUTION,
+        meaning="keep .beton files in the page cache (ffcv only); auto = if they take under 80% of free memory",
+    ),
+    train_beton=Option(
+        FilePath(optional=True), default="", role=PLACE, meaning='training .beton (ffcv only); "" = look in data_root'
+    ),
+    val_beton=Option(
+        FilePath(optional=True), default="", role=PLACE, meaning='test .beton (ffcv only); "" = look in data_root'
+    ),
 )
-_section(
+SCHEMA.section(
     "prune_params",
-    "what is pruned, and how far",
-    prune_rate=Option(Float("(0, 1)"), 0.2, "fraction", "share of the remaining weights pruned before each level"),
-    prune_method=Option(Choice(METHODS), "mag", "", "criterion between levels"),
-    num_levels=Option(Int(1, 10000), 12, "levels", "levels trained; level 0 is the dense one"),
-    er_method=Option(Choice([NO_METHOD, *METHODS]), NO_METHOD, "", "criterion at initialization"),
-    er_init=Option(Float("(0, 1]"), 1.0, "fraction", "density left by pruning at initialization"),
-    rewind_epoch=Option(Int(0), 10, "epochs", "epoch k of level 0 that wr rewinds to (wr only)"),
-    exclude=Option(List(Word()), (), "", "layers left dense: shell-style patterns of their names, as in fc*"),
-    synflow_rounds=Option(Int(1), 100, "rounds", "pruning rounds of synflow"),
-    score_batches=Option(Int(1), 1, "batches", "training batches that snip and grasp score on"),
-    score_dtype=Option(Choice(["float32", "float64"]), "float32", "", "arithmetic of the scores of snip and grasp"),
+    "which weights are pruned, how many, how often",
+    prune_rate=Option(
+        Float("(0, 1)"),
+        default=0.2,
+        unit="fraction",
+        needs_several="levels",
+        meaning="share of the remaining weights pruned before each level after level 0",
+    ),
+    prune_method=Option(
+        Choice(list(METHODS)), default="mag", needs_several="levels", meaning="pruning criterion between levels"
+    ),
+    num_levels=Option(
+        Int(1, 10000), default=12, unit="levels", role=EXTENT, meaning="levels to train, level 0 (dense) included"
+    ),
+    er_method=Option(
+        Choice([NO_METHOD, *METHODS]),
+        default=NO_METHOD,
+        meaning=f"pruning criterion at initialization, before level 0; {NO_METHOD} = no pruning there",
+    ),
+    er_init=Option(
+        Float("(0, 1]"), default=1.0, unit="fraction", meaning="density after pruning at initialization (er_method)"
+    ),
+    rewind_epoch=Option(
+        Int(0), default=10, unit="epochs", meaning="k: wr rewinds to the state after k epochs of level 0 (wr only)"
+    ),
+    exclude=Option(
+        List(Word()), default=(), meaning="layers to leave dense: shell-style patterns of their names, such as fc*"
+    ),
+    synflow_rounds=Option(
+        Int(1), default=100, unit="rounds", meaning="rounds of scoring and pruning each time synflow prunes"
+    ),
+    score_batches=Option(
+        Int(1), default=1, unit="batches", meaning="training batches that snip and grasp use to score weights"
+    ),
+    score_dtype=Option(
+        Choice(["float32", "float64"]), default="float32", meaning="number type in which snip and grasp compute scores"
+    ),
 )
-_section(
+SCHEMA.section(
     "experiment_params",
     "the run",
-    seed=Option(Int(0, 2**32 - 1), 0, "", "seed of initialization, data order, augmentation and random criteria"),
-    base_dir=Option(FilePath(), "./experiments", "", "directory that runs are kept in"),
-    expt_name=Option(RunName(), "", "", 'directory of this run; "" = experiment_<date>_<time>_<id>'),
-    epochs_per_level=Option(Int(1), 20, "epochs", "epochs E of each level (wr: E - k after level 0)"),
-    training_type=Option(
-        Choice(["imp", "wr", "lrr"]), "imp", "", "weights before each level: initial, of epoch k, or kept"
+    seed=Option(
+        Int(0, 2**32 - 1), default=0, role=REPLICATE, meaning="seed: weights, data order, augmentation, random pruning"
     ),
-    resume_level=Option(Int(0), 0, "level", "start this level again from the one before; 0 = where the run stands"),
-    resume_expt_name=Option(RunName(), "", "", 'run to continue; "" = a new run'),
+    base_dir=Option(FilePath(), default="./experiments", role=PLACE, meaning="folder of all runs"),
+    expt_name=Option(RunName(), default="", role=PLACE, meaning='name of this run; "" = experiment_<date>_<time>_<id>'),
+    epochs_per_level=Option(
+        Int(1), default=20, unit="epochs", meaning="E: epochs per level (with wr, E - k after level 0)"
+    ),
+    training_type=Option(
+        Choice(["imp", "wr", "lrr"]),
+        default="imp",
+        needs_several="levels",
+        meaning="weights that a level starts from: imp = initial, wr = of epoch k (rewind_epoch), lrr = kept",
+    ),
+    resume_level=Option(
+        Int(0),
+        default=0,
+        unit="level",
+        role=EXTENT,
+        meaning="restart at this level; 0 = continue where the run stopped",
+    ),
+    resume_expt_name=Option(
+        RunName(), default="", role=PLACE, meaning='name of the run to resume; "" = start a new run'
+    ),
     precision=Option(
         Choice(["auto", "fp32", "bf16", "fp16"]),
-        "auto",
-        "",
-        "autocast type; auto = bf16 where the hardware has it; fp32: TF32 convolutions on GPUs, as torch has it",
+        default="auto",
+        meaning="autocast type; auto = bf16 if the hardware has it; fp32 = TF32 convolutions on GPUs, torch's default",
     ),
-    compile=Option(Choice(AUTO_ON_OFF), "auto", "", "torch.compile; auto = on GPUs (not with sync_bn)"),
-    cuda_graphs=Option(Bool(), False, "", "the compiled network as CUDA graphs, for small networks on GPUs"),
-    channels_last=Option(Bool(), True, "", "NHWC memory for images and convolutions"),
-    save_every_epochs=Option(Int(0), 1, "epochs", "resume state saved at the end of every so many epochs; 0 = off"),
+    compile=Option(
+        Choice(AUTO_ON_OFF), default="auto", role=EXECUTION, meaning="torch.compile; auto = on GPUs without sync_bn"
+    ),
+    cuda_graphs=Option(
+        Bool(),
+        default=False,
+        role=EXECUTION,
+        meaning="run the compiled network as CUDA graphs: faster if it is small",
+    ),
+    channels_last=Option(
+        Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"
+    ),
+    save_every_epochs=Option(
+        Int(0), default=1, unit="epochs", role=EXECUTION, meaning="epochs between saved resume states; 0 = off"
+    ),
     save_every_minutes=Option(
-        Float("[0,]"), 0.0, "minutes", "resume state saved at an epoch's end when so old; 0 = off"
+        Float("[0,]"),
+        default=0.0,
+        unit="minutes",
+        role=EXECUTION,
+        meaning="at the end of an epoch, save if the last state is older than this; 0 = off",
     ),
     deterministic=Option(
-        Bool(), False, "", "deterministic kernels only, slower; on GPUs torchvision's VGG and AlexNet have none"
+        Bool(),
+        default=False,
+        role=EXECUTION,
+        meaning="deterministic kernels only (slower); on GPUs, torchvision's VGG and AlexNet have none",
     ),
 )
-_section(
+SCHEMA.section(
     "optimizer",
-    "SGD and its schedule, fresh at each level (wr: rewound)",
-    lr=Option(Float("(0,]"), 0.1, "", "peak learning rate, for the global batch"),
-    momentum=Option(Float("[0, 1)"), 0.9, "", "momentum"),
-    nesterov=Option(Bool(), False, "", "Nesterov momentum"),
-    weight_decay=Option(Float("[0,]"), 5e-4, "", "L2 penalty"),
-    no_decay_bn=Option(Bool(), False, "", "no weight decay for BatchNorm and biases"),
-    warmup_epochs=Option(Float("[0,]"), 0.0, "epochs", "linear warm-up to lr; fractions allowed"),
-    scheduler_type=Option(Choice(list(SCHEDULES)), "MultiStepLRWarmup", "", "shape of the schedule"),
+    "SGD and its learning-rate schedule, both fresh at each level (with wr, both rewound)",
+    lr=Option(Float("(0,]"), default=0.1, meaning="peak learning rate, for the global batch"),
+    momentum=Option(Float("[0, 1)"), default=0.9, meaning="momentum of SGD"),
+    nesterov=Option(Bool(), default=False, meaning="use Nesterov momentum"),
+    weight_decay=Option(Float("[0,]"), default=5e-4, meaning="weight decay (L2 penalty)"),
+    no_decay_bn=Option(Bool(), default=False, meaning="exempt BatchNorm and biases from weight decay"),
+    warmup_epochs=Option(
+        Float("[0,]"), default=0.0, unit="epochs", meaning="length of the linear warm-up to lr; fractions allowed"
+    ),
+    scheduler_type=Option(
+        Choice(list(SCHEDULES)), default="MultiStepLRWarmup", meaning="shape of the learning-rate schedule"
+    ),
     milestones=Option(
         List(Float("(0,]"), bracketed=True),
-        (),
-        "fractions of E when < 1, epochs otherwise",
-        "where the rate drops; [] = the schedule's own",
+        default=(),
+        unit="epochs, or fractions of E if below 1",
+        meaning="when the learning rate drops by gamma; [] = the schedule's own times",
     ),
-    gamma=Option(Float("(0, 1]"), 0.1, "", "factor at each milestone"),
-    lr_min=Option(Float("[0,]"), 0.0, "", "last rate of the cosine, linear and triangular schedules"),
-    label_smoothing=Option(Float("[0, 1)"), 0.0, "fraction", "label smoothing of the training loss"),
-    grad_clip=Option(Float("[0,]"), 0.0, "L2 norm", "largest gradient norm over all weights; 0 = off"),
+    gamma=Option(Float("(0, 1]"), default=0.1, meaning="factor on the learning rate at each milestone"),
+    lr_min=Option(
+        Float("[0,]"), default=0.0, meaning="final learning rate of the cosine, linear and triangular schedules"
+    ),
+    label_smoothing=Option(
+        Float("[0, 1)"), default=0.0, unit="fraction", meaning="label smoothing of the training loss"
+    ),
+    grad_clip=Option(
+        Float("[0,]"), default=0.0, unit="L2 norm", meaning="largest norm of the whole gradient; 0 = no clipping"
+    ),
 )
-_section(
+SCHEMA.section(
     "dist_params",
-    "processes",
-    distributed=Option(Bool(), True, "", "false = one process, whatever nproc says"),
-    nproc=Option(Int(0, 1024), 0, "processes", "processes of this machine; 0 = one for each GPU, 1 on a CPU"),
-    backend=Option(Choice(["auto", "gloo", "nccl"]), "auto", "", "auto = nccl on GPUs, gloo else"),
-    address=Option(Word(), "localhost", "", "where the processes meet"),
-    port=Option(Int(0, 65535), 0, "", "port they meet at; 0 = any free one"),
+    "processes and how they communicate",
+    distributed=Option(Bool(), default=True, role=EXECUTION, meaning="false = one process, whatever nproc says"),
+    nproc=Option(
+        Int(0, 1024), default=0, role=EXECUTION, meaning="processes on this machine; 0 = one per GPU, or one on the CPU"
+    ),
+    backend=Option(
+        Choice(["auto", "gloo", "nccl"]),
+        default="auto",
+        role=EXECUTION,
+        meaning="communication library; auto = nccl with a GPU per process, gloo otherwise",
+    ),
+    address=Option(
+        Word(), default="localhost", role=PLACE, needs_several="processes", meaning="host at which the processes meet"
+    ),
+    port=Option(
+        Int(0, 65535), default=0, role=PLACE, needs_several="processes", meaning="port at address; 0 = any free one"
+    ),
     threads=Option(
-        Int(0, 1024), 0, "threads", "CPU threads of each process; 0 = its share of the cores, 1 for a small MLP"
+        Int(0, 1024),
+        default=0,
+        role=EXECUTION,
+        meaning="CPU threads per process; 0 = share of cores, 1 for small MLPs",
     ),
-    sync_bn=Option(Bool(), False, "", "BatchNorm statistics over all processes"),
+    sync_bn=Option(
+        Bool(), default=False, needs_several="processes", meaning="take BatchNorm statistics over all processes"
+    ),
     sparse_allreduce=Option(
-        Choice(AUTO_ON_OFF), "off", "", "send the gradients of kept weights alone; auto = by gloo, where it pays"
+        Choice(AUTO_ON_OFF),
+        default="off",
+        role=EXECUTION,
+        needs_several="processes",
+        meaning="send the gradients of kept weights only; auto = with gloo, at densities where it pays",
     ),
-    wire=Option(Choice(["fp32", "bf16"]), "fp32", "", "type of gradients on their way; bf16 halves the bytes, rounded"),
-    timeout_minutes=Option(Float("(0,]"), 10.0, "minutes", "longest wait of one process for another"),
+    wire=Option(
+        Choice(["fp32", "bf16"]),
+        default="fp32",
+        needs_several="processes",
+        meaning="number type in which gradients are sent; bf16 halves the bytes and rounds the gradients",
+    ),
+    timeout_minutes=Option(
+        Float("(0,]"),
+        default=10.0,
+        unit="minutes",
+        role=EXECUTION,
+        needs_several="processes",
+        meaning="longest wait of one process for another before the run fails",
+    ),
 )
 
-LEGACY = Legacy(
-    unused=frozenset({"experiment_params.expt_setup", "optimizer.num_workers"}),
-    moved={"experiment_params.num_levels": "prune_params.num_levels"},
-)
+
+class Config(BaseConfig):
+    """The checked, frozen config of the options above."""
+
+    schema = SCHEMA
+    legacy = Legacy(
+        unused=frozenset({"experiment_params.expt_setup", "optimizer.num_workers"}),
+        moved={"experiment_params.num_levels": "prune_params.num_levels"},
+    )
 
 
-def _notes(config: "Config", found: Resolved) -> list[str]:
-    """A line for each option that was set and has no effect.
-
-    A file's option at its default is no news (a dumped config has them all), nor is a file's rewind_epoch, which waits
-    there for ``--experiment_params.training_type=wr``.
-    """
-    notes = list(found.notes)
-    for path, why in without_effect(config):
-        section, key = path.split(".")
-        value = getattr(getattr(config, section), key)
-        said = found.origin.get(path)
-        changed = value != SCHEMA.entries[section, key].default and path != "prune_params.rewind_epoch"
-        if said == "cli" or (said is not None and changed):
-            notes.append(f"{path}: {show(value)} has no effect: {why}")
-    return notes
-
-
-# ------------------------------------------------------------------------------------------------------------ configs
-
-
-class Config(Group):
-    """A checked, frozen config: ``cfg.section.key``; lists are tuples.
-
-    `notes` are lines for the user, to print once; they take no part in equality and are not dumped.
-    """
-
-    def __init__(self, values: Mapping[str, Group], notes: Sequence[str] = ()):
-        super().__init__(values)
-        vars(self)["notes"] = tuple(notes)
-
-    def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, Config) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(tuple(group for group in vars(self).values() if isinstance(group, Group)))
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """{section: {key: value}}, all options, lists as lists: the caller's own copy."""
-        sections = {name: vars(group) for name, group in vars(self).items() if isinstance(group, Group)}
-        return {
-            name: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-            for name, values in sections.items()
-        }
-
-    def replace(self, overrides: Mapping[str, Mapping[str, Any]]) -> "Config":
-        """A config with some options changed, checked anew.
-
-        Raises:
-            ConfigError: as `make_config`.
-        """
-        return _build([Source("code", self.to_dict()), Source("code", overrides)])
-
-
-def unused_alone(config: Config) -> list[str]:
-    """A line for each option between processes that is set in a run whose nproc 0 has turned out to be one process."""
-    d, usual = config.dist_params, make_config().dist_params
-    if d.nproc != 0 or not d.distributed:
-        return []  # known without counting GPUs: `without_effect` has told
-    changed = [key for key in BETWEEN_PROCESSES if getattr(d, key) != getattr(usual, key)]
-    return [f"dist_params.{key}: {show(getattr(d, key))} has no effect: there is one process" for key in changed]
-
-
-def _build(sources: Sequence[Source], faults: Sequence[str] = (), whole: bool = True) -> Config:
-    """`whole`: all sources could be read; with one missing, checks across options would find faults that are none."""
-    found = resolve(SCHEMA, sources, LEGACY)
-    faults = [*faults, *found.faults]
-    options = Group(found.values)
-    for check in CHECKS if whole else ():
-        try:
-            for path, allowed in check(options):
-                section, key = path.split(".")
-                faults.append(fault(path, getattr(found.values[section], key), allowed))
-        except AttributeError as error:
-            if error.name not in found.bad:  # a slip in the check itself, not an option already at fault
-                raise
-    if faults:
-        raise ConfigError(faults)
-    config = Config(found.values)
-    return Config(found.values, _notes(config, found))
-
-
-def make_config(overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
-    """The defaults with `overrides`, {section: {key: value}}, on top.
-
-    Raises:
-        ConfigError: naming every fault.
-    """
-    return _build([Source("code", overrides if overrides is not None else {})])
-
-
-USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
-
-FILE is YAML: sections with options below them. The command line wins over FILE, FILE over the defaults below.
-Lists are written 0.5,0.75 on the command line. Environment variables are not read."""
-
-
-def load_config(argv: Sequence[str] | None = None) -> Config:
-    """The config that a command line (``sys.argv[1:]`` when None) asks for. ``--help`` prints all options and exits 0.
-
-    Raises:
-        ConfigError: naming every fault of file and command line; nothing has been made or changed by then.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        try:
-            print(help_text(SCHEMA, USAGE), flush=True)
-        except BrokenPipeError:  # `--help | head`: nobody reads on, which is no failure
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0)
-    path, values, faults = parse_words(words, SCHEMA)
-    data: dict | None = {}
-    if path:
-        try:
-            data, repeats = read_yaml(path)
-            faults += repeats
-        except ConfigError as error:
-            faults += error.faults
-            data = None
-    return _build([Source("file", data or {}), Source("cli", values)], faults, whole=data is not None)
+make_config, load_config = Config.make, Config.load
 
 
 def end_on_faults() -> None:
-    """Ends this process if its command line asks for ``--help`` (exit 0) or is at fault (2): before torch is there."""
+    """End this process if its command line asks for ``--help`` (exit 0) or has faults (2). No torch is imported."""
     try:
         load_config()
     except ConfigError as error:
-        raise SystemExit(tell_faults(error.faults)) from None
-
-
-def tell_faults(faults: Sequence[str]) -> int:
-    """Prints a line a fault of a config, and returns the exit status of one: 2 (DESIGN 7)."""
-    print(*(f"harness: {line}" for line in faults), sep="\n", file=sys.stderr)
-    return 2
+        raise SystemExit(report(error)) from None
 
 
 def dump_yaml(config: Config) -> str:
-    """The resolved config, every option included, as YAML that ``--config`` reads back to an equal config."""
+    """All options as YAML, which ``--config`` reads back to an equal config."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, default_flow_style=False, width=10**6)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from harness_params import make_config
-from utils.dataset import Data, load_data
+from utils.data.loaders import Data
+from utils.dataset import load_data
 from utils.distributed import Context
 
 SHARED_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -117,13 +118,13 @@ def cifar_files(folder: Path, source: type, monkeypatch: pytest.MonkeyPatch, per
 
 
 def pixels_of(images: torch.Tensor, data: Data) -> np.ndarray:
-    """Undoes the normalisation: uint8 (N, H, W, C)."""
+    """Undo the normalisation: uint8 (N, H, W, C)."""
     normalize, shape = data.test.normalize, (1, *data.image_shape[1:], data.image_shape[0])
     factor, term = normalize.factor.view(shape), normalize.term.view(shape)
     return ((images.permute(0, 2, 3, 1) - term) / factor).round().to(torch.uint8).numpy()
 
 
 def epoch(data: Data, level: int = 0, number: int = 0, start_step: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """All of this rank's images and labels of an epoch, one behind the other."""
+    """All of this rank's images and labels of an epoch, concatenated."""
     batches = list(data.train.batches(level, number, start_step))
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])

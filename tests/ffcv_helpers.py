@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tests.data_helpers import load
-from utils.dataset import Data
+from utils.data.loaders import Data
 
 if importlib.util.find_spec("ffcv") is None:
     if os.environ.get("CI"):
@@ -23,7 +23,7 @@ if importlib.util.find_spec("ffcv") is None:
     pytest.skip("FFCV is not installed (see README)", allow_module_level=True)
 
 torch.set_num_threads(3)
-from utils.ffcv_decode import Beton  # noqa: E402
+from utils.ffcv.beton import Beton  # noqa: E402
 
 THREADS_AFTER_IMPORT = torch.get_num_threads()  # importing FFCV itself makes it 1
 torch.set_num_threads(1)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness_params import dump_yaml, make_config
-from utils.plot_data import Group
 from utils.plot_results import load_groups
+from utils.plots.groups import Group
 
 LAYERS = ["fc1.weight", "fc2.weight", "fc3.weight"]
 EPOCHS = 2
@@ -15,7 +15,7 @@ EPOCHS = 2
 def write_run(
     folder: Path, name: str, accuracies, densities=None, seed=0, layers=None, planned=None, **options
 ) -> Path:
-    """A run directory as the harness leaves it, with figures of the test's choice: a level an accuracy."""
+    """A run directory as the harness leaves it, with figures of the test's choice: one level per accuracy."""
     nested: dict = {"experiment_params": {"seed": seed, "expt_name": name}, "prune_params": {}}
     nested["prune_params"]["num_levels"] = planned or len(accuracies)
     for path, value in options.items():

@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import SMALL, Finished
 from tests.traps import UNMET, unmet
-from utils.environment import git_commit
+from utils.runs.environment import git_commit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "tests.processes"])
@@ -130,7 +130,7 @@ def _run(argv: list[str], logs: list[str], trap: Trap | None, env: dict) -> None
     tempfile.tempdir = None  # what TMPDIR says now
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started by nohup
     import harness
-    from utils import workers
+    from utils import launcher as workers
 
     workers.START_METHOD = "fork"
     sys.argv = ["harness.py", *argv]

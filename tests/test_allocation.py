@@ -9,7 +9,8 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.allocation import (
+from utils.conv_type import kept_counts
+from utils.pruning.allocation import (
     balanced,
     erk,
     erk_quotas,
@@ -19,7 +20,6 @@ from utils.allocation import (
     round_counts,
     share,
 )
-from utils.conv_type import kept_counts
 
 # A small network: conv 3->8 (3x3), conv 8->16 (3x3), linear 16->10.
 SHAPES = [(8, 3, 3, 3), (16, 8, 3, 3), (10, 16)]

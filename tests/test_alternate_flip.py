@@ -1,4 +1,4 @@
-"""dataset.alternate_flip: by image, drawn once a level, turned over in each epoch; refused where it cannot be."""
+"""dataset.alternate_flip: flips drawn once per level and image, inverted each epoch; refused where they cannot be."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 
 from harness_params import ConfigError, make_config
 from tests.data_helpers import load
-from utils.memory_loader import MemoryTrainLoader, Normalizer
+from utils.data.images import Normalizer
+from utils.data.in_memory import MemoryTrainLoader
 
 N = 600
 PLAN = {"batch_size": 64, "drop_last": False, "seed": 3, "rank": 0, "world": 1}

@@ -15,11 +15,12 @@ from PIL import Image
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.data_files import CIFAR10_FILES
+from utils.data.published import files_of
 from utils.dataset import load_data
 from utils.distributed import Context
+from utils.errors import ConfigError, DataError, RunError
 
-NOWHERE = ["http://127.0.0.1:9/"]  # the discard port, where nobody listens
+NOWHERE = ["http://127.0.0.1:9/"]  # the discard port, on which no program listens
 
 
 def _use(**load) -> None:
@@ -32,7 +33,7 @@ def _use(**load) -> None:
 
 
 def fails(kind: type[Exception], *words: str, **load) -> str:
-    """Loads and reads everything once; it must fail in one line that holds all the words."""
+    """Load and read everything once: must fail with one line that holds all the words; return it."""
     with pytest.raises(kind) as caught:
         _use(**load)
     message = str(caught.value)
@@ -137,23 +138,23 @@ TREES = [
 def test_bad_tree(tmp_path, loader, spoil, words):
     spoil(help_.digit_tree(tmp_path))
     options = {"dataset_name": "ImageFolder", "loader": loader, "num_workers": 0, "batch_size": 6}
-    fails(ValueError, "dataset.data_root: ", *words, root=tmp_path, **options)
+    fails(DataError, "dataset.data_root: ", *words, root=tmp_path, **options)
 
 
 def test_a_fault_found_by_a_worker_is_one_line_too(tmp_path):
     _truncated_jpeg(help_.digit_tree(tmp_path))
     options = {"dataset_name": "ImageFolder", "loader": "torchvision", "num_workers": 2, "batch_size": 6}
-    fails(ValueError, "zzz.jpg is not a readable image", root=tmp_path, **options)
+    fails(DataError, "zzz.jpg is not a readable image", root=tmp_path, **options)
 
 
 def test_no_data_root_at_all(tmp_path):
-    fails(ValueError, "dataset.data_root: no folder", root=tmp_path / "typo", dataset_name="ImageFolder")
+    fails(DataError, "dataset.data_root: no folder", root=tmp_path / "typo", dataset_name="ImageFolder")
 
 
 def test_unequal_sizes_do_not_fit_memory(tmp_path):
     Image.new("RGB", (20, 16)).save(help_.digit_tree(tmp_path) / "train" / "digit0" / "wide.png")
     words = ["dataset.data_root", "wide.png is 20x16 pixels, others are 16x16", "dataset.loader: torchvision"]
-    fails(ValueError, *words, root=tmp_path, dataset_name="ImageFolder", loader="memory")
+    fails(DataError, *words, root=tmp_path, dataset_name="ImageFolder", loader="memory")
 
 
 # ------------------------------------------------------------------------------------- options that do not fit the data
@@ -171,13 +172,13 @@ def test_unequal_sizes_do_not_fit_memory(tmp_path):
 )
 def test_options_against_a_tree(tmp_path, options, words):
     options = {"dataset_name": "ImageFolder", **options}
-    fails(ValueError, *words, root=help_.digit_tree(tmp_path), **options)
+    fails(ConfigError, *words, root=help_.digit_tree(tmp_path), **options)
 
 
 def test_options_against_a_set_held_in_memory():
-    fails(ValueError, "dataset.loader: torchvision", "Digits", dataset_name="Digits", loader="torchvision")
-    fails(ValueError, "dataset.resolution: 16", "8x8", dataset_name="Digits", resolution=16)
-    fails(ValueError, "dataset.batch_size: 718", "last batch of 1", dataset_name="Digits", batch_size=718)
+    fails(ConfigError, "dataset.loader: torchvision", "Digits", dataset_name="Digits", loader="torchvision")
+    fails(ConfigError, "dataset.resolution: 16", "8x8", dataset_name="Digits", resolution=16)
+    fails(ConfigError, "dataset.batch_size: 718", "last batch of 1", dataset_name="Digits", batch_size=718)
 
 
 # ----------------------------------------------------------------------------------------------- published data sets
@@ -216,18 +217,18 @@ def test_bad_mnist(tmp_path, case):
     spoil, words = IDX[case]
     spoil(help_.idx_files(tmp_path / "MNIST" / "raw"))
     words = ["dataset.data_root: ", str(tmp_path / "MNIST" / "raw"), *words]
-    fails(ValueError, *words, root=tmp_path, dataset_name="MNIST")
+    fails(DataError, *words, root=tmp_path, dataset_name="MNIST")
 
 
 def test_bad_cifar(tmp_path, monkeypatch):
     help_.cifar_files(tmp_path, datasets.CIFAR10, monkeypatch)
-    path = tmp_path / CIFAR10_FILES.folder / "data_batch_3"
+    path = tmp_path / files_of("CIFAR10").folder / "data_batch_3"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     words = ["dataset.data_root: ", f"{path} is truncated or corrupt (its MD5"]
-    fails(ValueError, *words, root=tmp_path, dataset_name="CIFAR10")
+    fails(DataError, *words, root=tmp_path, dataset_name="CIFAR10")
     path.unlink()
-    fails(ValueError, "CIFAR10 has no data_batch_3 in", str(path.parent), root=tmp_path, dataset_name="CIFAR10")
+    fails(DataError, "CIFAR10 has no data_batch_3 in", str(path.parent), root=tmp_path, dataset_name="CIFAR10")
     path.mkdir()
     path.rmdir()
     path.write_bytes(content)
@@ -235,10 +236,10 @@ def test_bad_cifar(tmp_path, monkeypatch):
 
 
 def test_bad_svhn(tmp_path):
-    fails(ValueError, "SVHN has no train_32x32.mat in", str(tmp_path), root=tmp_path, dataset_name="SVHN")
+    fails(DataError, "SVHN has no train_32x32.mat in", str(tmp_path), root=tmp_path, dataset_name="SVHN")
     for name in ("train_32x32.mat", "test_32x32.mat"):
         (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file")
-    fails(ValueError, "train_32x32.mat is truncated or corrupt", root=tmp_path, dataset_name="SVHN")
+    fails(DataError, "train_32x32.mat is truncated or corrupt", root=tmp_path, dataset_name="SVHN")
 
 
 # ---------------------------------------------------------------------------------------------------------- downloads
@@ -249,7 +250,7 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, monkeypatch):
     root = tmp_path / "new"
     advice = f"put {IMAGES}", f"into {root}/FashionMNIST/raw", "dataset.data_root"
     words = ["the download of FashionMNIST failed", *advice]
-    fails(RuntimeError, *words, root=root, dataset_name="FashionMNIST", download=True)
+    fails(RunError, *words, root=root, dataset_name="FashionMNIST", download=True)
     assert not root.exists()
 
 
@@ -262,7 +263,7 @@ def test_a_failed_download_leaves_what_was_there(tmp_path, monkeypatch, name):
     else:
         monkeypatch.setattr(source, "url", NOWHERE[0] + source.filename)
     (tmp_path / "mine.txt").write_text("kept")
-    fails(RuntimeError, f"the download of {name} failed", "put ", root=tmp_path, dataset_name=name, download=True)
+    fails(RunError, f"the download of {name} failed", "put ", root=tmp_path, dataset_name=name, download=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -270,7 +271,7 @@ def test_a_data_root_that_cannot_be_made(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", NOWHERE)
     (tmp_path / "file").write_text("in the way")
     root = tmp_path / "file" / "data"
-    fails(RuntimeError, "the download of MNIST failed", root=root, dataset_name="MNIST", download=True)
+    fails(RunError, "the download of MNIST failed", root=root, dataset_name="MNIST", download=True)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -313,38 +314,51 @@ def test_a_download_cut_short_is_refused_and_removed(tmp_path, mirror):
     _cut(folder / f"{IMAGES}.gz", 30)
     root = tmp_path / "data"
     words = ["the download of FashionMNIST failed", f"{IMAGES}.gz", f"into {root}"]
-    fails(RuntimeError, *words, root=root, dataset_name="FashionMNIST", download=True)
+    fails(RunError, *words, root=root, dataset_name="FashionMNIST", download=True)
     assert not root.exists()
 
 
 def _one_of_two(rank: int, folder: str, port: int) -> list[int | str]:
     """One process of two: loads FashionMNIST from nowhere, then from the mirror, and says what came of it."""
-    patience = timedelta(seconds=120)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", patience, world_size=2, rank=rank)
+    timeout = timedelta(seconds=120)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", timeout, world_size=2, rank=rank)
     options = {"dataset_name": "FashionMNIST", "data_root": f"{folder}/data", "batch_size": 8}
-    cfg, ctx, told = help_.make_config({"dataset": options}), Context(rank=rank, world=2), []
+    cfg, ctx, outcomes = help_.make_config({"dataset": options}), Context(rank=rank, world=2), []
     for try_port in (9, port):
         with pytest.MonkeyPatch.context() as patch:
             point_to(patch, try_port, Path(folder) / "mirror")
             try:
-                told.append(sum(len(labels) for _, labels in load_data(cfg, ctx).test.batches()))
-            except RuntimeError as error:
-                told.append(str(error))
+                outcomes.append(sum(len(labels) for _, labels in load_data(cfg, ctx).test.batches()))
+            except RunError as error:
+                outcomes.append(str(error))
     torch.distributed.destroy_process_group()
-    return told
+    return outcomes
 
 
-def _tell(results, *args) -> None:
+def _put_outcomes(results, *args) -> None:
     results.put(_one_of_two(*args))
 
 
 def test_rank_zero_downloads_for_all_and_its_failure_is_everyones(tmp_path, mirror):
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    other = context.Process(target=_tell, args=(results, 1, str(tmp_path), mirror[0]))
+    other = context.Process(target=_put_outcomes, args=(results, 1, str(tmp_path), mirror[0]))
     other.start()
-    told = [_one_of_two(0, str(tmp_path), mirror[0]), results.get()]
+    outcomes = [_one_of_two(0, str(tmp_path), mirror[0]), results.get()]
     other.join(60)
     assert other.exitcode == 0
-    assert told[0][0] == told[1][0] and "the download of FashionMNIST failed" in told[0][0]
-    assert told[0][1] == told[1][1] == 6
+    assert outcomes[0][0] == outcomes[1][0] and "the download of FashionMNIST failed" in outcomes[0][0]
+    assert outcomes[0][1] == outcomes[1][1] == 6
+
+
+class _OtherRank(Context):
+    """Rank 1 of two, which hears from rank 0 that a file is missing."""
+
+    def broadcast_object(self, obj=None):
+        return DataError, "MNIST has no such file"
+
+
+def test_rank_zeros_fault_keeps_its_kind_and_names_the_option_on_the_others():
+    cfg = help_.make_config({"dataset": {"dataset_name": "MNIST"}})
+    with pytest.raises(DataError, match=r"^dataset\.data_root: MNIST has no such file$"):
+        load_data(cfg, _OtherRank(rank=1, world=2))

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from harness_params import make_config
-from tests.benchmarks.arithmetic import step_flops
 from tests.conftest import ROOT
 from utils import benchmark
+from utils.bench import contenders, memory, usual_harness
+from utils.bench.arithmetic import step_flops
 from utils.distributed import Context
 
 
@@ -47,7 +48,10 @@ def test_table():
     ("words", "line"),
     [
         (["--optimizer.lr=-1"], "benchmark: optimizer.lr: -1"),
-        (["--dataset.dataset_name=ImageNet"], "benchmark: dataset.dataset_name: ImageNet is a tree of files; measured"),
+        (
+            ["--dataset.dataset_name=ImageNet"],
+            "benchmark: dataset.dataset_name: ImageNet is a tree of files; give --syn",
+        ),
         (["--dataset.batch_size=2000"], "benchmark: dataset.batch_size: 2000 makes an epoch of one step"),
         (["--optimizer.grad_clip=1"], "benchmark: optimizer.grad_clip: 1.0: the other contenders have none"),
         (["--dist_params.nproc=2"], "benchmark: dist_params.nproc: 2 is not started from here: torchrun --nproc"),
@@ -108,8 +112,8 @@ def test_all_contenders_have_the_same_network():
     })  # fmt: skip
     ctx = Context()
     data, _ = benchmark.load(cfg, ctx, synthetic=4)
-    usual = benchmark.usual_harness.make_model(benchmark.usual_settings(cfg, data), ctx.device)
-    for model in (benchmark.Ours(cfg, ctx, data).trainer.model, benchmark.PlainLoop(cfg, ctx, data).model, usual):
+    usual = usual_harness.make_model(contenders.usual_settings(cfg, data), ctx.device)
+    for model in (contenders.Ours(cfg, ctx, data).trainer.model, contenders.PlainLoop(cfg, ctx, data).model, usual):
         assert sum(hasattr(module, "blur_kernel") for module in model.modules()) == 6
 
 
@@ -119,12 +123,12 @@ def test_plain_loop_is_compiled_as_ours_is(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda model, **_: asked.append(model))
     for option in ("off", "on"):
         cfg = make_config({"dataset": {"dataset_name": "Digits"}, "experiment_params": {"compile": option}})
-        benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="plain loop"))
+        memory.train_alone(cfg, Context(), "plain loop", synthetic=0)
         assert len(asked) == (option == "on")
 
 
 def test_the_peak_is_of_training_not_of_loading(monkeypatch):
-    load = benchmark.load
+    load = memory.load
 
     def load_at_a_cost(*args):
         np.ones(250_000_000, dtype=np.uint8).sum()
@@ -132,9 +136,9 @@ def test_the_peak_is_of_training_not_of_loading(monkeypatch):
 
     peaks = []
     for loading in (load, load_at_a_cost):
-        monkeypatch.setattr(benchmark, "load", loading)
+        monkeypatch.setattr(memory, "load", loading)
         cfg = make_config({"dataset": {"dataset_name": "Digits"}})
-        peaks.append(benchmark.train_alone(cfg, Context(), SimpleNamespace(synthetic=0, only="ours")))
+        peaks.append(memory.train_alone(cfg, Context(), "ours", synthetic=0))
     assert min(peaks) > 50 and abs(peaks[1] - peaks[0]) < 100
 
 

@@ -15,8 +15,8 @@ from harness_params import make_config
 from tests.conftest import Finished
 from tests.processes import rows_of
 from tests.traps import Both, StopAt
-from utils.compilation import compile_network, missing_tools
 from utils.distributed import Context
+from utils.training.hardware import compile_network, missing_tools
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: torch.compile did not run on the CPU")
 
@@ -41,7 +41,7 @@ class CountGraphs:
         from torch._dynamo.utils import counters
 
         from harness import Harness
-        from utils import memory_loader
+        from utils.data import in_memory as memory_loader
 
         memory_loader.EVAL_IMAGES = 100
         plain = Harness.finish_level

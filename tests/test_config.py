@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from harness_params import SCHEMA, dump_yaml, load_config, make_config, unused_alone
-from utils.config_checks import DATASET_CLASSES
+from utils.config.checkers import Bool
+from utils.config.options import Option
+from utils.data.specs import DATASETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -78,7 +80,7 @@ def test_environment_is_not_read(monkeypatch):
 
 
 def test_data_set_names_in_any_case():
-    for name in DATASET_CLASSES:
+    for name in DATASETS:
         assert make_config({"dataset": {"dataset_name": name.lower()}}).dataset.dataset_name == name
 
 
@@ -119,9 +121,10 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
 )
 def test_options_without_effect_are_noted(words, path):
     cfg = load_config(words)
-    (note,) = [note for note in cfg.notes if "has no effect" in note]
+    (note,) = [note for note in cfg.notes if "has no effect" in note.text]
     value = next(word for word in words if path in word).partition("=")[2]
-    assert note.startswith(f"{path}: {value} has no effect: ")
+    assert (note.option, f"{note.section}.") == (path, path[: path.index(".") + 1])
+    assert str(note).startswith(f"{path}: {value} has no effect: ")
     assert cfg == make_config(cfg.to_dict()), "notes are no part of a config"
     assert "notes" not in cfg.to_dict()
 
@@ -172,8 +175,8 @@ def test_original_layout(path):
     assert cfg.optimizer.lr == given["optimizer"]["lr"]
     assert cfg.optimizer.weight_decay == float(given["optimizer"]["weight_decay"])
     assert cfg.dist_params.port == int(given["dist_params"]["port"])
-    assert "experiment_params.expt_setup: other has no effect (accepted for older files)" in cfg.notes
-    noted = {note.partition(":")[0] for note in cfg.notes}
+    assert "experiment_params.expt_setup: other has no effect (accepted for older files)" in map(str, cfg.notes)
+    noted = {note.option for note in cfg.notes}
     assert ("prune_params.er_init" in noted) == ("er_init" in given["prune_params"])
     assert ("experiment_params.num_levels" in noted) == ("num_levels" in e)
     assert ("optimizer.num_workers" in noted) == ("num_workers" in given["optimizer"])
@@ -238,14 +241,14 @@ def test_faults_and_help_answer_at_once_without_torch():
 def test_harness_answers_at_once_without_torch():
     """Its own command line, on a path where torch cannot be imported."""
     program = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path('harness.py', run_name='__main__')"
-    for words, status, told in [
+    for words, status, output in [
         (["--help"], 0, "usage: "),
         (["--optimizer.lr=x"], 2, "harness: optimizer.lr: x is not"),
     ]:
         command = [sys.executable, "-c", program, *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stderr
-        assert (done.stdout + done.stderr).startswith(told)
+        assert (done.stdout + done.stderr).startswith(output)
 
 
 def test_help_into_a_closed_pipe_is_no_failure():
@@ -270,7 +273,6 @@ def test_declarations_pass_their_own_checks():
 
 
 def test_methods_offered_are_the_criteria_there_are():
-    """The config has its own list of names, since it must not import torch."""
     from utils.pruning_utils import CRITERIA
 
     choices = {key: SCHEMA.entries["prune_params", key].checker.choices for key in ("prune_method", "er_method")}
@@ -278,8 +280,11 @@ def test_methods_offered_are_the_criteria_there_are():
     assert sorted(choices["er_method"]) == sorted(["just dont", *CRITERIA])
 
 
-def test_schedules_offered_are_those_of_the_readme():
+def test_data_sets_and_schedules_offered_are_those_of_the_readme():
     """Names that YAMLs in use have: none may go unnoticed."""
+    assert set(SCHEMA.entries["dataset", "dataset_name"].checker.choices) == {
+        *("Digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN", "ImageNet", "ImageFolder"),
+    }
     assert set(SCHEMA.entries["optimizer", "scheduler_type"].checker.choices) == {
         *("MultiStepLRWarmup", "ImageNetLRDropsWarmup", "CosineLRWarmup"),
         *("LinearLRWarmup", "TriangularSchedule", "Constant"),
@@ -290,6 +295,37 @@ def test_options_between_processes_are_noted_where_nproc_turns_out_to_be_one():
     words = ["--dist_params.wire=bf16", "--dist_params.sync_bn=true"]
     cfg = load_config(words)
     assert cfg.notes == ()  # with two GPUs they would count
-    assert [note.partition(":")[0] for note in unused_alone(cfg)] == ["dist_params.sync_bn", "dist_params.wire"]
-    assert unused_alone(load_config([*words, "--dist_params.nproc=1"])) == []  # told in its notes
+    assert [note.option for note in unused_alone(cfg)] == ["dist_params.sync_bn", "dist_params.wire"]
+    assert unused_alone(load_config([*words, "--dist_params.nproc=1"])) == []  # its own notes say so
     assert unused_alone(load_config([])) == []
+
+
+def test_what_an_option_is_follows_from_its_declaration():
+    """The sets as they were listed by hand before roles were declared."""
+    from utils.config.effects import needs_levels, needs_processes
+    from utils.plots.names import IGNORED
+    from utils.runs.directory import FREE_ON_RESUME
+
+    free = {
+        "dataset": "num_workers data_root download os_cache train_beton val_beton",
+        "prune_params": "num_levels",
+        "experiment_params": "base_dir expt_name resume_level resume_expt_name compile cuda_graphs channels_last "
+        "save_every_epochs save_every_minutes deterministic",
+        "dist_params": "threads distributed nproc backend address port sparse_allreduce timeout_minutes",
+    }
+    free_paths = {f"{section}.{key}" for section, keys in free.items() for key in keys.split()}
+    assert free_paths == FREE_ON_RESUME
+    assert free_paths | {
+        "model_params.conv_type", "dataset.num_classes", "dataset.loader", "experiment_params.seed",
+    } == IGNORED  # fmt: skip
+    assert set(needs_processes(SCHEMA)) == {
+        f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
+    }
+    assert set(needs_levels(SCHEMA)) == {
+        "prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type",
+    }  # fmt: skip
+
+
+def test_options_are_declared_by_keyword():
+    with pytest.raises(TypeError):
+        Option(Bool(), False, "", "a meaning")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from tests.pruning_helpers import assert_untouched, batches_for, masks_of, numbers, small, snapshot
-from utils import scores
-from utils.allocation import keep_count
 from utils.conv_type import insert_masks, masked_params
+from utils.pruning import scores
+from utils.pruning.allocation import keep_count
+from utils.pruning.scores import Inputs, scoring, synflow_scores
 from utils.pruning_utils import CRITERIA, dead_layers, prune
-from utils.scores import Inputs, scoring, synflow_scores
 
 METHODS = sorted(CRITERIA)
 

@@ -12,7 +12,8 @@ from tests.conftest import Finished
 from tests.processes import Forks
 from tests.test_files import Hostile
 from tests.traps import KINDS, StopAt, states_of
-from utils.files import pack, sha256
+from utils.files import sha256
+from utils.runs.weights import pack
 
 IMP = KINDS["imp"]
 

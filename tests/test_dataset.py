@@ -1,6 +1,7 @@
 """Order, shares, augmentation and normalisation of the loaders in memory, and the published sets' readers."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from tests import data_helpers as help_
-from utils.config_checks import DATASET_CLASSES, NOT_FLIPPED, SIDES, TREES
-from utils.dataset import AUGMENTS, DATASETS
-from utils.memory_loader import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader, Normalizer, pixel_statistics
-from utils.order import check_shares, epoch_order, global_batch, rank_places, share, stable_seed, steps_per_epoch
+from utils.data.epochs import check_shares, epoch_order, global_batch, rank_places, share, steps_per_epoch
+from utils.data.images import Normalizer, pixel_statistics
+from utils.data.in_memory import CROP_PADDING, MemoryTestLoader, MemoryTrainLoader
+from utils.data.published import files_of
+from utils.data.specs import DATASETS
+from utils.seeds import stable_seed
 
 CPU = torch.device("cpu")
 
@@ -219,7 +222,7 @@ def test_statistics_are_exact():
 def test_published_constants_fit_the_data(name, tmp_path):
     root = help_.fashion_root(tmp_path) if name == "FashionMNIST" else tmp_path
     spec = DATASETS[name]
-    pixels, _ = spec.files.read(root, train=True)
+    pixels, _ = files_of(name).read(root, train=True)
     mean, std = (value * 255 / spec.full_scale for (value,) in pixel_statistics(pixels))
     assert (mean, std) == pytest.approx((spec.mean[0], spec.std[0]), abs=1e-4)
     data = help_.load(root, dataset_name=name, batch_size=500)
@@ -231,21 +234,13 @@ def test_published_constants_fit_the_data(name, tmp_path):
 # ------------------------------------------------------------------------------------------------------- the data sets
 
 
-def test_the_config_knows_the_same_data_sets():
-    """Its own lists of them, made without torch, against the registry that loads them."""
-    assert {name: spec.num_classes for name, spec in DATASETS.items()} == DATASET_CLASSES
-    assert {name: spec.image_shape[1] for name, spec in DATASETS.items() if spec.image_shape} == SIDES
-    assert {name for name, spec in DATASETS.items() if spec.files is None} == set(TREES)
-    assert {name for name, spec in DATASETS.items() if not AUGMENTS[spec.augment][1]} == set(NOT_FLIPPED)
-
-
 @pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
 def test_a_data_set_has_as_many_classes_as_its_files(name, classes):
-    assert DATASETS[name].num_classes == DATASETS[name].files.num_classes == classes
+    assert files_of(name).spec.num_classes == DATASETS[name].num_classes == classes
 
 
 def test_digits_are_split_once_for_all():
-    files = DATASETS["Digits"].files
+    files = files_of("Digits")
     (train, train_labels), (test, test_labels) = files.read(None, True), files.read(None, False)
     assert train.shape == (1437, 8, 8, 1) and test.shape == (360, 8, 8, 1)
     assert np.bincount(test_labels).tolist() == [36] * 10
@@ -273,6 +268,16 @@ def test_mnist_is_read_unpacked_or_not(tmp_path, suffix):
     digits, targets = help_.digit_images()
     assert np.array_equal(help_.pixels_of(images, data)[:, 10:18, 10:18, 0], digits[40:52] * 15)
     assert labels.tolist() == targets[40:52].tolist()
+
+
+def test_a_new_set_in_a_known_format_is_one_line_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "KMNIST", replace(DATASETS["MNIST"], mean=(0.1918,), std=(0.3483,)))
+    help_.idx_files(tmp_path / "KMNIST" / "raw")
+    images, labels = files_of("KMNIST").read(tmp_path, train=True)
+    digits, targets = help_.digit_images()
+    assert np.array_equal(images[:, 10:18, 10:18, 0], digits[:40] * 15) and np.array_equal(labels, targets[:40])
+    with pytest.raises(ValueError, match="ImageNet is a tree"):
+        files_of("ImageNet")
 
 
 @pytest.mark.parametrize(("source", "classes"), [(datasets.CIFAR10, 10), (datasets.CIFAR100, 100)])

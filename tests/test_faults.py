@@ -51,9 +51,9 @@ class FillDisk:
 
     def __call__(self) -> None:
         import harness_utils
-        from utils import run_directory
+        from utils.runs import run, tables
 
-        plain = harness_utils.write_whole
+        plain = run.write_whole
 
         def write(path: Path, data) -> None:
             if path.name == self.name:
@@ -62,7 +62,7 @@ class FillDisk:
                     fill(self.disk)
             plain(path, data)
 
-        harness_utils.write_whole = run_directory.write_whole = write
+        harness_utils.write_whole = run.write_whole = tables.write_whole = write
 
 
 def fill(disk: Path) -> None:
@@ -170,16 +170,16 @@ class BadGradient:
         self.step = step
 
     def __call__(self) -> None:
-        import harness
+        from utils.training import setup
 
-        plain, self.calls = harness.create_model, 0
+        plain, self.calls = setup.create_model, 0
 
         def create(*args, **kwargs):
             model = plain(*args, **kwargs)
             next(model.parameters()).register_hook(self.spoilt)
             return model
 
-        harness.create_model = create
+        setup.create_model = create
 
     def spoilt(self, gradient: torch.Tensor) -> torch.Tensor:
         self.calls += 1

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, product_files
-from utils.files import BackgroundWriter, RunError, load, pack, scratch_folder, sha256, sweep_parts, write_whole
+from utils.errors import RunError
+from utils.files import BackgroundWriter, scratch_folder, sha256, sweep_parts, write_whole
+from utils.runs.weights import load, pack
 
 
 class Hostile:
@@ -155,7 +157,7 @@ def test_what_loads_code_is_found():
 def test_nothing_in_the_program_loads_more_than_weights():
     """But for CIFAR, which is published as pickles: those are read when their checksum is the published one."""
     found = {(file.name, name): (file, line) for file in product_files() for line, name in loads_of(file.read_text())}
-    file, line = found.pop(("data_files.py", "pickle.loads"))
+    file, line = found.pop(("published.py", "pickle.loads"))
     assert "self.checked(root, name)" in file.read_text().splitlines()[line - 2]
     assert not found
 

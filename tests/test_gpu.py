@@ -100,12 +100,12 @@ def test_masks_are_those_of_the_cpu():
 
 def steps_watched(device: str, *words: str) -> dict[str, int]:
     """Trains the second epoch of a pruned network with every wait for the device forbidden; the number of its steps."""
-    from harness import build_model
     from harness_params import load_config
     from utils.dataset import load_data
     from utils.distributed import join
     from utils.pruning_utils import prune
-    from utils.training import Trainer
+    from utils.training.setup import build_model
+    from utils.training.trainer import Trainer
 
     cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off", *words])
     with join() as ctx:

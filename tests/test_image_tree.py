@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from tests import data_helpers as help_
-from utils.folder_loader import FolderTrainLoader, random_crop_box
-from utils.image_tree import find_tree, image_pixels, open_image
-from utils.memory_loader import MemoryTrainLoader
-from utils.signals import STOPPING
+from utils.data.by_workers import FolderTrainLoader
+from utils.data.image_tree import find_tree, image_pixels, open_image
+from utils.data.images import random_crop_box
+from utils.data.in_memory import MemoryTrainLoader
+from utils.processes.signals import STOPPING
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models as tv
 
-from utils.cifar_models import _BlockA, _PreActBlock
 from utils.conv_type import insert_masks, masked_params
 from utils.models import MODELS, canonical_name, create_model, model_names
+from utils.networks.cifar import _BlockA, _PreActBlock
 
 TORCHVISION = tv.list_models(module=tv)
 

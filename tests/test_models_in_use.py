@@ -12,7 +12,9 @@ from torchvision import models as tv
 from tests.processes import in_ranks
 from utils.conv_type import apply_masks, density, insert_masks, masked_params
 from utils.distributed import Context
-from utils.models import _FIRST_CONV_INIT, _set_input_channels, add_blurpool, create_model
+from utils.models import create_model
+from utils.networks.blurpool import add_blurpool
+from utils.networks.torchvision import _FIRST_CONV_INIT, _set_input_channels
 
 
 @pytest.fixture(autouse=True)

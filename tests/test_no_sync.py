@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness import build_model
 from harness_params import make_config
 from utils import conv_type
-from utils.dataset import Data
+from utils.data.images import Normalizer
+from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
+from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.memory_loader import MemoryTestLoader, MemoryTrainLoader, Normalizer
-from utils.training import Trainer
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 META = torch.device("meta")
 SHAPE = (3, 32, 32)

@@ -8,9 +8,10 @@ import pytest
 from matplotlib import pyplot as plt
 
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
-from utils.plot_figures import draw_accuracy, draw_curves, draw_layers, layer_table
 from utils.plot_results import main
-from utils.plot_style import COLOURS, DENSE
+from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
+from utils.plots.lines import layer_frame
+from utils.plots.style import COLOURS, DENSE
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def test_layers_of_one_method_at_every_level(tmp_path):
     write_run(tmp_path, "a", [90, 80], layers=[[1, 1, 1], [0.4, 0, 0.8]])
     write_run(tmp_path, "b", [90, 80], seed=1, layers=[[1, 1, 1], [0.2, 0, 1.0]])
     [group] = groups_of(tmp_path, "layers")
-    table = layer_table(group)
+    table = layer_frame(group)
     assert list(table.columns) == LAYERS
     np.testing.assert_allclose(table.loc[0.4], [0.3, 0, 0.9])
     figure = draw_layers([group])
@@ -261,7 +262,7 @@ def test_of_many_networks_each_method_s_next_to_one_density_is_drawn(crowd, kind
     assert main([str(crowd), *out]) == 2
     assert capsys.readouterr().err == (
         "plot_results: 20 lines are asked for, 18 at most can be told apart: --density keeps one run of each method, "
-        "the one next to it; or name fewer runs\n"
+        "the one closest to it; or name fewer runs\n"
     )
     assert main([str(crowd), "--density", "0.04", *out]) == 0
     groups = groups_of(crowd, kind)
@@ -279,9 +280,9 @@ def test_more_lines_than_can_be_told_apart_are_refused(tmp_path, capsys):
         ["curves", "--level", "1"],
     ):
         assert main([str(tmp_path), "--out", str(tmp_path / "f.png"), "--kind", *words]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("plot_results: 19 lines are asked for, 18 at most can be told apart: ")
-        assert ("in place of --level" in told) == ("--level" in words) and told.endswith("name fewer runs\n")
+        message = capsys.readouterr().err
+        assert message.startswith("plot_results: 19 lines are asked for, 18 at most can be told apart: ")
+        assert ("in place of --level" in message) == ("--level" in words) and message.endswith("name fewer runs\n")
     assert not (tmp_path / "f.png").exists()
 
 
@@ -301,7 +302,7 @@ def test_methods_are_told_by_their_markers_in_curves_too(tmp_path):
     for kind in ("imp", "lrr"):
         write_run(tmp_path, kind, [90, 80], **{"experiment_params.training_type": kind})
     figure = draw_curves(groups_of(tmp_path, "curves"))
-    told = {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}
-    assert len(set(told.values())) == 2
+    markers = {line.get_label(): line.get_marker() for line in figure.legends[0].legend_handles}
+    assert len(set(markers.values())) == 2
     for ax in figure.axes:
-        assert {line.get_label(): line.get_marker() for line in ax.lines} == told
+        assert {line.get_label(): line.get_marker() for line in ax.lines} == markers

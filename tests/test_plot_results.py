@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
-from utils.plot_data import find_runs
-from utils.plot_lines import dense_accuracy, points
-from utils.plot_names import IGNORED
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
+from utils.plots.groups import TIDY_COLUMNS
+from utils.plots.lines import dense_accuracy, points
+from utils.plots.names import IGNORED
+from utils.plots.runs import find_runs
 
 
 @pytest.fixture
@@ -158,9 +159,9 @@ def test_runs_of_one_name_in_several_folders_are_several_runs(tmp_path):
 
 
 def test_whatever_is_free_on_resume_makes_no_other_method(tmp_path):
-    from utils.run_directory import FREE_ON_RESUME
+    from utils.runs.directory import FREE_ON_RESUME
 
-    assert {f"{section}.{key}" for section, keys in FREE_ON_RESUME.items() for key in keys} <= IGNORED
+    assert FREE_ON_RESUME <= IGNORED
     write_run(tmp_path, "a", [90, 80], **{"dist_params.threads": 1})
     write_run(tmp_path, "b", [90, 80], seed=1, **{"dist_params.threads": 2})
     assert [(g.label, g.seeds) for g in groups_of(tmp_path)] == [("IMP", 2)]
@@ -175,9 +176,9 @@ def test_a_run_given_twice_counts_once(study):
 
 def refused(capsys, *words) -> str:
     assert main([*map(str, words)]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and told[0].startswith("plot_results: ")
-    return told[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("plot_results: ")
+    return lines[0]
 
 
 def test_missing_and_unfinished_runs(tmp_path, capsys):
@@ -186,13 +187,13 @@ def test_missing_and_unfinished_runs(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "neither a run nor a directory of runs" in refused(capsys, tmp_path / "empty", "--out", out)
     run = write_run(tmp_path, "half", [90, 80], planned=12)
-    assert "half: unfinished: 2 of 12 levels are there; --partial takes them" in refused(capsys, run, "--out", out)
+    assert "half: unfinished: 2 of 12 levels exist; use --partial to include them" in refused(capsys, run, "--out", out)
     assert main([str(run), "--partial", "--out", str(out)]) == 0
     other = write_run(tmp_path, "whole", [90, 80], seed=1)
     (run / "metrics" / "summary.csv").unlink()
-    assert "half: unfinished: 0 of 12 levels are there" in refused(capsys, run, "--partial", "--out", out)
+    assert "half: unfinished: 0 of 12 levels exist" in refused(capsys, run, "--partial", "--out", out)
     assert main([str(run), str(other), "--partial", "--out", str(out)]) == 0
-    assert "half is left out: not one level is finished" in capsys.readouterr().err
+    assert "half is left out: no level is finished" in capsys.readouterr().err
 
 
 def test_damaged_runs(tmp_path, capsys):
@@ -208,22 +209,76 @@ def test_damaged_runs(tmp_path, capsys):
     assert "unknown option" in refused(capsys, run, "--out", tmp_path / "f.png")
 
 
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_damaged_csvs_are_named_in_one_line(tmp_path, capsys):
+    out = ["--out", tmp_path / "f.png"]
+    run = write_run(tmp_path, "words", [90, 80])
+    change(run / "metrics" / "summary.csv", ",90,", ",high,")
+    assert "summary.csv: column final_test_acc does not hold numbers only" in refused(capsys, run, *out)
+    run = write_run(tmp_path, "twice", [90, 80])
+    change(run / "metrics" / "layerwise_density.csv", "fc3", "fc2")
+    assert "density.csv: a layer is listed twice in one level" in refused(capsys, run, "--kind", "layers", *out)
+    run = write_run(tmp_path, "dead", [90], layers=[[0, 0, 0]])
+    assert "no layer to draw" in refused(capsys, run, "--kind", "layers", *out)
+    run = write_run(tmp_path, "gone", [90])
+    (run / "metrics" / "epochwise_metrics" / "level_0_metrics.csv").unlink()
+    assert "level_0_metrics.csv: no such file" in refused(capsys, run, "--kind", "curves", *out)
+    table = tmp_path / "t.csv"
+    table.write_text(",".join(TIDY_COLUMNS) + "\n")
+    assert "t.csv: no rows" in refused(capsys, table, *out)
+    assert not (tmp_path / "f.png").exists()
+
+
+def test_a_saved_config_is_named_as_the_run_s_own(tmp_path, capsys):
+    run = write_run(tmp_path, "a", [90])
+    config = run / "expt_config.yaml"
+    for text, fault in (
+        ("just text", "is not a mapping"),
+        ("a: 1\na: 2", "line 2: a is given twice"),
+        ("optimizer: {lr: -1}", "optimizer.lr: -1 is not allowed"),
+    ):
+        config.write_text(text)
+        message = refused(capsys, run, "--out", tmp_path / "f.png")
+        assert message.startswith(f"plot_results: {run}: expt_config.yaml: {fault}")
+
+
+def test_tables_may_have_more_columns(tmp_path):
+    run = write_run(tmp_path, "a", [90, 80])
+    for path in (run / "metrics").rglob("*.csv"):
+        pd.read_csv(path).assign(newer="x").to_csv(path, index=False)
+    for kind in ("accuracy", "layers", "curves"):
+        assert main([str(run), "--kind", kind, "--out", str(tmp_path / "f.png")]) == 0
+
+
+def test_a_figure_that_cannot_be_written(study, capsys):
+    title = r"$\no_such_symbol$"
+    assert "f.png: cannot be written: " in refused(capsys, study, "--title", title, "--out", study / "f.png")
+    (study / "folder.png").mkdir()
+    assert "folder.png: cannot be written: " in refused(capsys, study, "--out", study / "folder.png")
+
+
 def test_runs_that_do_not_go_together(tmp_path, capsys):
     a = write_run(tmp_path, "a", [90, 80])
     b = write_run(tmp_path, "b", [90, 80], **{"dataset.dataset_name": "MNIST"})
-    told = refused(capsys, a, b, "--out", tmp_path / "f.png")
-    assert "different data sets" in told and "Digits" in told and "MNIST" in told
+    message = refused(capsys, a, b, "--out", tmp_path / "f.png")
+    assert "different data sets" in message and "Digits" in message and "MNIST" in message
     again = write_run(tmp_path, "again", [90, 80])
     assert "same experiment with the same seed 0" in refused(capsys, a, again, "--out", tmp_path / "f.png")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "--out: a file to write is expected"),
         (["--out", "f.doc"], "--out: f.doc: ends in none of .png, .pdf"),
         (["--out", "no/such/f.png"], "no/such: no such directory"),
         (["--kind", "table", "--out", "f.png"], "ends in none of .csv"),
+        (["--out", "f.png", "--ylim", "0", "nan"], "--ylim: 0 nan is not allowed: finite numbers"),
         (["--out", "f.png", "--level", "2"], "--level: only with --kind curves (it is accuracy)"),
         (["--out", "f.png", "--kind", "layers", "--ylim", "0", "1"], "--ylim: only with --kind accuracy"),
         (["--out", "f.png", "--kind", "layers", "--density", "5"], "--density: 5 is not allowed"),
@@ -231,42 +286,42 @@ def test_runs_that_do_not_go_together(tmp_path, capsys):
         (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
     ],
 )
-def test_bad_command_lines(study, capsys, monkeypatch, words, told):
+def test_bad_command_lines(study, capsys, monkeypatch, words, message):
     monkeypatch.chdir(study)
-    assert told in refused(capsys, "imp_0", *words)
+    assert message in refused(capsys, "imp_0", *words)
     assert not list(study.glob("f.*"))
 
 
 # --- points of fewer seeds -------------------------------------------------------------------------------------------
 
 
-def told_of_seeds(capsys, *words) -> str:
+def note_on_seeds(capsys, *words) -> str:
     """The one note on stderr, without its head; "" if there is none."""
     assert main([*map(str, words)]) == 0
-    told = capsys.readouterr().err
-    head = "plot_results: note: of fewer seeds than the method's others: "
-    assert told == "" or (told.startswith(head) and told.count("\n") == 1)
-    return told.removeprefix(head).strip()
+    message = capsys.readouterr().err
+    head = "plot_results: note: points with fewer seeds than others of their method: "
+    assert message == "" or (message.startswith(head) and message.count("\n") == 1)
+    return message.removeprefix(head).strip()
 
 
 @pytest.mark.parametrize("kind", ["accuracy", "table"])
 def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
     out = ["--kind", kind, "--out", tmp_path / ("f.png" if kind == "accuracy" else "f.csv")]
     study = write_study(tmp_path / "study")
-    assert told_of_seeds(capsys, study, *out) == "", "methods may have other numbers of seeds"
+    assert note_on_seeds(capsys, study, *out) == "", "methods may have other numbers of seeds"
     for start in (0.5, 0.1):
         one_shot(study, "snip", start, 80, seed=2)
     one_shot(study, "snip", 0.05, 60)
-    assert told_of_seeds(capsys, study, *out) == "SNIP at 5% (1 of 3)"
+    assert note_on_seeds(capsys, study, *out) == "SNIP at 5% (1 of 3)"
     write_run(study, "short", [90, 91], seed=3)
-    assert told_of_seeds(capsys, study, *out) == "IMP at 25% (3 of 4); SNIP at 5% (1 of 3)"
+    assert note_on_seeds(capsys, study, *out) == "IMP at 25% (3 of 4); SNIP at 5% (1 of 3)"
     write_run(study, "unfinished", [90], seed=4, planned=3)
-    assert told_of_seeds(capsys, study, "--partial", *out) == (
+    assert note_on_seeds(capsys, study, "--partial", *out) == (
         "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
     )
     if kind == "table":
         assert (
-            told_of_seeds(capsys, out[-1], "--kind", "table")
+            note_on_seeds(capsys, out[-1], "--kind", "table")
             == "IMP at 50% (4 of 5); IMP at 25% (3 of 5); SNIP at 5% (1 of 3)"
         )
 
@@ -279,17 +334,17 @@ def test_levels_that_some_seeds_lack_are_drawn_of_the_others_and_told(tmp_path, 
         write_run(folder, f"imp_{seed}", accuracies, seed=seed)
     write_run(folder, "imp_3", [90], seed=3, planned=3)
     words = [folder, "--partial", *out]
-    assert told_of_seeds(capsys, *words) == "IMP at 50% (3 of 4); IMP at 25% (2 of 4)"
-    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4)"
-    assert told_of_seeds(capsys, *words, "--density", 1) == ""
+    assert note_on_seeds(capsys, *words) == "IMP at 50% (3 of 4); IMP at 25% (2 of 4)"
+    assert note_on_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4)"
+    assert note_on_seeds(capsys, *words, "--density", 1) == ""
     # Without --partial, seeds of a different number of levels.
-    assert told_of_seeds(capsys, *(folder / f"imp_{seed}" for seed in (0, 1, 2)), *out) == "IMP at 25% (2 of 3)"
+    assert note_on_seeds(capsys, *(folder / f"imp_{seed}" for seed in (0, 1, 2)), *out) == "IMP at 25% (2 of 3)"
     # Each starting density is a group of its own here; seeds are still those of the method.
     one_shot(folder, "snip", 0.25, 60)
     for seed in (0, 1):
         one_shot(folder, "snip", 0.5, 80, seed)
-    assert told_of_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4); SNIP at 25% (1 of 2)"
-    assert told_of_seeds(capsys, *words, "--density", 0.5) == "IMP at 50% (3 of 4)"
+    assert note_on_seeds(capsys, *words, "--density", 0.25) == "IMP at 25% (2 of 4); SNIP at 25% (1 of 2)"
+    assert note_on_seeds(capsys, *words, "--density", 0.5) == "IMP at 50% (3 of 4)"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.pruning_helpers import assert_untouched, batches_for, masks_of, networks, numbers, small, snapshot
-from utils.allocation import keep_count
 from utils.conv_type import density, insert_masks, kept_counts, masked_params
+from utils.pruning.allocation import keep_count
 from utils.pruning_utils import CRITERIA, dead_layers, prune
 
 METHODS = sorted(CRITERIA)

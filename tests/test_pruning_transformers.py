@@ -7,10 +7,10 @@ from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 
 from tests.pruning_helpers import assert_untouched, masks_of, numbers, snapshot
-from utils.allocation import keep_count
 from utils.conv_type import insert_masks, masked_params
+from utils.pruning.allocation import keep_count
+from utils.pruning.scores import Inputs, scoring, synflow_scores
 from utils.pruning_utils import CRITERIA, dead_layers, prune
-from utils.scores import Inputs, scoring, synflow_scores
 
 
 def vit(depth=2, width=16):

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.processes import rows_of
 from tests.traps import KINDS, SHORT, DieAt, StopAt
 from utils import distributed
+from utils.processes.place import launch_id
 
 IMP = KINDS["imp"]
 
@@ -48,12 +49,12 @@ def test_a_launch_knows_its_run_from_its_first_write_on(fork, place):
 
 def test_launches_without_an_id_are_told_apart_by_their_process(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    mine = distributed.launch_id()
-    assert len(mine.split()) == 3 and distributed.launch_id() == mine
+    mine = launch_id()
+    assert len(mine.split()) == 3 and launch_id() == mine
     monkeypatch.setattr(os, "getppid", os.getpid)
-    assert distributed.launch_id() not in (mine, "", "none")
+    assert launch_id() not in (mine, "", "none")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert distributed.launch_id() == ""
+    assert launch_id() == ""
 
 
 def test_resume_level_is_obeyed_once_a_launch(fork):

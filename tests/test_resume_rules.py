@@ -99,7 +99,7 @@ class Auto(MustBeMet):
         self.dtype, self.rank = dtype, rank
 
     def lay(self) -> None:
-        from utils import training
+        from utils.training import trainer as training
 
         mine = self.rank in ("", os.environ.get("RANK", ""))
 

@@ -5,16 +5,16 @@ import contextlib
 import pytest
 import torch
 
-from harness import Harness, build_model
+from harness import Harness
 from harness_params import Config, make_config
-from harness_utils import Run
+from harness_utils import Run, open_run
 from utils.conv_type import density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
-from utils.level_pruning import prune_level
-from utils.run_directory import open_run
-from utils.signals import StopRequest
-from utils.training import Trainer
+from utils.runs.pruning import prune_level
+from utils.runs.stopping import StopRequest
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 K = 1
 
@@ -67,7 +67,7 @@ def snapshot(harness: Harness) -> dict[str, torch.Tensor]:
 def test_start_of_the_next_level(kind, begin):
     harness, run = begin(kind)
     start = snapshot(harness)
-    assert harness.epoch == 0
+    assert harness.position.epoch == 0
     harness.train_level()
     end = snapshot(harness)
     harness.finish_level()
@@ -85,7 +85,7 @@ def test_start_of_the_next_level(kind, begin):
             assert torch.equal(own[i]["momentum_buffer"], momentum[i]["momentum_buffer"])
     else:
         assert not own
-    assert harness.epoch == (K if kind == "wr" else 0)
+    assert harness.position.epoch == (K if kind == "wr" else 0)
 
     masks = {f"{name}_mask" for name, _, _ in masked_params(harness.model)}
     for name, tensor in now.items():

@@ -18,11 +18,14 @@ import yaml
 
 from harness_params import ConfigError, dump_yaml
 from tests.conftest import ROOT, SMALL
-from utils import run_grid
-from utils.grid import Grid, read_grid, summary
-from utils.plot_names import method_name
+from utils.grids import process, runner
+from utils.grids.grid import Grid, read_grid, summary
+from utils.grids.grid_run import Progress
+from utils.grids.process import environment
 from utils.plot_results import main as plot
-from utils.run_grid import environment, main, parse
+from utils.plots.names import method_name
+from utils.run_grid import main, parse
+from utils.runs.tables import SUMMARY_COLUMNS
 
 CONFIG = str(ROOT / "configs" / "digits_lenet.yaml")
 
@@ -54,23 +57,23 @@ def test_runs_are_the_product_of_names_lists_and_seeds(tmp_path):
     }
     grid = read_grid(write(tmp_path, seeds=[0, 7], jobs=3, runs=runs, set={"optimizer.lr": 0.3}))
     variants = [f"snip_{d}_{m}" for d in ("0.5", "0.1") for m in ("0.5", "0.5,0.75")]
-    assert [job.name for job in grid.jobs] == [f"{n}_seed{s}" for s in (0, 7) for n in ("imp", *variants)]
+    assert [run.name for run in grid.runs] == [f"{n}_seed{s}" for s in (0, 7) for n in ("imp", *variants)]
     assert grid.parallel == 3
-    last = grid.jobs[-1].cfg
+    last = grid.runs[-1].cfg
     assert (last.prune_params.er_init, last.experiment_params.seed, last.optimizer.lr) == (0.1, 7, 0.3)
     assert last.optimizer.milestones == (0.5, 0.75)
     assert last.experiment_params.expt_name == "snip_0.1_0.5,0.75_seed7"
-    assert grid.jobs[-1].path == tmp_path / "runs" / grid.jobs[-1].name
+    assert grid.runs[-1].path == tmp_path / "runs" / grid.runs[-1].name
 
 
 def test_a_run_and_the_command_line_win_over_set(tmp_path):
     common = {"optimizer.lr": 0.3, "optimizer.gamma": 0.5, "optimizer.momentum": 0.8}
     path = write(tmp_path, set=common, runs={"a": {"optimizer.lr": 0.2}})
-    assert read_grid(path).jobs[0].cfg.optimizer.lr == 0.2
+    assert read_grid(path).runs[0].cfg.optimizer.lr == 0.2
     grid = read_grid(path, {"optimizer.gamma": "0.7", "jobs": "4", "base_dir": str(tmp_path / "other")})
-    optimizer = grid.jobs[0].cfg.optimizer
+    optimizer = grid.runs[0].cfg.optimizer
     assert (optimizer.lr, optimizer.gamma, optimizer.momentum) == (0.2, 0.7, 0.8)
-    assert (grid.parallel, grid.jobs[0].path.parent) == (4, tmp_path / "other")
+    assert (grid.parallel, grid.runs[0].path.parent) == (4, tmp_path / "other")
 
 
 def test_values_are_text_that_the_options_read(tmp_path):
@@ -80,7 +83,7 @@ def test_values_are_text_that_the_options_read(tmp_path):
         f"config: {CONFIG}\nruns: {{a: {{optimizer.weight_decay: 5e-4, experiment_params.compile: on, "
         "prune_params.exclude: [fc3, fc1*]}}\n"
     )
-    cfg = read_grid(str(path), {"base_dir": str(tmp_path)}).jobs[0].cfg
+    cfg = read_grid(str(path), {"base_dir": str(tmp_path)}).runs[0].cfg
     assert (cfg.optimizer.weight_decay, cfg.experiment_params.compile) == (5e-4, "on")
     assert cfg.prune_params.exclude == ("fc3", "fc1*")
 
@@ -147,8 +150,8 @@ def test_the_command_line_does_not_change_what_a_run_is_named_for(tmp_path, key,
         "wr": {"experiment_params.training_type": "wr"},
         "snip": {"prune_params.er_method": "snip", "each": {"prune_params.er_init": [0.5, 0.1]}},
     }
-    told = f"command line: {key}: set by run {runs}; change it in the grid file"
-    assert faults(tmp_path, {key: "x"}, runs=grid) == [told]
+    fault = f"command line: {key}: set by run {runs}; change it in the grid file"
+    assert faults(tmp_path, {key: "x"}, runs=grid) == [fault]
 
 
 def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
@@ -160,12 +163,12 @@ def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
         "bad/name": {},
     }
     assert main([write(tmp_path, runs=runs)]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4
-    assert "run typo_seed0: optimizer.lrr: unknown option" in told[0]
-    assert "run wr_seed0: prune_params.rewind_epoch: 99 is not allowed" in told[1]
-    assert "run gone_seed0:" in told[2] and "no such file" in told[2]
-    assert "bad/name_seed0" in told[3]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert "run typo_seed0: optimizer.lrr: unknown option" in lines[0]
+    assert "run wr_seed0: prune_params.rewind_epoch: 99 is not allowed" in lines[1]
+    assert "run gone_seed0:" in lines[2] and "no such file" in lines[2]
+    assert "bad/name_seed0" in lines[3]
     assert not (tmp_path / "runs").exists()
 
 
@@ -174,12 +177,12 @@ def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypa
     monkeypatch.chdir(ROOT)
     grid = read_grid(str(path), {"base_dir": str(tmp_path)})
     small = path.stem.endswith("_small")  # one density, and no GraSP
-    assert len(grid.jobs) == 3 * (3 + (5 if small else 6 * 5))
-    methods = {method_name(job.cfg) for job in grid.jobs}
+    assert len(grid.runs) == 3 * (3 + (5 if small else 6 * 5))
+    methods = {method_name(run.cfg) for run in grid.runs}
     between = {"IMP", "IMP + weight rewinding", "IMP + LR rewinding"}
     once = {"SNIP", "SynFlow", "Random ERK", "Random balanced", "Random"} | (set() if small else {"GraSP"})
     assert methods == between | once
-    assert not any(job.cfg.notes for job in grid.jobs), "no option without effect"
+    assert not any(run.cfg.notes for run in grid.runs), "no option without effect"
 
 
 def test_a_file_that_is_no_grid(tmp_path):
@@ -196,8 +199,30 @@ def test_a_run_left_before_its_config_was_written_is_started(tmp_path):
     artifacts.mkdir(parents=True)
     (artifacts / "lock").touch()
     grid = read_grid(write(tmp_path, seeds=[0, 1]))
-    assert [job.cfg.experiment_params.expt_name for job in grid.jobs] == ["a_seed0", "a_seed1"]
-    assert summary(grid.jobs) == "2 runs: 0 finished before, 0 to resume, 2 to start"
+    assert [run.cfg.experiment_params.expt_name for run in grid.runs] == ["a_seed0", "a_seed1"]
+    assert summary(grid.runs) == "2 runs: 0 finished before, 0 to resume, 2 to start"
+
+
+def test_a_damaged_csv_of_a_run_is_named(tmp_path, capsys):
+    path = write(tmp_path)
+    [run] = read_grid(path).runs
+    (run.path / "metrics").mkdir(parents=True)
+    (run.path / "expt_config.yaml").write_text(dump_yaml(run.cfg))
+    table = run.path / "metrics" / "summary.csv"
+    header = ",".join([*SUMMARY_COLUMNS, "more"])
+    for text, fault in (
+        ("level,density\n0,1\n", f"{table}: missing columns: sparsity, final_test_acc, "),
+        (
+            ",".join([*SUMMARY_COLUMNS, "more"]) + "\n0,dense,0,90,91,0.5,2,10,x\n",
+            "metrics: not a number in summary.csv",
+        ),
+    ):
+        table.write_text(text)
+        assert main([path]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("run_grid: ") and fault in message and message.count("\n") == 1
+    table.write_text(header + "\n0,1,0,90,91,0.5,2,10,x\n")
+    assert run.progress() == Progress(1, 2, 1.0, 90.0), "newer tables have more columns"
 
 
 def test_command_line():
@@ -209,8 +234,8 @@ def test_command_line():
 
 def test_help_tells_the_format(capsys):
     assert main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert "base_dir:" in told and "seeds:" in told and "Exit status" in told
+    text = capsys.readouterr().out
+    assert "base_dir:" in text and "seeds:" in text and "Exit status" in text
     assert main([]) == 2
 
 
@@ -228,7 +253,7 @@ def test_threads_and_gpus_of_a_place(monkeypatch):
 
 def test_a_run_of_a_grid_under_torchrun_is_no_worker_of_it(tmp_path):
     """Asked of torchrun itself, which knows best what it sets."""
-    code = "import json, os; from utils.grid import Grid; from utils.run_grid import environment; "
+    code = "import json, os; from utils.grids.grid import Grid; from utils.grids.process import environment; "
     code += f"json.dump([list(os.environ), list(environment(Grid(()), 0))], open({str(tmp_path / 'said')!r}, 'w'))"
     script = tmp_path / "worker.py"
     script.write_text(code)
@@ -245,11 +270,11 @@ def test_each_gpu_has_a_run(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     grid = read_grid(write(tmp_path, gpus=[0, 1, 3]))
     assert (grid.parallel, grid.gpus) == (3, ("0", "1", "3"))
-    assert grid.jobs[0].processes == 1, "of one GPU, whatever else the machine has"
+    assert grid.runs[0].processes == 1, "of one GPU, whatever else the machine has"
     assert read_grid(write(tmp_path, gpus=[0, 1], jobs=5)).parallel == 5
-    told = "jobs: 1 leaves some of 3 gpus unused; at least 3"
-    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [told]
-    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [told]
+    fault = "jobs: 1 leaves some of 3 gpus unused; at least 3"
+    assert faults(tmp_path, gpus=[0, 1, 3], jobs=1) == [fault]
+    assert faults(tmp_path, {"jobs": "1"}, gpus=[0, 1, 3]) == [fault]
 
 
 def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
@@ -263,8 +288,8 @@ def test_gpus_are_counted_in_the_inherited_list(tmp_path, monkeypatch):
         assert read_grid(write(tmp_path, gpus=gpus)).gpus == found
     for inherited, devices in (("4,5", 2), ("4,-1,5", 1), ("", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
-        told = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
-        assert faults(tmp_path, gpus=[2]) == [told]
+        fault = f"gpus: 2 is not allowed: CUDA_VISIBLE_DEVICES={inherited} has {devices} devices"
+        assert faults(tmp_path, gpus=[2]) == [fault]
 
 
 def test_threads_are_an_option_of_the_run(tmp_path):
@@ -277,23 +302,23 @@ def test_threads_are_an_option_of_the_run(tmp_path):
         "own": {"dist_params.nproc": 2, "dist_params.threads": 3},
     }
     path = write(tmp_path, threads=4, runs=runs)
-    jobs = read_grid(path).jobs
-    assert [job.cfg.dist_params.threads for job in jobs] == [4, 2, 1, 4, 3]
-    assert [job.processes for job in jobs] == [1, 2, 9, 1, 2]
-    assert "--dist_params.threads=2" in jobs[1].words
-    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "6"}).jobs] == [6, 3, 1, 6, 3]
-    assert [job.cfg.dist_params.threads for job in read_grid(path, {"threads": "0"}).jobs] == [0, 0, 0, 0, 3]
+    started = read_grid(path).runs
+    assert [run.cfg.dist_params.threads for run in started] == [4, 2, 1, 4, 3]
+    assert [run.processes for run in started] == [1, 2, 9, 1, 2]
+    assert "--dist_params.threads=2" in started[1].words
+    assert [run.cfg.dist_params.threads for run in read_grid(path, {"threads": "6"}).runs] == [6, 3, 1, 6, 3]
+    assert [run.cfg.dist_params.threads for run in read_grid(path, {"threads": "0"}).runs] == [0, 0, 0, 0, 3]
     common = write(tmp_path, threads=4, set={"dist_params.threads": 7})
-    assert read_grid(common).jobs[0].cfg.dist_params.threads == 7
-    assert read_grid(common, {"threads": "2"}).jobs[0].cfg.dist_params.threads == 2
+    assert read_grid(common).runs[0].cfg.dist_params.threads == 7
+    assert read_grid(common, {"threads": "2"}).runs[0].cfg.dist_params.threads == 2
 
 
 def test_a_grid_begun_with_other_threads_is_gone_on_with(tmp_path):
-    [job] = read_grid(write(tmp_path)).jobs
-    job.path.mkdir(parents=True)
-    (job.path / "expt_config.yaml").write_text(dump_yaml(job.cfg))
-    [job] = read_grid(write(tmp_path, threads=2)).jobs
-    assert job.begun and "--dist_params.threads=2" in job.words
+    [run] = read_grid(write(tmp_path)).runs
+    run.path.mkdir(parents=True)
+    (run.path / "expt_config.yaml").write_text(dump_yaml(run.cfg))
+    [run] = read_grid(write(tmp_path, threads=2)).runs
+    assert run.begun and "--dist_params.threads=2" in run.words
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -315,7 +340,7 @@ class Running:
         return [int(pid) for pid in tasks.read_text().split()]
 
     def finish(self) -> tuple[int, str]:
-        said = b""
+        output = b""
         while True:
             try:
                 part = os.read(self.near, 4096)
@@ -323,9 +348,9 @@ class Running:
                 break
             if not part:
                 break
-            said += part
+            output += part
         os.close(self.near)
-        return self.process.wait(timeout=60), said.decode()
+        return self.process.wait(timeout=60), output.decode()
 
 
 def wait_for(condition, seconds: float = 90) -> None:
@@ -378,14 +403,14 @@ def test_stopped_gone_on_with_and_a_failure_that_stops_no_other(tmp_path, capsys
     pd.testing.assert_frame_equal(after.head(len(before)), before)  # with its times: those epochs were not run again
     assert len(pd.read_csv(tables / "summary.csv")) == 3
 
-    assert [job.finished for job in read_grid(both).jobs] == [False, True]
+    assert [run.finished for run in read_grid(both).runs] == [False, True]
     for kind in ("accuracy", "layers", "curves"):  # figures of a real run
         figure = tmp_path / f"{kind}.png"
         assert plot([str(tmp_path / "runs" / "imp_seed0"), "--kind", kind, "--out", str(figure)]) == 0
         assert figure.exists()
     path = write(tmp_path, set=options, runs={"imp": {}})
-    [job] = read_grid(path).jobs
-    assert job.progress().epochs == job.epochs == 60
+    [run] = read_grid(path).runs
+    assert run.progress().epochs == run.epochs == 60
     assert main([path]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "run_grid: all 1 runs are finished"
     with pytest.raises(ConfigError, match=r"run imp_seed0: optimizer.lr: 0.2 would change the experiment"):
@@ -399,17 +424,17 @@ def harness(tmp_path, monkeypatch):
     def install(code: str) -> None:
         path = tmp_path / "stand_in.py"
         path.write_text(code)
-        monkeypatch.setattr(run_grid, "HARNESS", path)
+        monkeypatch.setattr(process, "HARNESS", path)
 
     return install
 
 
 def test_the_log_keeps_what_earlier_starts_of_a_run_said(tmp_path, harness, capsys):
     path, log = write(tmp_path), tmp_path / "runs" / ".logs" / "a_seed0.log"
-    for code, told in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "it said nothing")):
+    for code, fault in (("raise SystemExit('disk full')", "disk full"), ("raise SystemExit(3)", "no output on stderr")):
         harness(code)
         assert main([path]) == 1
-        assert f"a_seed0: FAILED, exit {1 if told in code else 3}: {told}" in capsys.readouterr().out
+        assert f"a_seed0: FAILED, exit {1 if fault in code else 3}: {fault}" in capsys.readouterr().out
     assert log.read_text() == "disk full\n"
 
 
@@ -430,15 +455,15 @@ def test_a_signal_reaches_a_run_that_is_being_started(tmp_path, harness, monkeyp
     harness("import time; time.sleep(10)")
     made = []
 
-    class Signalled(run_grid.Child):
+    class Signalled(process.RunProcess):
         def __init__(self, *args):
             super().__init__(*args)
             made.append(self)
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(run_grid, "Child", Signalled)
+    monkeypatch.setattr(runner, "RunProcess", Signalled)
     assert main([write(tmp_path, seeds=[0, 1])]) == 128 + signal.SIGTERM
-    assert [child.process.returncode for child in made] == [-signal.SIGTERM]
+    assert [active.process.returncode for active in made] == [-signal.SIGTERM]
 
 
 def test_a_run_does_not_outlive_a_killed_grid(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from tests.processes import alive_in_session, all_gone
 from tests.test_resume_launches import workers_of
 from tests.traps import KINDS, SHORT, MustBeMet, begun, states_of
-from utils import signals
+from utils.processes import signals
+from utils.runs import stopping
 
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
 # Minutes of pruning at initialization.
@@ -147,8 +148,8 @@ class Ranks:
 def test_ranks_agree_once_a_second(monkeypatch, seconds, interval):
     monkeypatch.setattr(signal, "signal", lambda signum, handler: None)
     ctx, now = Ranks(), [0.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
-    stop = signals.StopRequest(ctx)
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    stop = stopping.StopRequest(ctx)
     for ctx.steps in range(1, 60):
         now[0] += seconds
         stop(ctx.steps)

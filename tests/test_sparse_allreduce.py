@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from harness_params import ConfigError, make_config
 from tests.conftest import ROOT
-from utils import sparse_allreduce
 from utils.conv_type import insert_masks, masked_params
 from utils.distributed import Context, join
 from utils.models import create_model
-from utils.sparse_allreduce import KeptGradients, gradient_hook
+from utils.training import sparse_allreduce
+from utils.training.sparse_allreduce import KeptGradients, gradient_hook
 
 DENSITIES = (1.0, 0.2, 0.05, 0.01)
 # Small buckets, so that small networks have several.

@@ -6,10 +6,12 @@ from torch import nn
 
 from harness_params import make_config
 from utils.conv_type import insert_masks
-from utils.dataset import Data
+from utils.data.images import Normalizer
+from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
+from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.memory_loader import MemoryTestLoader, MemoryTrainLoader, Normalizer
-from utils.training import Trainer, make_optimizer
+from utils.training.setup import make_optimizer
+from utils.training.trainer import Trainer
 
 
 def small_net(memory_format: torch.memory_format) -> nn.Module:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from harness_params import ConfigError
-from utils import workers
-from utils.distributed import serve_store
-from utils.signals import STOPPING, Stopped
+from utils import launcher as workers
+from utils.distributed import lost_connections, serve_store
+from utils.processes.signals import STOPPING, Stopped
 
 FORK = multiprocessing.get_context("fork")
 
@@ -55,7 +55,8 @@ def end_by(fault: str) -> int:
     """Rank 1 dies of `fault`; rank 0 as one that has lost it, and sooner."""
     if place_kept() == "0":
         written(Path("place_1"))
-        raise RuntimeError("Connection closed by peer")
+        with lost_connections():
+            raise RuntimeError("Connection closed by peer")
     time.sleep(0.3)
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -71,7 +72,8 @@ def stick(fault: str) -> int:
             signal.signal(signum, signal.SIG_IGN)
         time.sleep(60)
     if fault == "lost":
-        raise RuntimeError("[gloo] Timed out waiting 600000ms for recv operation to complete")
+        with lost_connections():
+            raise RuntimeError("[gloo] Timed out waiting 600000ms for recv operation to complete")
     os._exit(7)
 
 
@@ -97,8 +99,10 @@ def leave_a_child() -> int:
 def outcome(worker, *args) -> str:
     try:
         return f"ended {workers.launch(worker, args, 2)}"
-    except (workers.WorkerFailure, Stopped, OSError) as failure:
-        return f"{getattr(failure, 'kind', '')}: {failure}"
+    except workers.WorkerFailure as failure:
+        return f"{failure.record['kind']}: {failure}"
+    except (Stopped, OSError) as failure:
+        return f": {failure}"
 
 
 def launcher(folder: Path, worker, *args) -> None:
@@ -163,7 +167,7 @@ def test_a_worker_killed_on_its_way_out_leaves_nobody_waiting(start):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         ends.append(written(folder / "outcome"))
-    killed = ": worker 1 was killed by SIGKILL (out of memory?)"
+    killed = "RunError: worker 1 was killed by SIGKILL (out of memory?)"
     assert set(ends) <= {"ended 0", killed} and ends.count(killed) >= 5, ends
     folder = start(die_on_the_way_out)
     (folder / "go").write_text("go")
@@ -173,9 +177,9 @@ def test_a_worker_killed_on_its_way_out_leaves_nobody_waiting(start):
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("killed", ": worker 1 was killed by SIGKILL (out of memory?)"),
-        ("raised", "ZeroDivisionError: the cause"),
-        ("gone without a word", "RuntimeError: a worker was lost: Connection closed by peer"),
+        ("killed", "RunError: worker 1 was killed by SIGKILL (out of memory?)"),
+        ("raised", "ZeroDivisionError: ZeroDivisionError: the cause"),
+        ("gone without a word", "ConnectionLost: a worker was lost: Connection closed by peer"),
     ],
 )
 def test_the_cause_is_told_not_the_connection_that_another_lost(start, fault, told):
@@ -185,8 +189,8 @@ def test_the_cause_is_told_not_the_connection_that_another_lost(start, fault, to
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("lost", "RuntimeError: a worker was lost: [gloo] Timed out waiting 600000ms for recv operation to complete"),
-        ("gone without a word", ": worker 1 ended with exit code 7"),
+        ("lost", "ConnectionLost: a worker was lost: [gloo] Timed out waiting 600000ms for recv operation to complete"),
+        ("gone without a word", "RunError: worker 1 ended with exit code 7"),
     ],
 )
 def test_a_worker_that_the_launcher_has_killed_is_not_the_cause(start, fault, told):
@@ -196,7 +200,7 @@ def test_a_worker_that_the_launcher_has_killed_is_not_the_cause(start, fault, to
 def test_a_death_is_noticed_though_a_child_of_the_dead_lives_on(start):
     begin = time.monotonic()
     told = written(start(leave_a_child) / "outcome")
-    assert told == ": worker 1 was killed by SIGKILL (out of memory?)" and time.monotonic() - begin < 6
+    assert told == "RunError: worker 1 was killed by SIGKILL (out of memory?)" and time.monotonic() - begin < 6
 
 
 def test_a_worker_that_cannot_be_started_leaves_no_other_behind(start):

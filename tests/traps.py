@@ -61,7 +61,7 @@ class StopAt:
         self.steps, self.signum = steps, signum
 
     def __call__(self) -> None:
-        from utils.signals import StopRequest
+        from utils.runs.stopping import StopRequest
 
         plain, self.calls = StopRequest.__call__, 0
 
@@ -109,9 +109,9 @@ class Dropout(MustBeMet):
     """Dropout after every BatchNorm of the network, which none of the small models has."""
 
     def lay(self) -> None:
-        import harness
+        from utils.training import setup
 
-        plain = harness.create_model
+        plain = setup.create_model
 
         def create(*args, **kwargs):
             model = plain(*args, **kwargs)
@@ -120,7 +120,7 @@ class Dropout(MustBeMet):
                     module.register_forward_hook(self.dropped)
             return model
 
-        harness.create_model = create
+        setup.create_model = create
 
     def dropped(self, module: torch.nn.Module, _, out: torch.Tensor) -> torch.Tensor:
         if module.training:
@@ -144,9 +144,9 @@ class KillAfterWrite:
         self.name, self.count = name, count
 
     def __call__(self) -> None:
-        import harness_utils
+        from utils.runs import run, tables
 
-        plain = harness_utils.write_whole
+        plain = run.write_whole
 
         def write(path: Path, data) -> None:
             plain(path, data)
@@ -154,4 +154,4 @@ class KillAfterWrite:
             if self.count == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        harness_utils.write_whole = write
+        run.write_whole = tables.write_whole = write

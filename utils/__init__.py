@@ -1,0 +1,1 @@
+"""Everything behind harness.py; README's "How it works" has the map."""

@@ -1,4 +1,4 @@
-"""Masks: where they live, how they are applied, how dense they are.
+"""Masks: where they are stored, how they are applied, and their density.
 
 A mask is a bool buffer beside the parameter it masks, named ``<param>_mask`` as in ``torch.nn.utils.prune``. Layers
 keep their class, initialisation and forward: the *weight itself* is kept masked, by one fused multiply after every
@@ -18,21 +18,21 @@ MASK_SUFFIX = "_mask"
 
 
 def _maskable(module: nn.Module) -> list[str]:
-    """Names of the parameters of `module` (not of its children) that pruning may touch."""
+    """Names of the parameters of `module` itself (not of its children) that can be masked."""
     if isinstance(module, _ConvNd | nn.Linear):
         return ["weight"]
     if isinstance(module, nn.MultiheadAttention):
-        # One packed matrix, or three when key and value have sizes of their own; out_proj is a Linear child.
+        # One packed matrix, or three if key and value have sizes of their own; out_proj is a Linear child.
         names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
         return [name for name in names if getattr(module, name) is not None]
     return []
 
 
 def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
-    """Registers an all-ones bool buffer beside every Conv*/Linear weight and attention in_proj_weight.
+    """Register an all-ones bool buffer beside every Conv*/Linear weight and attention in_proj_weight.
 
-    Idempotent: masks already there are left as they are. A parameter shared by two modules gets one mask, at its first
-    name, which is also the only one that `masked_params` and ``model.parameters()`` list.
+    Idempotent: existing masks stay as they are. A parameter that two modules share gets one mask, at its first name,
+    the only one that `masked_params` and ``model.parameters()`` list.
 
     Args:
         exclude: name patterns (shell-style, matched against the state_dict name of the weight and of its layer) of
@@ -42,8 +42,8 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: a pattern matches no maskable layer, or one that has a mask already; nothing is left to mask; or a
-            weight is no parameter but made from others (torch.nn.utils.parametrize), which a mask would not reach.
+        ValueError: a pattern matches no layer, or one that has a mask already; nothing is left to mask; or a weight is
+            computed from other parameters (torch.nn.utils.parametrize), which a mask would not reach.
     """
     unused, seen, excluded = set(exclude), set(), set()
     found = []
@@ -53,7 +53,7 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
             hits = {pattern for pattern in exclude if fnmatchcase(full, pattern) or fnmatchcase(prefix, pattern)}
             unused -= hits
             param = getattr(module, name)
-            if hits:  # by any of its names, if it is shared
+            if hits:  # a shared parameter: by any of its names
                 excluded.add(id(param))
             found.append((full, module, name, param))
     for full, module, name, param in found:
@@ -97,7 +97,7 @@ def apply_masks(model: nn.Module) -> None:
 
 
 def density(model: nn.Module) -> float:
-    """Kept weights over all weights, 0..1, counted over the masked parameters alone (biases and BN never count).
+    """Kept weights over all weights, 0..1, of the masked parameters (biases and BN do not count).
 
     Raises:
         ValueError: the model has no masks.
@@ -109,21 +109,23 @@ def density(model: nn.Module) -> float:
 
 
 def kept_counts(masks: Sequence[Tensor]) -> list[int]:
-    """Ones in each mask, with one transfer to the host for all of them."""
+    """Number of ones in each mask, with one transfer to the host for all."""
     return torch.stack([mask.count_nonzero() for mask in masks]).tolist()
 
 
 class _MaskHook:
-    """The step post-hook of `keep_masked`: weights *= masks, with masks held in the weights' own dtype.
+    """Step post-hook of `keep_masked`: weights *= masks, with copies of the masks in the weights' dtype.
 
-    A float copy of each mask lets `_foreach_mul_` run as one fused kernel (mixed dtypes take one kernel a tensor). The
-    copies are remade when a mask has changed in place since (a tensor's ``_version`` counts its in-place changes) or
-    has been re-assigned, as ``model.to`` does.
+    With copies of that dtype `_foreach_mul_` runs as one fused kernel (mixed dtypes take one kernel per tensor). They
+    are made again when a mask has changed in place (``_version`` counts the in-place changes of a tensor) or has been
+    replaced, as ``model.to`` does.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []
+        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []  # (owner, name of the mask, mask, its version)
+        self.weights: list[Tensor] = []
+        self.factors: list[Tensor] = []  # the masks of `weights`, in their dtype
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
@@ -142,22 +144,22 @@ class _MaskHook:
         for (full, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
             owner, _, name = full.rpartition(".")
             self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
-            if kept < mask.numel():  # a weight times one is the weight: a dense level costs nothing
+            if kept < mask.numel():  # a full mask changes nothing: a dense level costs nothing
                 self.weights.append(param)
                 self.factors.append(mask.to(param.dtype))
 
 
 def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    """Makes every ``optimizer.step()`` leave the model's weights masked, whatever loop calls it.
+    """Mask the model's weights after every ``optimizer.step()``, in any training loop.
 
-    Clip gradients only after `mask_gradients`: the norm of a dense gradient counts weights that are not there.
+    Before clipping gradients call `mask_gradients`: the norm of a dense gradient counts pruned weights.
     """
     return optimizer.register_step_post_hook(_MaskHook(model))
 
 
 @torch.no_grad()
 def mask_gradients(model: nn.Module) -> None:
-    """grad *= mask, in place, where there is a gradient."""
+    """grad *= mask, in place, for every masked parameter that has a gradient."""
     pairs = [(param.grad, mask) for _, param, mask in masked_params(model) if param.grad is not None]
     if pairs:
         torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])

@@ -1,8 +1,8 @@
-"""Processes: who am I, how do they find each other, what do they say to each other.
+"""Process group: rank and device, rendezvous, collectives.
 
-The only file that says ``torch.distributed``. Started plainly, harness.py starts its own workers (utils/workers.py);
-started by ``torchrun`` it finds its place in the environment and starts none.
-One process needs no process group: every collective below is then a no-op.
+The only file that uses ``torch.distributed``. harness.py starts its own workers (utils/launcher.py), unless
+``torchrun`` has started it: then rank and world size come from the environment. One process needs no process group: all
+collectives below are no-ops.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness_params import Config, ConfigError, make_config, unused_alone
-from utils.cores import share_of_cores
+from harness_params import Config, Note, make_config, unused_alone
+from utils.errors import ConfigError, ConnectionLost, RunError
+from utils.processes.place import share_of_cores
 
 
 @dataclass(frozen=True)
 class Context:
-    """This process's place among all of them, and what it may say to the others."""
+    """Rank and device of this process, and its collectives: all ranks must call them, in the same order."""
 
     rank: int = 0
     world: int = 1
@@ -43,11 +43,12 @@ class Context:
         return self.rank == 0
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         if self.world > 1:
             dist.barrier()
 
     def broadcast_object(self, obj: Any = None) -> Any:
-        """Rank 0's (picklable, trusted: it comes from our own process) object, on every rank."""
+        """Rank 0's picklable object, on every rank. Trusted: it comes from a process of the same run."""
         if self.world == 1:
             return obj
         box = [obj]
@@ -56,12 +57,12 @@ class Context:
 
     @torch.no_grad()
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
-        """Overwrites `tensors` (same shapes and order everywhere) with rank 0's, packed into one message a dtype."""
+        """Overwrite `tensors` (same shapes and order on all ranks) with rank 0's, in one message per dtype."""
         if self.world == 1:
             return
         for dtype in sorted({t.dtype for t in tensors}, key=str):
             group = [t for t in tensors if t.dtype == dtype]
-            # NCCL and gloo both carry uint8; bool is not on every backend's list.
+            # As uint8, which NCCL and gloo both support; bool they do not.
             flat = torch.cat([t.detach().reshape(-1) for t in group])
             dist.broadcast(flat.view(torch.uint8), src=0)
             for tensor, part in zip(group, flat.split([t.numel() for t in group])):
@@ -74,18 +75,18 @@ class Context:
         return tensor
 
     def start_sum(self, tensor: Tensor) -> torch.futures.Future:
-        """Starts summing over the ranks, in place; the future ends when `tensor` holds the sum."""
+        """Start summing over the ranks, in place; the future is done when `tensor` holds the sum."""
         return dist.all_reduce(tensor, async_op=True).get_future()
 
     @property
     def backend(self) -> str:
-        """What carries this device's tensors between the ranks: gloo or nccl; empty with one process."""
+        """Backend for tensors of this device: gloo or nccl; empty with one process."""
         if self.world == 1:
             return ""
         return "nccl" if f"{self.device.type}:nccl" in dist.get_backend_config() else "gloo"
 
     def gather_objects(self, obj: Any) -> list[Any]:
-        """Every rank's (picklable) object, by rank, on every rank."""
+        """All ranks' picklable objects, by rank, on every rank."""
         if self.world == 1:
             return [obj]
         objects: list[Any] = [None] * self.world
@@ -93,7 +94,7 @@ class Context:
         return objects
 
     def largest(self, numbers: list[int]) -> list[int]:
-        """Largest of the ranks' integers, place by place, by a message between CPUs that waits for no GPU."""
+        """Elementwise maximum of the ranks' integers, by a message between CPUs that waits for no GPU."""
         if self.world == 1:
             return numbers
         box = torch.tensor(numbers, dtype=torch.int64)
@@ -101,73 +102,46 @@ class Context:
         return box.tolist()
 
     def any(self, flag: int) -> int:
-        """Largest of the ranks' flags, as `largest`."""
+        """Largest of the ranks' flags; see `largest`."""
         return self.largest([int(flag)])[0]
 
     def same_everywhere(self, tensors: list[Tensor]) -> bool:
-        """Whether all ranks hold the same bits, by SHA-256 of each rank's own."""
+        """Whether all ranks hold the same bits, by SHA-256."""
         if self.world == 1:
             return True
         digest = hashlib.sha256()
         for tensor in tensors:
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return len(set(self.gather_objects(digest.hexdigest()))) == 1
 
     def wrap(self, model: nn.Module, gradient_hook: Callable | None = None) -> nn.Module:
-        """DDP without buffer broadcast: masks and BN statistics never travel with a step.
+        """The model in DDP, without buffer broadcast: masks and BN statistics are not sent in a step.
 
         Args:
-            gradient_hook: averages a bucket of gradients over the ranks in DDP's stead; takes DDP's ``GradBucket``,
-                returns the future of its flat tensor.
+            gradient_hook: replaces DDP's averaging of a bucket of gradients; takes a ``GradBucket``, returns the future
+                of its flat tensor.
         """
         if self.world == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         ddp = nn.parallel.DistributedDataParallel
-        # The option has got a new name; the old one warns where both are known.
+        # The option has a new name in newer versions of torch, which warn of the old one.
         known = inspect.signature(ddp).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        wrapped = ddp(model, device_ids=ids, gradient_as_bucket_view=True, **{option: False})
+        no_sync: dict[str, Any] = {option: False}
+        wrapped = ddp(model, device_ids=ids, gradient_as_bucket_view=True, **no_sync)
         if gradient_hook is not None:
             wrapped.register_comm_hook(None, lambda state, bucket: gradient_hook(bucket))
         return wrapped
 
 
 def default_nproc(nproc: int) -> int:
-    """Processes to start on this machine for ``dist_params.nproc``: 0 means one a GPU, or one on the CPU."""
+    """Number of processes to start on this machine for ``dist_params.nproc``: 0 is one per GPU, or one on a CPU."""
     return nproc or max(1, torch.cuda.device_count())
 
 
-def started_by_launcher() -> bool:
-    """Whether torchrun, or a launcher that speaks as it does, started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ
-
-
-def started_rank() -> int:
-    """This process's rank as its launcher gave it; 0 where there is none."""
-    return int(os.environ.get("RANK", 0))
-
-
-def launch_id() -> str:
-    """Names the torchrun that started this process, the same when it starts the workers anew; empty without one.
-
-    It is the ``--rdzv_id``, which a job that is queued again may keep. Without one torchrun says "none": then its own
-    process is what tells it from others. (Its count of restarts tells nothing: each machine's torchrun keeps its own,
-    and does not count the restarts that another machine caused.)
-    """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if run_id != "none":
-        return run_id
-    parent = os.getppid()
-    try:
-        started = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[19]
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {parent} {started}"
-    except OSError:  # not Linux
-        return ""
-
-
-def notes_on(cfg: Config) -> list[str]:
-    """The config's notes; under torchrun its own on dist_params, some of which torchrun's options take the place of.
+def notes_on(cfg: Config) -> list[Note]:
+    """The notes to print. Under torchrun, its own options replace some of dist_params, and so do their notes.
 
     Raises:
         ConfigError: one process was asked for, and torchrun has started several.
@@ -180,33 +154,39 @@ def notes_on(cfg: Config) -> list[str]:
         raise ConfigError([f"dist_params.distributed: False, but torchrun has started {world} processes"])
     ignored = [key for key in ("address", "port") if getattr(d, key) != getattr(usual, key)]
     ignored += ["nproc"] if d.nproc not in (0, int(local_world)) else []
-    told = [f"dist_params.{key}: {getattr(d, key)} has no effect under torchrun" for key in ignored]
-    # The config's own on this section suppose that as many processes run as it asks for.
-    return [*(note for note in cfg.notes if not note.startswith("dist_params.")), *told]
+    notes = [Note(f"dist_params.{key}", f"{getattr(d, key)} has no effect under torchrun") for key in ignored]
+    # The config's own notes on dist_params assume as many processes as it asks for.
+    return [*(note for note in cfg.notes if note.section != "dist_params"), *notes]
 
 
 @contextlib.contextmanager
 def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0) -> Iterator[Context]:
-    """Enters this process among the others, and leaves on exit.
+    """Join the process group; leave it on exit.
 
     Args:
-        backend: auto is nccl where there are as many GPUs as local processes, gloo otherwise. With nccl, messages
-            between CPUs still go by gloo.
-        timeout_minutes: how long a collective waits for a rank that says nothing.
+        backend: auto is nccl if there are as many GPUs as local processes, else gloo. With nccl, messages between CPUs
+            still use gloo.
+        timeout_minutes: time that a collective waits for a silent rank.
         threads: CPU threads of this process; 0 is its share of the cores.
+
+    Raises:
+        ConfigError: nccl without enough GPUs.
+        ConnectionLost: another process has died or does not answer.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
-    # A launcher may show each process one GPU, its own (Slurm's --gpus-per-task): whether it is, only the user knows.
+    # A launcher may show each process only its own GPU (Slurm's --gpus-per-task). The user says so by backend nccl.
     own_shown = gpus == 1 and backend == "nccl"
     on_gpu = (gpus >= local_world and backend != "gloo") or own_shown
     if backend == "nccl" and not on_gpu:
         raise ConfigError([f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found"])
     if backend == "auto" and gpus and not on_gpu and rank == 0:
-        told = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
-        print(f"harness: note: dist_params.backend: {told}", file=sys.stderr)
-    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")  # more ranks than GPUs share them
+        note = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
+        print(f"harness: note: dist_params.backend: {note}", file=sys.stderr)
+    device = (
+        torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    )  # ranks share GPUs if there are more of them
     if device.type == "cuda":
         torch.cuda.set_device(device)
     share_out_threads(local_world, threads)
@@ -215,33 +195,34 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
         yield ctx
         return
     timeout = timedelta(minutes=timeout_minutes)
-    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore(agreed_name(store, rank, world, timeout), store),
-        rank=rank,
-        world_size=world,
-        timeout=timeout,
-        device_id=device if on_gpu else None,
-    )
-    yield ctx
-    # Not after an exception: nccl's would wait for the other ranks, which wait for this one.
+    with lost_connections():
+        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(agreed_name(store, rank, world, timeout), store),
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+        yield ctx
+    # Not after an exception: with nccl it would wait for the other ranks, which wait for this one.
     dist.destroy_process_group()
 
 
 def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:
-    """A name that these processes have in common with none that met in this `store` before.
+    """A name for the keys of these processes, different from those of earlier processes in this `store`.
 
-    torchrun's store outlives its workers: those started anew would look their peers up below the names of the old ones,
-    and find the addresses of the dead (pytorch issue 135712; its count of restarts differs between machines). So rank 0
-    draws a name and answers whatever words it finds with it, until every rank has said the name; each waits for the
-    answer to a word that it has just drawn.
+    torchrun's store outlives its workers. After a restart, new workers would look up their peers under the old keys and
+    find the addresses of dead processes (pytorch issue 135712; torchrun's count of restarts is of no use, since it
+    differs between machines). So every rank but 0 writes a random word and waits for the answer to that word. Rank
+    0 draws a name and answers every word with it, until every rank has confirmed the name.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
 
-    def pause(missing: str) -> None:  # not the store's own wait, during which Python would answer no signal
+    def pause(missing: str) -> None:  # not the wait of the store, during which Python handles no signals
         if time.monotonic() > end:
-            raise RuntimeError(f"Connection to {missing} timed out: not started")
+            raise ConnectionLost(f"a worker was lost: connection to {missing} timed out: not started")
         time.sleep(0.01)
 
     if rank > 0:
@@ -261,7 +242,7 @@ def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) ->
 
 
 def share_out_threads(local_world: int, threads: int = 0) -> None:
-    """`threads` for this process; 0 is its share of the cores, or what OMP_NUM_THREADS says."""
+    """Set the CPU threads of this process; 0 is OMP_NUM_THREADS, or its share of the cores."""
     if threads:
         torch.set_num_threads(threads)
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -269,33 +250,44 @@ def share_out_threads(local_world: int, threads: int = 0) -> None:
 
 
 def serve_store(address: str, port: int) -> dist.TCPStore:
-    """The store by which workers find each other, on `port` of `address` where that is free, else on any other.
+    """The store for the rendezvous of workers, on `port` of `address`, or on another port if that is taken.
 
     Raises:
         ConfigError: `address` is not this machine's.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a run that ended a minute ago is no hindrance
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after another run has ended
         try:
             sock.bind((address, port))
-            sock.listen()  # another's bind may succeed until then
+            sock.listen()  # until then another process may bind, too
             return _store_on(sock, address)
         except OSError as error:
-            why = error.strerror or error
+            reason = error.strerror or error
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise ConfigError([f"dist_params.address: {address}: {why}"]) from error
-    print(f"harness: note: dist_params.port: {port} on {address}: {why}; took a free one", file=sys.stderr)
+                raise ConfigError([f"dist_params.address: {address}: {reason}"]) from error
+    print(f"harness: note: dist_params.port: {port} on {address}: {reason}; took a free one", file=sys.stderr)
     return serve_store(address, 0)
 
 
 def _store_on(listening: socket.socket, address: str) -> dist.TCPStore:
+    """A store that takes over a listening socket."""
     port, handle = listening.getsockname()[1], listening.detach()
     return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=handle)
 
 
-def is_lost_connection(kind: str, message: str) -> bool:
-    """Whether an error of this class is what a process meets in a collective when another has died or is silent.
+@contextlib.contextmanager
+def lost_connections() -> Iterator[None]:
+    """Turns what torch raises in a collective, when another process has died or is silent, into `ConnectionLost`.
 
-    It is "DistBackendError", or gloo's "Connection closed by peer" or "Timed out waiting".
+    NCCL and the store raise classes of their own. gloo raises plain RuntimeErrors, which nothing but their text tells
+    from others: this is the one place that reads it.
     """
-    return "Error" in kind and any(word in message for word in ("Connection", "gloo", "NCCL", "recvBytes"))
+    try:
+        yield
+    except RunError:  # a RuntimeError, too
+        raise
+    except RuntimeError as error:
+        words = ("Connection", "gloo", "NCCL", "recvBytes")  # an error in a gradient hook comes as a RuntimeError, too
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in words):
+            raise ConnectionLost(f"a worker was lost: {error}") from error
+        raise

@@ -1,37 +1,31 @@
-"""Files that are there whole or not at all, and checkpoints that are data, never code."""
+"""Files written whole or not at all, in the background if asked for. Imports no torch."""
 
 import contextlib
 import fcntl
 import hashlib
 import io
 import os
-import pickle
 import queue
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
-
-class RunError(RuntimeError):
-    """The run cannot go on, for a reason its user can act on: told in one line, without a traceback."""
+from utils.errors import RunError
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Writes `path` so that a crash at any moment leaves the old file or the new one.
+    """Write `path` so that a crash at any moment leaves the old file or the new one.
 
-    To a temporary name in the same folder, fsync, rename, fsync of the folder.
+    Writes a temporary file in the same folder, syncs it, renames it and syncs the folder.
 
     Raises:
-        RunError: the disk is full, read-only or gone; the old file still stands and the temporary one is removed.
+        RunError: the disk is full, read-only or gone; the old file is still there, the temporary one is removed.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.unlink(missing_ok=True)  # never written through a link that somebody left there
+        part.unlink(missing_ok=True)  # never write through a link that somebody left there
         with open(part, "xb") as file:
             file.write(data)
             file.flush()
@@ -44,7 +38,7 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 def rename(part: Path, path: Path) -> None:
-    """Gives a finished file its name, for good: the folder is synced too."""
+    """Give a finished file its name, and sync the folder so that the name survives a crash."""
     os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -54,16 +48,16 @@ def rename(part: Path, path: Path) -> None:
 
 
 def sweep_parts(folder: Path) -> None:
-    """Removes the temporary files that a killed `write_whole` left anywhere below `folder`."""
+    """Remove temporary files of killed `write_whole` calls from anywhere below `folder`."""
     for part in folder.rglob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str = "ticket_harness_") -> Iterator[Path]:
-    """A temporary folder that is gone afterwards; removes those of processes that were killed, too.
+    """A temporary folder, removed on exit; also removes the folders of processes that were killed.
 
-    Its owner holds a lock on it, which the kernel drops when the owner dies, however it dies.
+    A process locks its folder. The kernel drops the lock when the process dies, in whatever way.
     """
     for old in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError), _locked(old):
@@ -71,7 +65,7 @@ def scratch_folder(prefix: str = "ticket_harness_") -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     try:
         with _locked(folder):
-            folder.mkdir(exist_ok=True)  # another start may have swept it before it was locked
+            folder.mkdir(exist_ok=True)  # another process may have removed it before it was locked
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,32 +81,8 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def pack(obj: Any) -> memoryview:
-    """The bytes of ``torch.save(obj)``."""
-    buffer = io.BytesIO()
-    torch.save(obj, buffer)
-    return buffer.getbuffer()
-
-
-def load(path: Path) -> Any:
-    """A checkpoint's content, on the CPU; only tensors and plain containers, so a hostile file cannot run code.
-
-    Raises:
-        RunError: the file is missing, truncated, or no checkpoint of tensors.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except pickle.UnpicklingError:
-        raise RunError(f"{path} is no checkpoint: it is damaged, or holds more than tensors and plain values") from None
-    except Exception as error:  # torch.load raises a different class for each way a file can be damaged
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"{path} is no readable checkpoint: {reason}") from error
-
-
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes; empty when it cannot be read."""
+    """Hex digest of a file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
@@ -128,10 +98,10 @@ def _sha256(file: io.BufferedReader) -> str:
 
 
 class BackgroundWriter:
-    """Runs writes one after another in a thread of its own, in the order they were asked for.
+    """Writes in a background thread, in the order of the calls.
 
-    A write that fails is raised by the next `submit` or by `flush`, and the writes queued behind it are dropped: none
-    of them may tell of a file that is not there.
+    After a write has failed, those queued behind it are dropped, since they may refer to the file that is missing; the
+    next `submit`, `wait` or `flush` raises the error.
     """
 
     def __init__(self, depth: int = 2):
@@ -149,16 +119,16 @@ class BackgroundWriter:
             try:
                 if self._error is None:
                     job()
-            except BaseException as error:  # handed to the main thread, which raises it
+            except BaseException as error:  # raised in the main thread
                 self._error = error
             finally:
                 done.set()
                 self._jobs.task_done()
 
     def submit(self, job: Callable[[], None], snapshot: bool = True) -> threading.Event:
-        """Queues `job`; what it returns is for `wait`.
+        """Queue `job`; return its event for `wait`.
 
-        A snapshot waits while `depth` others are already waiting, which bounds their memory.
+        A snapshot blocks while `depth` others wait, which bounds their memory.
         """
         if self._error is not None:
             raise self._error
@@ -169,18 +139,18 @@ class BackgroundWriter:
         return done
 
     def wait(self, done: threading.Event) -> None:
-        """Waits until one job is done, and not for those queued behind it."""
+        """Wait until one job is done, but not for those queued behind it."""
         done.wait()
         if self._error is not None:
             raise self._error
 
     def flush(self) -> None:
-        """Waits until everything is on disk."""
+        """Wait until all queued jobs are done."""
         self._jobs.join()
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """Writes what is queued and ends the thread; raises nothing."""
+        """Finish the queued jobs and end the thread; raises nothing."""
         self._jobs.put(None)
         self._thread.join()

@@ -1,8 +1,8 @@
 """Models by name: the networks of the lottery-ticket papers, and every torchvision classification model.
 
-`MODELS` is the registry: name -> ``builder(num_classes, image_shape)``. A name that is both torchvision's and a CIFAR
-network's (resnet18, vgg16_bn, ...) has torchvision's form for large images and the CIFAR form up to 64x64. Nothing is
-ever downloaded: training starts from the initialisation. To add a model, write a builder and one line here.
+`MODELS` is the registry: name -> ``builder(num_classes, image_shape)``. To add a model, write a builder and one line
+here. Names that torchvision and the CIFAR literature share (resnet18, vgg16_bn, ...) stand for torchvision's network on
+large images and for the CIFAR form up to 64x64 pixels. No weights are downloaded: training starts from initialisation.
 """
 
 import difflib
@@ -10,21 +10,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torchvision import models
 
-from utils.cifar_models import (
+from utils.networks.blurpool import add_blurpool
+from utils.networks.cifar import (
     CifarResNet,
-    CifarVGG,
     ConvNet,
     ImageShape,
     LeNet300100,
     PreResNet,
     UnsuitableImages,
-    is_small,
 )
+from utils.networks.torchvision import resnet, torchvision_model, vgg
 
 Builder = Callable[[int, ImageShape], nn.Module]
 
@@ -36,28 +35,29 @@ def create_model(
     blurpool: bool = False,
     other_shapes: Sequence[ImageShape] = (),
 ) -> nn.Module:
-    """Builds a freshly initialised model that maps float images (N, C, H, W) to logits (N, num_classes).
+    """Build a freshly initialised model from float images (N, C, H, W) to logits (N, num_classes).
 
-    Weights are drawn from torch's global generator. The model is tried once on the meta device (shapes only: no data,
-    no random numbers), so that a size which it cannot take is refused here and not at the first step.
+    Weights are drawn from torch's global generator. A forward pass on the meta device (shapes only: no data, no random
+    numbers) finds out whether the model can take the images, so that they are refused here and not at the first step.
 
     Args:
-        name: one of `model_names`; case, hyphens and underscores are forgiven ("ResNet-18" is resnet18).
+        name: one of `model_names`; case, hyphens and underscores do not matter ("ResNet-18" is resnet18).
         image_shape: (channels, height, width) in pixels.
         blurpool: anti-aliased downsampling, see `add_blurpool`.
-        other_shapes: of further images that it will be given.
+        other_shapes: shapes of further images that it will be given.
 
     Raises:
-        ValueError: unknown name, images that this model cannot take, fewer than one class, or blurpool on a model that
-            has no convolution to blur.
+        ValueError: an unknown name, images that this model cannot take, fewer than one class, or blurpool on a model
+            without a convolution to blur.
     """
     name = canonical_name(name)
     if num_classes < 1:
         raise ValueError(f"dataset.num_classes: {num_classes} is not allowed: at least 1")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape {tuple(image_shape)} is not (channels, height, width), each at least 1")
+    channels, height, width = image_shape
     try:
-        model = MODELS[name](num_classes, tuple(image_shape))
+        model = MODELS[name](num_classes, (channels, height, width))
         if blurpool and not add_blurpool(model):
             raise ValueError(
                 f"model_params.blurpool: true changes nothing in {name} (no strided convolution of 16 or more input "
@@ -72,7 +72,7 @@ def create_model(
 
 
 def model_names() -> list[str]:
-    """All names that `create_model` knows, sorted."""
+    """Names of all models, sorted."""
     return sorted(MODELS)
 
 
@@ -80,12 +80,12 @@ def canonical_name(name: str) -> str:
     """The registry's spelling of a model's name: "ResNet18" and "resnet-18" are resnet18.
 
     Raises:
-        ValueError: no such model, or several once separators are ignored; names the nearest.
+        ValueError: no such model, or several if separators are ignored; the message lists the nearest names.
     """
     plain = name.strip().lower().replace("-", "_")
     if plain in MODELS:
         return plain
-    # regnet_x_16gf and regnet_x_1_6gf become one without separators: such a spelling stays refused.
+    # regnet_x_16gf and regnet_x_1_6gf are one name without separators: such a spelling is refused.
     same = [known for known in MODELS if known.replace("_", "") == plain.replace("_", "")]
     if len(same) == 1:
         return same[0]
@@ -96,33 +96,16 @@ def canonical_name(name: str) -> str:
     )
 
 
-def add_blurpool(model: nn.Module) -> int:
-    """Blurs the input of every strided convolution with at least 16 input channels; returns how many there are.
-
-    The filter is the fixed binomial [1, 2, 1] x [1, 2, 1] / 16 of Zhang 2019, zero-padded, as ffcv-imagenet has it (1x1
-    shortcut convolutions included, max-pools and option-A shortcuts not). It sits in a forward pre-hook with a
-    non-persistent buffer: layers keep class and name, and the state_dict is the plain model's.
-    """
-    count = 0
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= 16:
-            taps = torch.tensor([1.0, 2.0, 1.0], dtype=module.weight.dtype, device=module.weight.device)
-            kernel = (taps.outer(taps) / 16).expand(module.in_channels, 1, 3, 3).contiguous()
-            module.register_buffer("blur_kernel", kernel, persistent=False)
-            module.register_forward_pre_hook(_blur_input)
-            count += 1
-    return count
-
-
-def _blur_input(conv: nn.Conv2d, args: tuple[Tensor]) -> Tensor:
-    return F.conv2d(args[0], conv.blur_kernel, padding=1, groups=conv.in_channels)
-
-
 def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> None:
+    """Run the model on the meta device.
+
+    Raises:
+        UnsuitableImages: it cannot take images of this shape.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     on_meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     images = torch.empty((2, *image_shape), device="meta")
-    model.eval()  # BN would refuse, and its statistics change, in training mode
+    model.eval()  # in training mode BN refuses single values per channel, and changes its statistics
     try:
         with torch.no_grad():
             logits = functional_call(model, on_meta, (images,))
@@ -133,91 +116,9 @@ def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> 
     assert logits.shape == (2, num_classes), logits.shape
 
 
-# -- torchvision -------------------------------------------------------------------------------------------------------
-
-
-def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's own model, with options by which it fits other image sizes and returns one tensor of logits."""
-    channels, height, width = image_shape
-    options = {}
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_"):
-        patch = int(name.rpartition("_")[2])
-        if height != width or height % patch:
-            raise UnsuitableImages(f"it needs square images whose side is a multiple of its patch, {patch} pixels")
-        options = {"image_size": height}
-    elif name == "maxvit_t":
-        options = {"input_size": (height, width)}
-    try:
-        model = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    except ValueError as error:  # MaxViT checks its partitions as it is built
-        raise UnsuitableImages(str(error).partition("\n")[0]) from error
-    if channels != 3:
-        _set_input_channels(model, channels)
-    return model
-
-
-# torchvision hard-codes 3 input channels, and draws the first convolution as each paper did. `reset_parameters` is
-# torch's default, for models that leave it so. Biases that torchvision sets to zero stay so.
-_fan_out = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
-_FIRST_CONV_INIT: dict[type[nn.Module], Callable[[nn.Conv2d], object]] = {
-    models.AlexNet: nn.Conv2d.reset_parameters,
-    models.ConvNeXt: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.02),
-    models.DenseNet: lambda conv: nn.init.kaiming_normal_(conv.weight),
-    models.EfficientNet: lambda conv: _fan_out(conv.weight),
-    models.GoogLeNet: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.01),
-    models.Inception3: lambda conv: nn.init.trunc_normal_(conv.weight, std=0.1),
-    models.MaxVit: lambda conv: nn.init.normal_(conv.weight, std=0.02),
-    models.MNASNet: lambda conv: _fan_out(conv.weight),
-    models.MobileNetV2: lambda conv: _fan_out(conv.weight),
-    models.MobileNetV3: lambda conv: _fan_out(conv.weight),
-    models.RegNet: lambda conv: _fan_out(conv.weight),
-    models.ResNet: lambda conv: _fan_out(conv.weight),
-    models.ShuffleNetV2: nn.Conv2d.reset_parameters,
-    models.SqueezeNet: lambda conv: nn.init.kaiming_uniform_(conv.weight),
-    models.SwinTransformer: nn.Conv2d.reset_parameters,
-    models.VGG: lambda conv: _fan_out(conv.weight),
-    models.VisionTransformer: lambda conv: nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5),
-}
-
-
-def _set_input_channels(model: nn.Module, channels: int) -> None:
-    """Gives the first convolution `channels` input channels, drawn as that model draws it.
-
-    Raises:
-        ValueError: a kind of model whose initialisation is not in the table above.
-    """
-    if type(model) not in _FIRST_CONV_INIT:
-        raise UnsuitableImages("its first layer is only known for 3 channels")
-    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    weight = conv.weight
-    conv.in_channels = channels
-    conv.weight = nn.Parameter(weight.new_empty((weight.shape[0], channels, *weight.shape[2:])))
-    _FIRST_CONV_INIT[type(model)](conv)
-
-
-def _resnet(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's ResNet; for small images with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
-    if not is_small(image_shape):
-        return _torchvision(name, num_classes, image_shape)
-    model = models.get_model(name, weights=None, num_classes=num_classes)
-    model.conv1 = nn.Conv2d(image_shape[0], 64, 3, 1, 1, bias=False)
-    _fan_out(model.conv1.weight)
-    model.maxpool = nn.Identity()
-    return model
-
-
-def _vgg(depth: int, batch_norm: bool, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """torchvision's VGG; for small images `CifarVGG`."""
-    if is_small(image_shape):
-        return CifarVGG(depth, batch_norm, num_classes, image_shape)
-    return _torchvision(f"vgg{depth}_bn" if batch_norm else f"vgg{depth}", num_classes, image_shape)
-
-
 MODELS: dict[str, Builder] = {
-    # Every classification model of the installed torchvision, by its own name; the lines below take precedence.
-    **{name: partial(_torchvision, name) for name in models.list_models(module=models)},
+    # Every classification model of the installed torchvision, by its own name. The lines below take precedence.
+    **{name: partial(torchvision_model, name) for name in models.list_models(module=models)},
     "lenet_300_100": LeNet300100,
     "conv2": partial(ConvNet, 2),
     "conv4": partial(ConvNet, 4),
@@ -228,22 +129,22 @@ MODELS: dict[str, Builder] = {
     "resnet56": partial(CifarResNet, 56),
     "resnet110": partial(CifarResNet, 110),
     "preresnet": PreResNet,
-    "resnet18": partial(_resnet, "resnet18"),
-    "resnet34": partial(_resnet, "resnet34"),
-    "resnet50": partial(_resnet, "resnet50"),
-    "resnet101": partial(_resnet, "resnet101"),
-    "resnet152": partial(_resnet, "resnet152"),
-    "resnext50_32x4d": partial(_resnet, "resnext50_32x4d"),
-    "resnext101_32x8d": partial(_resnet, "resnext101_32x8d"),
-    "resnext101_64x4d": partial(_resnet, "resnext101_64x4d"),
-    "wide_resnet50_2": partial(_resnet, "wide_resnet50_2"),
-    "wide_resnet101_2": partial(_resnet, "wide_resnet101_2"),
-    "vgg11": partial(_vgg, 11, False),
-    "vgg13": partial(_vgg, 13, False),
-    "vgg16": partial(_vgg, 16, False),
-    "vgg19": partial(_vgg, 19, False),
-    "vgg11_bn": partial(_vgg, 11, True),
-    "vgg13_bn": partial(_vgg, 13, True),
-    "vgg16_bn": partial(_vgg, 16, True),
-    "vgg19_bn": partial(_vgg, 19, True),
+    "resnet18": partial(resnet, "resnet18"),
+    "resnet34": partial(resnet, "resnet34"),
+    "resnet50": partial(resnet, "resnet50"),
+    "resnet101": partial(resnet, "resnet101"),
+    "resnet152": partial(resnet, "resnet152"),
+    "resnext50_32x4d": partial(resnet, "resnext50_32x4d"),
+    "resnext101_32x8d": partial(resnet, "resnext101_32x8d"),
+    "resnext101_64x4d": partial(resnet, "resnext101_64x4d"),
+    "wide_resnet50_2": partial(resnet, "wide_resnet50_2"),
+    "wide_resnet101_2": partial(resnet, "wide_resnet101_2"),
+    "vgg11": partial(vgg, 11, False),
+    "vgg13": partial(vgg, 13, False),
+    "vgg16": partial(vgg, 16, False),
+    "vgg19": partial(vgg, 19, False),
+    "vgg11_bn": partial(vgg, 11, True),
+    "vgg13_bn": partial(vgg, 13, True),
+    "vgg16_bn": partial(vgg, 16, True),
+    "vgg19_bn": partial(vgg, 19, True),
 }

@@ -1,68 +1,45 @@
 """Pruning: a criterion scores the weights, an allocation turns scores into masks, and `prune` sets the masks.
 
-A new criterion is one function in utils/scores.py and one line in `CRITERIA`. Nothing but `prune` changes a mask.
+A new criterion is one function in utils/pruning/scores.py and one line in `METHODS` (utils/pruning/methods.py). Only
+`prune` changes masks.
 """
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from utils.allocation import (
-    Allocation,
-    balanced,
-    best_of,
-    erk,
-    global_top_k,
-    global_top_k_alive,
-    keep_count,
-    round_counts,
-)
 from utils.conv_type import apply_masks, kept_counts, masked_params
-from utils.scores import (
-    SYNFLOW_ROUNDS,
-    Inputs,
-    Scores,
-    grasp_scores,
-    mag_scores,
-    random_scores,
-    scoring,
-    snip_scores,
-    synflow_scores,
-)
+from utils.pruning import allocation
+from utils.pruning import scores as score_functions
+from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, round_counts
+from utils.pruning.methods import METHODS, Method
+from utils.pruning.scores import SYNFLOW_ROUNDS, Batches, Inputs, Scores, random_scores, scoring
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """score: what each weight is worth. allocate: which of them stay. source: the paper.
+    """A `Method` with its functions.
 
-    needs_batches: it looks at `prune`'s batches. in_rounds: it is scored and pruned again `rounds` times.
+    Attributes:
+        score: the score of each weight; the largest stay.
+        allocate: turns scores into masks.
     """
 
+    method: Method
     score: Scores
     allocate: Allocation
-    source: str
-    needs_batches: bool = False
-    in_rounds: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {
-    "mag": Criterion(mag_scores, global_top_k, "Frankle & Carbin 2019"),
-    "snip": Criterion(snip_scores, global_top_k, "Lee et al. 2019", needs_batches=True),
-    "grasp": Criterion(grasp_scores, global_top_k, "Wang et al. 2020", needs_batches=True),
-    "synflow": Criterion(synflow_scores, global_top_k, "Tanaka et al. 2020", needs_batches=True, in_rounds=True),
-    "random": Criterion(random_scores, global_top_k, "uniform over all weights"),
-    "random_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
-    "random_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
-    # The same two, by the names under which they prune at initialization.
-    "er_erk": Criterion(random_scores, erk, "Evci et al. 2020, Gadhikar et al. 2023"),
-    "er_balanced": Criterion(random_scores, balanced, "Gadhikar et al. 2023"),
+    name: Criterion(method, getattr(score_functions, method.score), getattr(allocation, method.allocation))
+    for name, method in METHODS.items()
 }
 
 
@@ -70,7 +47,7 @@ def prune(
     model: nn.Module,
     method: str,
     density: float,
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    batches: Batches | None = None,
     generator: torch.Generator | None = None,
     *,
     rounds: int = SYNFLOW_ROUNDS,
@@ -78,38 +55,34 @@ def prune(
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
 
-    Exactly ``max(1, floor(density * N + 0.5))`` of the N masked parameters' weights stay. Masks only lose ones, and
-    they change together at the very end: a call that raises leaves the model as it was. Everything else is left as it
-    was in any case: kept weights, biases, BN statistics, train/eval modes, gradients, the global random states.
+    Exactly ``max(1, floor(density * N + 0.5))`` of the N weights under masks stay. Masks only lose ones, and they
+    change together at the very end: a call that raises leaves the model as it was. Nothing else ever changes: kept
+    weights, biases, BN statistics, train/eval modes, gradients and the global random states stay as they are.
 
     Args:
         method: a key of `CRITERIA`.
-        density: fraction of all maskable weights to keep (not of those still there), in (0, 1].
-        batches: re-iterable of (images (N, C, H, W), labels (N,)) on the model's device; for snip, grasp and, of the
-            first batch only the images' shape, synflow.
+        density: fraction to keep, in (0, 1], of all weights under masks (not of those that are left).
+        batches: re-iterable of (images (N, C, H, W), labels (N,)) on the model's device. snip and grasp use all of
+            it, synflow only the shape of the first images.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
-        rounds: synflow alone: score and prune this often, to density d0 * (density / d0) ** (i / rounds) in round i,
-            where d0 is the density at the start (1 at initialization, the paper's schedule; see `round_counts`).
-        dtype: snip and grasp alone: torch.float32 or float64 to compute in; None is the weights' own, at least float32.
+        rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
+        dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
 
     Returns:
         the density achieved.
 
     Raises:
-        ValueError: unknown method, no masks, no batches where needed, a density outside (0, 1], above what is left or,
-            for the per-layer methods, with fewer weights than layers; or a score that is not finite (names the layer).
+        ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
+            above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite.
     """
-    criterion = _criterion(method)
-    inputs = Inputs(batches, generator, dtype, rounds)
+    criterion = _criterion(method, batches)
+    inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
-    if not masks:
-        raise ValueError("the model has no masks: call insert_masks first")
-    _check_inputs(method, criterion, inputs)
     keep = _checked_keep(method, density, masks)
-    apply_masks(model)  # criteria score the weights as they stand, so pruned ones must be zero
+    apply_masks(model)  # criteria score the weights as they are: pruned ones must be zero
     try:
         left, total = sum(kept_counts(masks)), sum(mask.numel() for mask in masks)
-        counts = round_counts(density, left / total, total, rounds) if criterion.in_rounds else [keep]
+        counts = round_counts(density, left / total, total, rounds) if criterion.method.in_rounds else [keep]
         chosen = _choose(model, masks, counts, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
@@ -122,10 +95,10 @@ def prune(
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
-    """Why `method` cannot prune a network whose layers all live to `density`; empty if it can."""
+    """Why `method` cannot prune a network without dead layers to `density`; empty if it can."""
     masks = [mask for _, _, mask in masked_params(model)]
     keep = keep_count(density, sum(mask.numel() for mask in masks))
-    if method in CRITERIA and CRITERIA[method].allocate in (erk, balanced) and keep < len(masks):
+    if method in METHODS and METHODS[method].per_layer and keep < len(masks):
         return f"{method} keeps at least one weight in each of {len(masks)} layers; density {density:.2e} keeps {keep}"
     return ""
 
@@ -137,25 +110,23 @@ def dead_layers(model: nn.Module) -> list[str]:
     return [name for (name, _, _), count in zip(entries, kept) if count == 0]
 
 
-def _criterion(method: str) -> Criterion:
-    if method in CRITERIA:
-        return CRITERIA[method]
-    nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
-    raise ValueError(
-        f"prune_params.prune_method / er_method: {method!r} is not allowed: choose from {', '.join(nearest)}"
-    )
-
-
-def _check_inputs(method: str, criterion: Criterion, inputs: Inputs) -> None:
-    if criterion.needs_batches and inputs.batches is None:
+def _criterion(method: str, batches: Batches | None) -> Criterion:
+    """The criterion by its name, once it is sure that it has what it needs."""
+    if method not in CRITERIA:
+        nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
+        raise ValueError(
+            f"prune_params.prune_method / er_method: {method!r} is not allowed: choose from {', '.join(nearest)}"
+        )
+    criterion = CRITERIA[method]
+    if criterion.method.needs_batches and batches is None:
         raise ValueError(f"{method} needs batches of (images, labels), and got none")
-    if inputs.dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"prune_params.score_dtype: {inputs.dtype} is not allowed: float32 or float64")
-    if inputs.rounds < 1:
-        raise ValueError(f"prune_params.synflow_rounds: {inputs.rounds} is not allowed: at least 1")
+    return criterion
 
 
 def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
+    """Number of weights to keep, once it is sure that so many are left."""
+    if not masks:
+        raise ValueError("the model has no masks: call insert_masks first")
     if not 0.0 < density <= 1.0:
         raise ValueError(f"{method} to density {density}: not allowed: above 0 and at most 1")
     total, left = sum(mask.numel() for mask in masks), sum(kept_counts(masks))
@@ -171,12 +142,12 @@ def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
 def _choose(
     model: nn.Module, masks: Sequence[Tensor], counts: Sequence[int], criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """New masks with ``counts[-1]`` ones; `counts` has the number of weights that each round leaves."""
+    """New masks with ``counts[-1]`` ones; `counts` is the number of weights left after each round."""
     keep = counts[-1]
     if keep == sum(kept_counts(masks)):
-        return masks  # nothing goes: nothing to score for
+        return masks  # nothing to prune, nothing to score
     with scoring(model):
-        if criterion.in_rounds:
+        if criterion.method.in_rounds:
             return _in_rounds(model, masks, counts, criterion, inputs)
         scores = _scored(model, masks, criterion, inputs)
         chosen = criterion.allocate(scores, masks, keep)
@@ -188,18 +159,18 @@ def _choose(
 def _in_rounds(
     model: nn.Module, masks: Sequence[Tensor], counts: Sequence[int], criterion: Criterion, inputs: Inputs
 ) -> Sequence[Tensor]:
-    """Scored and pruned once per entry of `counts` (Tanaka et al. 2020, algorithm 1).
+    """Score and prune once per entry of `counts` (Tanaka et al. 2020, algorithm 1).
 
-    The paper promises that no layer collapses while others have weights, which holds for chains of layers. Shortcuts
-    and bottlenecks of residual networks, beside which the flow has another path, do die. In the end such a layer gets
-    back the best weight that it died with, for the worst of the others: the rounds are the paper's, and the result
-    differs from it by one weight a dead layer. Where a round has cut all flow, so that every score is zero, it is made
-    again with the best weight of each layer kept.
+    The paper shows that no layer collapses while others have weights. That holds for chains of layers. In residual
+    networks the flow has another path around shortcuts and bottlenecks, and those do die. At the end each dead layer
+    regains its best weight; the worst kept weight goes. So the rounds are the paper's, and the result differs from it
+    by one weight per dead layer. A round that cuts all flow, so that every score is zero, is repeated with the best
+    weight of each layer kept.
     """
-    # One batch is enough for its shape; a DataLoader would start its workers anew for every round.
+    # One batch is enough for its shape; a DataLoader would start its workers again for every round.
     inputs = replace(inputs, batches=list(islice(inputs.batches, 1)))
     left, keep = sum(kept_counts(masks)), counts[-1]
-    lost: dict[int, Tensor] = {}  # by layer: one True, at the best weight of its last round
+    lost: dict[int, Tensor] = {}  # by dead layer: a mask of the best weight of its last round
     before_death = None
     for aim in counts:
         if aim == left:
@@ -229,8 +200,8 @@ def _scored(model: nn.Module, masks: Sequence[Tensor], criterion: Criterion, inp
 
 
 def _check_finite(model: nn.Module, scores: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    # A sum passes NaN and infinity on: one quick look. Only if it fails are kept weights told from pruned ones (and an
-    # overflow of the sum from one of the scores).
+    # Quick check: a sum is not finite if a score is not. Only if it fails, look at the kept weights alone: the score of
+    # a pruned one does not matter, and the sum itself may overflow.
     sums = torch.stack([score.sum().double() for score in scores])
     for (name, _, _), score, mask, fine in zip(masked_params(model), scores, masks, sums.isfinite().tolist()):
         bad = 0 if fine else (~score[mask].isfinite()).count_nonzero().item()

@@ -1,11 +1,13 @@
 """Learning-rate schedules: pure functions of the step.
 
-A schedule maps (step, Timeline, options) to a factor of the peak rate ``optimizer.lr``; step 0 is the first optimizer
-step of a level's schedule. The rate is set *before* each step, so the very first step of a warm-up is already taken at
-the warm-up's rate. A run that starts at epoch k (weight rewinding) simply starts at step ``k * steps_per_epoch``.
+A schedule maps (step, Timeline) to a factor on the peak rate ``optimizer.lr``. Step 0 is the first optimizer step of a
+full level. The rate is set *before* each step, so a warm-up holds from its first step on. A level that starts at epoch
+k (weight rewinding) starts at step ``k * steps_per_epoch``.
 
 Warm-up is linear, as in Goyal et al. 2017 (section 2.2): step s of W warm-up steps runs at (s + 1) / W of the peak, so
-the last warm-up step is the first at the peak rate.
+the last warm-up step is the first step at the peak rate.
+
+A new schedule is one function and one line in `SCHEDULES`; one with milestones is named in `WITH_MILESTONES`, too.
 """
 
 import math
@@ -15,16 +17,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a schedule knows of its level.
+    """What a schedule needs to know about its level.
 
     Attributes:
         epochs: E, epochs of a full level.
-        steps_per_epoch: optimizer steps in an epoch.
+        steps_per_epoch: optimizer steps per epoch.
         warmup_epochs: length of the warm-up in epochs, fractions allowed; 0 means none.
-        milestones: where step schedules multiply the rate by `gamma`: a fraction of the level when below 1, an epoch
-            otherwise; empty means the schedule's own.
+        milestones: when step schedules multiply the rate by `gamma`: below 1 a fraction of the level, otherwise an
+            epoch; empty means the schedule's own.
         gamma: the factor at each milestone.
-        floor: ``lr_min / lr``, the factor at which annealing schedules end.
+        floor: ``lr_min / lr``, the last factor of annealing schedules.
     """
 
     epochs: int
@@ -36,15 +38,16 @@ class Timeline:
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of a full level."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def warmup_steps(self) -> int:
-        """At least one where a warm-up is asked for: 0 has a meaning of its own."""
+        """Length of the warm-up; at least 1 if there is one, because 0 means none."""
         return max(1, round(self.warmup_epochs * self.steps_per_epoch)) if self.warmup_epochs else 0
 
     def milestone_steps(self, default: Sequence[float]) -> list[int]:
-        """First step at each lowered rate."""
+        """The first step after each milestone."""
         places = [float(m) for m in (self.milestones or default)]
         return [math.ceil(round((m * self.epochs if m < 1 else m) * self.steps_per_epoch, 6)) for m in places]
 
@@ -53,11 +56,12 @@ Schedule = Callable[[int, Timeline], float]
 
 
 def _warmup(step: int, line: Timeline) -> float | None:
-    """(step + 1) / W during the warm-up, None after it."""
+    """(step + 1) / W during the warm-up; None after it."""
     return (step + 1) / line.warmup_steps if step < line.warmup_steps else None
 
 
 def _drops(step: int, line: Timeline, default: Sequence[float]) -> float:
+    """Warm-up, and a factor `gamma` at each milestone."""
     factor = line.gamma ** sum(step >= m for m in line.milestone_steps(default))
     ramp = _warmup(step, line)
     return factor if ramp is None else factor * ramp
@@ -70,12 +74,12 @@ def _progress(step: int, line: Timeline) -> float:
 
 
 def multi_step(step: int, line: Timeline) -> float:
-    """x gamma at 1/2 and 3/4 of the level: 32k and 48k of 64k steps on CIFAR, He et al. 2016."""
+    """Times gamma at 1/2 and 3/4 of the level: 32k and 48k of 64k steps on CIFAR, He et al. 2016."""
     return _drops(step, line, (0.5, 0.75))
 
 
 def imagenet_drops(step: int, line: Timeline) -> float:
-    """x gamma at 1/3, 2/3 and 8/9 of the level: epochs 30, 60, 80 of 90, Goyal et al. 2017."""
+    """Times gamma at 1/3, 2/3 and 8/9 of the level: epochs 30, 60, 80 of 90, Goyal et al. 2017."""
     return _drops(step, line, (1 / 3, 2 / 3, 8 / 9))
 
 
@@ -88,20 +92,20 @@ def cosine(step: int, line: Timeline) -> float:
 
 
 def linear(step: int, line: Timeline) -> float:
-    """Straight from 1 to the floor, reached at the last step."""
+    """A straight line from 1 to the floor, reached at the last step."""
     ramp = _warmup(step, line)
     return ramp if ramp is not None else 1 - (1 - line.floor) * _progress(step, line)
 
 
 def triangular(step: int, line: Timeline) -> float:
-    """Up linearly over the warm-up (a fifth of the level when warmup_epochs is 0), then down linearly to the floor."""
+    """Linear up over the warm-up (a fifth of the level if warmup_epochs is 0), then linear down to the floor."""
     if line.warmup_steps:
         return linear(step, line)
     return linear(step, Timeline(line.epochs, line.steps_per_epoch, 0.2 * line.epochs, floor=line.floor))
 
 
 def constant(step: int, line: Timeline) -> float:
-    """The peak rate throughout, after the warm-up."""
+    """The peak rate, after the warm-up."""
     ramp = _warmup(step, line)
     return 1.0 if ramp is None else ramp
 
@@ -114,13 +118,14 @@ SCHEDULES: dict[str, Schedule] = {
     "TriangularSchedule": triangular,
     "Constant": constant,
 }
+WITH_MILESTONES = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")
 
 
 def learning_rate(name: str, lr: float, step: int, line: Timeline) -> float:
     """The rate of optimizer step `step` (0-based within the level's schedule).
 
     Raises:
-        ValueError: `name` is no schedule, or `step` lies outside the level.
+        ValueError: no such schedule, or `step` is outside the level.
     """
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.scheduler_type: {name!r} is not one of {', '.join(SCHEDULES)}")

@@ -1,106 +1,143 @@
-"""The same study in the plainest way: one process, no process group, no resuming, no signals. Read this file first.
+"""The same study in one process and one screen, its training step written out. Read this file first.
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit: it shares the training code (`Trainer`), pruning
-(`prune_level`) and logs (`Run`), and writes out what a level is.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming.
 """
 
 import contextlib
+import math
 import sys
 import time
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from harness import build_model, print_levels
-from harness_params import Config, ConfigError, load_config
-from harness_utils import EPOCH_COLUMNS, SUMMARY_COLUMNS, Run, cpu_copy, layer_rows, load_weights
-from utils.conv_type import apply_masks, density
+from harness_params import Config, load_config
+from harness_utils import Run, open_run, print_levels
+from utils.conv_type import apply_masks, density, mask_gradients
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
-from utils.level_pruning import check_pruning, prune_level
-from utils.order import stable_seed
-from utils.run_directory import check_run_directory, open_run
-from utils.training import Trainer, configure_kernels
+from utils.errors import ConfigError, report
+from utils.runs.directory import check_run_directory
+from utils.runs.pruning import check_pruning, prune_level
+from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
+from utils.runs.weights import cpu_copy, layer_rows, load_weights
+from utils.schedulers import learning_rate
+from utils.seeds import stable_seed
+from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
+from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
 
 
-def make_trainer(cfg: Config) -> Trainer:
-    """The network and its data, on the GPU where there is one."""
-    configure_kernels(cfg.experiment_params.deterministic)
-    share_out_threads(1, cfg.dist_params.threads)
-    ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    data = load_data(cfg, ctx)
-    model = build_model(cfg, data, ctx)
-    check_pruning(cfg, model, data)
-    return Trainer(cfg, ctx, model, data)
+class SingleProcess:
+    """One network, its data and its optimizer, in one process on one device."""
 
+    def __init__(self, cfg: Config):
+        configure_kernels(cfg.experiment_params.deterministic)
+        share_out_threads(1, cfg.dist_params.threads)
+        ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.cfg, self.device = cfg, ctx.device
+        self.data = load_data(cfg, ctx)
+        self.model = build_model(cfg, self.data, ctx)
+        check_pruning(cfg, self.model, self.data)
+        limit_threads(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model)
+        self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
+        self.timeline = make_timeline(cfg, self.data)
 
-def run_levels(cfg: Config, trainer: Trainer, run: Run) -> None:
-    """Every level: prune, rewind, train, log."""
-    e, p, model, initial_density = cfg.experiment_params, cfg.prune_params, trainer.model, 1.0
-    for level in range(p.num_levels):
-        prune_level(cfg, model, trainer.data, level, initial_density)
+    def run_levels(self, run: Run) -> None:
+        """Every level: prune, rewind, train, log."""
+        e, p, model, initial_density = self.cfg.experiment_params, self.cfg.prune_params, self.model, 1.0
+        for level in range(p.num_levels):
+            prune_level(self.cfg, model, self.data, level, initial_density)
 
-        first_epoch, optimizer_state = 0, None
-        if level == 0:
-            initial_density = density(model)
-            run.save_checkpoint("init", cpu_copy(model.state_dict()))
-        elif e.training_type == "imp":
-            load_weights(model, run.load_checkpoint("init"), "model_init.pt")
-        elif e.training_type == "wr":
-            load_weights(model, run.load_checkpoint("rewind"), "model_rewind.pt")
-            first_epoch, optimizer_state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
-        apply_masks(model)
-        trainer.restart(optimizer_state)
+            first_epoch, state = 0, None
+            if level == 0:
+                initial_density = density(model)
+                run.save_checkpoint("init", cpu_copy(model.state_dict()))
+            elif e.training_type == "imp":
+                load_weights(model, run.load_checkpoint("init"), "model_init.pt")
+            elif e.training_type == "wr":
+                load_weights(model, run.load_checkpoint("rewind"), "model_rewind.pt")
+                first_epoch, state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
+            apply_masks(model)
+            # Fresh, or as at epoch k; its hook applies the masks after every step.
+            self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
 
-        rows = train_level(cfg, run, trainer, level, first_epoch)
+            rows = [self.train_epoch(run, level, epoch) for epoch in range(first_epoch, e.epochs_per_level)]
 
-        run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
-        run.add_rows("layerwise_density", layer_rows(model, level))
-        best, seconds = max(row["test_acc"] for row in rows), sum(row["seconds"] for row in rows)
-        d, last = density(model), rows[-1]
-        values = (level, d, 1 - d, last["test_acc"], best, last["test_loss"], len(rows), seconds)
-        run.add_rows("summary", [dict(zip(SUMMARY_COLUMNS, values))])
+            run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
+            run.tables.add(LAYERS, layer_rows(model, level))
+            run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
 
-
-def train_level(cfg: Config, run: Run, trainer: Trainer, level: int, first_epoch: int) -> list[dict]:
-    """Trains a level's epochs from `first_epoch` on; returns their CSV rows."""
-    e, p, rows = cfg.experiment_params, cfg.prune_params, []
-    for epoch in range(first_epoch, e.epochs_per_level):
+    def train_epoch(self, run: Run, level: int, epoch: int) -> Row:
+        """Trains and evaluates an epoch; logs its row of the CSV."""
+        e, o, train = self.cfg.experiment_params, self.cfg.optimizer, self.data.train
         torch.manual_seed(stable_seed(e.seed, level, epoch, 0))
-        start = time.perf_counter()
-        tally = trainer.new_tally()
-        trainer.train_epoch(level, epoch, tally, stop=lambda steps: False)
-        train_loss, train_acc = trainer.epoch_result(level, epoch, tally)
-        train = trainer.data.train
-        speed = sum(map(train.global_batch, range(train.steps_per_epoch))) / (time.perf_counter() - start)
-        test_loss, test_acc = trainer.evaluate()
-        seconds = time.perf_counter() - start
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, trainer.rate(epoch), seconds, speed)
-        rows.append(dict(zip(EPOCH_COLUMNS, values)))
-        run.add_rows(f"epochwise_metrics/level_{level}_metrics", rows[-1:])
-        if level == 0 and e.training_type == "wr" and epoch + 1 == p.rewind_epoch:
-            run.save_checkpoint("rewind", cpu_copy(trainer.model.state_dict()))
-            run.save_artifact("optimizer_rewind", cpu_copy(trainer.optimizer_state_dict()))
-    return rows
+        start, steps = time.perf_counter(), train.steps_per_epoch
+        losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.model.train()
+        for step, (images, labels) in enumerate(train.batches(level, epoch)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline)
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.model(images)
+                loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
+            self.scaler.scale(loss).backward()
+            if o.grad_clip:
+                self.scaler.unscale_(self.optimizer)
+                mask_gradients(self.model)
+                nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip)
+            self.scaler.step(self.optimizer)  # masked weights are zero again when it returns
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses[step] = loss.detach()
+            correct += (logits.argmax(1) == labels).sum()
+
+        sizes = [train.global_batch(step) for step in range(steps)]
+        train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses.tolist())) / sum(sizes)
+        train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
+        test_loss, test_acc = self.evaluate()
+        rate, seconds = learning_rate(o.scheduler_type, o.lr, epoch * steps, self.timeline), time.perf_counter() - start
+        values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
+        row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
+        run.tables.add(epoch_table(level), [row])
+        if level == 0 and e.training_type == "wr" and epoch + 1 == self.cfg.prune_params.rewind_epoch:
+            run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
+            run.save_artifact("optimizer_rewind", cpu_copy(optimizer_state(self.optimizer, self.scaler)))
+        return row
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """(mean cross entropy, accuracy in percent) over the test set."""
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for images, labels in self.data.test.batches():
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits = self.model(images)
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
+        loss, right = sums.tolist()
+        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
 
 
 def main() -> int:
-    """Runs the study; errors are told as they come. Returns the exit status."""
+    """Runs the study; returns the exit status."""
     try:
         cfg = load_config()
         if cfg.experiment_params.resume_expt_name:
-            raise ConfigError(["experiment_params.resume_expt_name: only harness.py resumes"])
+            raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
         check_run_directory(cfg)
         for note in cfg.notes:
             print(note, file=sys.stderr)
-        trainer = make_trainer(cfg)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    with contextlib.closing(trainer.data), open_run(cfg) as run:
-        run_levels(cfg, trainer, run)
-        print_levels(run)
+        study = SingleProcess(cfg)
+        with contextlib.closing(study.data), open_run(cfg) as run:
+            study.run_levels(run)
+            print_levels(run)
+    except Exception as error:
+        return report(error, "single_gpu_harness")
     return 0
 
 

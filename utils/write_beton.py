@@ -1,114 +1,64 @@
-"""Writes train and val .beton files, FFCV's format, from a tree of images or a data set by name.
+"""Write training and test images to .beton files, FFCV's format, from a tree of images or a data set by name.
 
     python -m utils.write_beton --source TREE_OR_DATASET --out DIR
 
-TREE has train/CLASS/* and val/CLASS/* (or test/CLASS/*). Each image is read once, made RGB, shrunk if its longer side
-passes --max_resolution, and stored as JPEG with --compress_probability, as plain pixels otherwise: JPEG takes less
-disk, pixels take less time to read. The names carry the settings: train_500_0.50_90.beton.
+TREE has train/CLASS/* and val/CLASS/* (or test/CLASS/*). Each image is read once, converted to RGB, shrunk if its
+longer side exceeds --max_resolution, and stored as JPEG with --compress_probability, else as plain pixels: JPEG takes
+less disk, pixels take less time to read. File names hold the settings: train_500_0.50_90.beton.
 
-Exit codes: 0 done; 1 an image is broken, or the disk is full; 2 wrong usage; 130/143 stopped. What is not written whole
-is removed.
+Exit codes: 0 done; 1 an image is broken, the disk is full, a download failed or FFCV is missing; 2 wrong usage; 130/143
+stopped. Unfinished files are removed.
 """
 
 import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
-import numpy as np
-
-from utils.checkers import nearest
-from utils.cores import available_cores
-from utils.dataset import DATASETS
-from utils.files import RunError
-from utils.image_tree import Split, find_tree, image_size, open_image
-
-
-class Source(Protocol):
-    """Labelled images by number; `__getitem__` raises ValueError, naming the file, where one is broken."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]: ...
-    def largest(self) -> int: ...
+from utils.config.checkers import nearest
+from utils.data.image_tree import find_tree
+from utils.data.published import files_of
+from utils.data.specs import DATASETS
+from utils.errors import ConfigError, DataError, RunError, report
+from utils.ffcv.sources import ArraySource, ImageSource, TreeSource
+from utils.processes.place import available_cores
 
 
-@dataclass(frozen=True)
-class TreeSource:
-    """The image files of one split."""
-
-    split: Split
-
-    def __len__(self) -> int:
-        return len(self.split.files)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            image = open_image(self.split.path(index))
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix("dataset.data_root: ")) from error
-        return np.asarray(image), int(self.split.labels[index])
-
-    def largest(self) -> int:
-        """Pixels of the largest image, by the files' headers."""
-        most = 0
-        for index in range(len(self)):
-            try:
-                height, width = image_size(self.split.path(index))
-            except ValueError:  # it is broken, which reading it will tell
-                continue
-            most = max(most, height * width)
-        return most
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Images (N, H, W, 1 or 3) and labels (N,) in memory; grey ones become RGB."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        image = self.images[index]
-        return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))), int(self.labels[index])
-
-    def largest(self) -> int:
-        return self.images.shape[1] * self.images.shape[2]
-
-
-def find_source(name: str, data_root: Path) -> dict[str, Source]:
-    """{"val": ..., "train": ...} of a tree of images, or of a data set of utils/dataset.py by its name.
+def find_source(name: str, data_root: Path) -> dict[str, ImageSource]:
+    """{"val": ..., "train": ...} of a tree of images, or of a data set by its name in any case.
 
     Raises:
-        ValueError: neither; or the tree, or the data set's files, are not as they should be.
+        ConfigError: `name` is neither, or the tree or the files are missing, damaged or unfit.
+        RunError: a download failed.
     """
+    try:
+        return _find_source(name, data_root)
+    except DataError as error:
+        raise ConfigError(f"--source: {error}") from error
+
+
+def _find_source(name: str, data_root: Path) -> dict[str, ImageSource]:
     names = {known.lower(): known for known in DATASETS}
     if Path(name).is_dir():
         root = Path(name)
     elif name.lower() in names:
-        spec, root = DATASETS[names[name.lower()]], data_root
-        if spec.files is not None:
-            spec.files.fetch(root, download=True)
-            return {
-                "val": ArraySource(*spec.files.read(root, False)),
-                "train": ArraySource(*spec.files.read(root, True)),
-            }
+        known, root = names[name.lower()], data_root
+        if not DATASETS[known].is_tree:
+            files = files_of(known)
+            files.fetch(root, download=True)
+            return {"val": ArraySource(*files.read(root, False)), "train": ArraySource(*files.read(root, True))}
     else:
         near = nearest(name, list(DATASETS))
         hint = f"; did you mean {near}?" if near else ""
-        raise ValueError(f"{name} is neither a folder nor a data set: one of {', '.join(DATASETS)}{hint}")
+        raise DataError(f"{name} is neither a folder nor a data set: one of {', '.join(DATASETS)}{hint}")
     train, test = find_tree(root)
     return {"val": TreeSource(test), "train": TreeSource(train)}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The checked command line; exits 2 with the fault on stderr."""
+    """Checked command line; a fault goes to stderr with exit status 2."""
 
     def number(kind: type, low: float, high: float):
         def read(text: str) -> float:
@@ -127,23 +77,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="folder with train/CLASS/* and val/CLASS/* (or test/CLASS/*), or a data set's name",
     )
-    add("--out", required=True, type=Path, help="folder for the two files; made if missing")
+    add("--out", required=True, type=Path, help="folder of the two files; created if missing")
     add(
         "--max_resolution",
         type=number(int, 0, 65535),
         default=500,
-        help="pixels of the longer side; 0 = as it is (500)",
+        help="pixels of the longer side; 0 = keep the size (500)",
     )
     add(
         "--compress_probability",
         type=number(float, 0, 1),
         default=0.5,
-        help="share stored as JPEG, not as pixels (0.5)",
+        help="share of images stored as JPEG, not as pixels (0.5)",
     )
-    add("--jpeg_quality", type=number(int, 1, 100), default=90, help="quality of those JPEGs (90)")
-    add("--num_workers", type=number(int, 0, 1024), default=0, help="processes; 0 = one for each core (0)")
-    add("--skip_broken", action="store_true", help="leave broken images out and list them, instead of stopping")
-    add("--data_root", type=Path, default=Path("data"), help="where a data set asked for by name lies (./data)")
+    add("--jpeg_quality", type=number(int, 1, 100), default=90, help="JPEG quality (90)")
+    add("--num_workers", type=number(int, 0, 1024), default=0, help="processes; 0 = one per core (0)")
+    add("--skip_broken", action="store_true", help="leave out broken images and list them, instead of stopping")
+    add("--data_root", type=Path, default=Path("data"), help="folder of data sets that are given by name (./data)")
     args = parser.parse_args(argv)
     if args.out.exists() and not args.out.is_dir():
         parser.error(f"argument --out: {args.out} is not a folder")
@@ -156,35 +106,32 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes both files; returns the exit code."""
+    """Write both files; return the exit status."""
     args = parse(argv)
     before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _run(args)
+        # The small file first: faults of the settings show soon.
+        for split, source in find_source(args.source, args.data_root.expanduser()).items():
+            write_split(split, source, args)
+    except (ConfigError, DataError, RunError) as error:
+        return report(error, "write_beton")
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _run(args: argparse.Namespace) -> int:
-    try:
-        sources = find_source(args.source, args.data_root.expanduser())
-    except (ValueError, RuntimeError) as error:
-        print(f"write_beton: --source: {str(error).removeprefix('dataset.data_root: ')}", file=sys.stderr)
-        return 2
-    try:
-        # The small one first: it is soon known to work.
-        for split, source in sources.items():
-            write_split(split, source, args)
-    except (RunError, OSError, ImportError) as error:
-        print(f"write_beton: {error}", file=sys.stderr)
-        return 1
     return 0
 
 
-def write_split(split: str, source: Source, args: argparse.Namespace) -> None:
-    """One file, and a line on stdout that says what is in it."""
-    from utils.ffcv_writer import Encoding, write_beton
+def write_split(split: str, source: ImageSource, args: argparse.Namespace) -> None:
+    """Write one file, and report on stdout what it holds.
+
+    Raises:
+        DataError: an image is broken.
+        RunError: FFCV is missing, the disk is full, or a worker died.
+    """
+    try:
+        from utils.ffcv.writer import Encoding, write_beton
+    except (ImportError, OSError) as error:  # OSError: a system library that FFCV was built against is missing
+        raise RunError(f"FFCV cannot be imported ({error}); see the README, FFCV") from error
 
     encoding = Encoding(args.max_resolution, args.compress_probability, args.jpeg_quality)
     path = args.out / f"{split}_{encoding}.beton"

@@ -1,4 +1,4 @@
-"""Averaging gradients between two machines: dense against sparse, over a network of a given speed.
+"""Averaging gradients between two machines, dense and sparse, over a network of a given speed.
 
     python tests/benchmarks/allreduce.py [--rates 1000,100] [--densities 1,0.2,0.05,0.01] [--rounds 5]
 
@@ -6,11 +6,11 @@ The two machines are network namespaces of this one, joined by a veth pair whose
 token bucket (tc tbf) to the rate in Mbit/s; each holds one process, started as torchrun starts it. That takes root and
 iproute2. Rate 0 is the loopback of one machine, unshaped, which takes neither.
 
-Dense is DDP's own all-reduce, sparse the hook of utils/sparse_allreduce.py, in fp32, on two copies of one network with
-the same random masks; they take turns, step by step. Two kinds of step: "gradients" makes the gradients at no cost and
-averages them; "training" is forward, backward and optimizer on `--batch` images a process. Bytes are what the sender's
-interface counted (headers included), a step; allowed are density x dense + 1% + the parameters that have no mask.
-Each row's gradients are compared: the sparse ones must be the dense ones times the mask, bit for bit.
+Dense: DDP's own all-reduce. Sparse: the hook of utils/training/sparse_allreduce.py. Both in fp32, on two copies of one
+network with the same random masks, in turns, step by step. Two kinds of step: "gradients" makes gradients at no cost
+and averages them; "training" is forward, backward and optimizer on `--batch` images per process. Bytes are those that
+the sender's interface counted per step (headers included); allowed are density x dense + 1% + the parameters without a
+mask. The gradients of each row are compared: the sparse ones must be the dense ones times the mask, bit for bit.
 """
 
 import argparse
@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from utils.conv_type import apply_masks, insert_masks, keep_masked, masked_params
 from utils.distributed import Context, join
 from utils.models import create_model
-from utils.sparse_allreduce import KeptGradients
+from utils.training.sparse_allreduce import KeptGradients
 
 PREFIX, LINK, PORT = "tickets", "tickets0", 29400
 NETWORK = "10.213.77"
@@ -46,7 +46,7 @@ NETWORK = "10.213.77"
 
 
 def work(args: argparse.Namespace) -> None:
-    """Measures, as one of two ranks; rank 0 writes the rows to ``args.worker``."""
+    """Measure as one of two ranks; rank 0 writes the rows to ``args.worker``."""
     torch.set_num_threads(args.threads)
     with join("gloo", timeout_minutes=args.limit / 60) as ctx:
         rows = []
@@ -58,7 +58,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 class Given(nn.Module):
-    """A network whose gradients are given numbers, at the cost of one product."""
+    """A network whose gradients are fixed numbers, at the cost of one product."""
 
     def __init__(self, net: nn.Module, rank: int):
         super().__init__()
@@ -71,7 +71,7 @@ class Given(nn.Module):
 
 
 class Pair:
-    """Two copies of one network, whose gradients are averaged densely and sparsely, for one kind of step."""
+    """Two copies of one network, one with dense and one with sparse averaging, for one kind of step."""
 
     def __init__(self, args: argparse.Namespace, ctx: Context, kind: str):
         self.args, self.ctx, self.kind = args, ctx, kind
@@ -96,7 +96,8 @@ class Pair:
         """The row of one density."""
         self._prune(density)
         seconds, sent, gaps = {name: [] for name in self.nets}, {}, []
-        # The first step finds the indices (and lays out buckets, or gradients would be compared across layouts).
+        # The first step is not counted: it computes the indices, and DDP rebuilds its buckets, so that gradients are
+        # compared in one layout.
         started = time.perf_counter()
         for number in range(1 + self.args.rounds):
             for name in self.nets:
@@ -198,7 +199,7 @@ def two_machines(mbit: int) -> Iterator[list[str]]:
 
 
 def run_pair(args: argparse.Namespace, mbit: int) -> list[dict]:
-    """Both processes at one rate; their rows.
+    """Run both processes at one rate; return their rows.
 
     Raises:
         RuntimeError: one failed, or they took longer than ``args.limit`` seconds.
@@ -240,7 +241,7 @@ def _end(processes: list[subprocess.Popen]) -> None:
 def line(rate: str, row: dict) -> str:
     """One row of the table; times are medians (smallest to largest)."""
 
-    def told(name: str) -> str:
+    def cell(name: str) -> str:
         middle, *ends = (f"{1000 * f(row[name]):.0f}" for f in (statistics.median, min, max))
         return f"{middle} ({ends[0]}-{ends[1]})"
 
@@ -251,22 +252,22 @@ def line(rate: str, row: dict) -> str:
         figures = [row["dense_bytes"], row["sparse_bytes"], allowed]
         sent = "".join(f"| {bytes_ / 1e6:.2f} " for bytes_ in figures)
     equal = f"no: {', '.join(row['unequal'][:3])}" if row["unequal"] else "yes"
-    times = f"{told('dense')} | {told('sparse')} | {gain:.2f}"
+    times = f"{cell('dense')} | {cell('sparse')} | {gain:.2f}"
     return f"| {rate} | {row['kind']} | {row['density']:.3f} | {times} {sent}| {equal} | {len(row['dense'])} |"
 
 
 def main() -> int:
-    """Prints the table; returns 0, or 3 where a network was asked for that cannot be made here."""
+    """Print the table; return 0, or 3 if the network asked for cannot be made here."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rates", default="1000,100", help="Mbit/s, comma separated; 0 = loopback")
     parser.add_argument("--densities", default="1,0.2,0.05,0.01")
     parser.add_argument("--kinds", default="gradients,training", help="of step")
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--batch", type=int, default=8, help="images a process, in a training step")
+    parser.add_argument("--batch", type=int, default=8, help="images per process in a training step")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each kind, dense and sparse in turn")
-    parser.add_argument("--seconds", type=float, default=60, help="after which a row has no further rounds")
-    parser.add_argument("--limit", type=float, default=900, help="seconds for one rate")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--seconds", type=float, default=60, help="time after which a row gets no further rounds")
+    parser.add_argument("--limit", type=float, default=900, help="most seconds per rate")
+    parser.add_argument("--threads", type=int, default=1, help="per process")
     parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -1,12 +1,12 @@
-"""Images a second of the loaders alone: FFCV's against torchvision's DataLoader, on the same images, in one run.
+"""Images per second of the loaders alone: FFCV's and torchvision's DataLoader, on the same images, in one run.
 
     python tests/benchmarks/ffcv_speed.py --source TREE [--size 224] [--workers 2] [--epochs 5] [--batch 64]
 
 TREE has train/CLASS/* and val/CLASS/*. It is written to .beton files with the usual settings (500, 0.50, 90) in a
-temporary folder. Then each loader makes its training batches (random resized crop, flip, normalisation), one epoch of
-the one and one of the other in turn; the first of each is a warm-up. Both give the same crops.
+temporary folder. Then the loaders yield their training batches (random resized crop, flip, normalisation) in turn, one
+epoch each; the first epoch is a warm-up. Both yield the same crops.
 
-200 photographs of ImageNet's kind, 2 cores of an AMD EPYC that other jobs were using too (load 3.3), n = 5 epochs each:
+200 photographs of ImageNet's kind, 2 cores of an AMD EPYC shared with other jobs (load 3.3), n = 5 epochs each:
     ffcv           243.4 images/s, median of 5 (188.7 to 332.9)
     torchvision     99.7 images/s, median of 5 (90.3 to 133.8)
     ratio 2.44
@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from harness_params import make_config
 from utils import write_beton
-from utils.dataset import Data, load_data
+from utils.data.loaders import Data
+from utils.dataset import load_data
 from utils.distributed import Context
 
 

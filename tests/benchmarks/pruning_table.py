@@ -1,10 +1,10 @@
-"""How exactly, and how fast, every method prunes.
+"""Exactness and speed of every pruning method.
 
     python tests/benchmarks/pruning_table.py counts [--rounds 10] [--models resnet18 vit_b_16] [--methods snip]
     python tests/benchmarks/pruning_table.py times [--repeats 3] [--methods mag synflow]
 
-counts: kept minus asked, in weights, for each method x model x density, each from a fresh dense model. What synflow
-keeps does not depend on its rounds, so the table may be made with fewer than the paper's 100.
+counts: number of weights kept minus number asked for, for each method x model x density, each on a fresh dense model.
+The number that synflow keeps does not depend on its rounds, so fewer than the paper's 100 are enough.
 times: seconds of one prune() of ResNet-18 (32x32, 10 classes) to 5%, with one batch of 128 where batches are needed and
 100 rounds of synflow: median (smallest to largest) of the repeats.
 """
@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from utils.allocation import keep_count
 from utils.conv_type import insert_masks, masked_params
 from utils.models import create_model
+from utils.pruning.allocation import keep_count
 from utils.pruning_utils import CRITERIA, prune
 
 DENSITIES = [0.8, 0.5, 0.2, 0.1, 0.02, 0.01]

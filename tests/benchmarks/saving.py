@@ -1,10 +1,10 @@
-"""What saving a state at every epoch's end costs, as a share of the epoch.
+"""Cost of saving a state at the end of every epoch, as a share of the epoch.
 
     python -m tests.benchmarks.saving STEPS [--config FILE] [--section.key=value ...]
 
-Times STEPS training steps (the epoch is extrapolated from their median), then ten times what an epoch's end writes: a
-CSV row and a resume state. Of saving, only the snapshot and the hand-over hold training up; the rest is done by a
-thread in the background. Its CPU time is told as well: what saving would cost if no core were free for that thread.
+Times STEPS training steps (the epoch is extrapolated from their median), then ten saves of a CSV row and a resume
+state, as at the end of an epoch. Only the snapshot and the hand-over hold training up; a background thread does the
+rest. Its CPU time is printed, too: it is the cost of saving if no core is free for that thread.
 
 2 shared cores of an AMD EPYC, busy with other work (load 8), torch 2.15, OMP_NUM_THREADS=1, medians of 10:
     200 --dataset.dataset_name=FashionMNIST                                        (LeNet-300-100, state 2.4 MB)
@@ -21,19 +21,21 @@ from typing import Any
 
 import torch
 
-from harness import Harness, build_model
+from harness import Harness
 from harness_params import load_config
+from harness_utils import open_run
 from utils.dataset import load_data
 from utils.distributed import join
-from utils.run_directory import open_run
-from utils.signals import StopRequest
-from utils.training import Trainer
+from utils.runs.stopping import StopRequest
+from utils.runs.tables import epoch_table
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
 
 REPEATS = 10
 
 
-def seconds_a_step(harness: Harness, steps: int) -> float:
-    """Median of `steps` steps after two of warming up."""
+def seconds_per_step(harness: Harness, steps: int) -> float:
+    """Median of `steps` steps, after two that warm up."""
     moments: list[float] = []
 
     def stop(done: int) -> bool:
@@ -47,9 +49,9 @@ def seconds_a_step(harness: Harness, steps: int) -> float:
 
 
 def save(harness: Harness, row: dict[str, Any]) -> tuple[float, float, float]:
-    """(seconds training is held up, seconds until all is on disk, CPU seconds of the whole) of one epoch's end."""
+    """(seconds that training is held up, seconds until all is on disk, CPU seconds of both) of one save."""
     begin, cpu = time.perf_counter(), time.process_time()
-    harness.run.add_rows(harness._epoch_table, [row])
+    harness.run.tables.add(epoch_table(0), [row])
     harness._save_state()
     held_up = time.perf_counter() - begin
     harness.run.writer.flush()
@@ -57,14 +59,14 @@ def save(harness: Harness, row: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Prints one line."""
+    """Print the figures."""
     cfg, steps = load_config(sys.argv[2:]), int(sys.argv[1])
     with join(threads=cfg.dist_params.threads) as ctx, open_run(cfg) as run:
         data = load_data(cfg, ctx)
         harness = Harness(cfg, ctx, Trainer(cfg, ctx, build_model(cfg, data, ctx), data), run, StopRequest(ctx))
         harness.prune()
         harness.rewind()
-        epoch = seconds_a_step(harness, steps) * data.train.steps_per_epoch
+        epoch = seconds_per_step(harness, steps) * data.train.steps_per_epoch
         row = dict.fromkeys(("train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds"), 1 / 3)
         times = [save(harness, {"epoch": i, **row, "images_per_second": 1e4 / 3}) for i in range(REPEATS)]
         size = (run.path / "artifacts" / "state_0.pt").stat().st_size / 1e6

@@ -23,9 +23,9 @@ from tests.ffcv_helpers import (
     threads,
     write_raw,
 )
-from utils.ffcv_decode import compile_decoder, decode_images
-from utils.ffcv_prefetch import Prefetcher
-from utils.files import RunError
+from utils.errors import ConfigError, DataError, RunError
+from utils.ffcv.pixels import compile_decoder, decode_images
+from utils.ffcv.prefetch import Prefetcher
 
 pytestmark = pytest.mark.ffcv
 
@@ -36,7 +36,7 @@ def test_a_damaged_image_is_an_error_not_a_hang(name, tmp_path, request):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.glob("train_*")
     damage(path, np.array([9]))
-    with pytest.raises(RunError, match=rf"{path.name}: .*image 9 in the file is damaged"):
+    with pytest.raises(DataError, match=rf"{path.name}: .*image 9 in the file is damaged"):
         list(ffcv(tmp_path).train.batches(0, 0))
     assert not threads()
 
@@ -49,13 +49,13 @@ def test_the_decoder_is_compiled_before_anyone_waits(raw, monkeypatch):
     def refuse() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("utils.ffcv_decode.compile_decoder", refuse)
+    monkeypatch.setattr("utils.ffcv.loader.compile_decoder", refuse)
     with pytest.raises(ZeroDivisionError):
         ffcv(raw)
 
 
-def prefetcher(fill, patience: float = 30) -> Prefetcher:
-    return Prefetcher(fill, [2] * 9, (4, 4, 3), torch.device("cpu"), 2, patience, "x.beton")
+def prefetcher(fill, timeout: float = 30) -> Prefetcher:
+    return Prefetcher(fill, [2] * 9, (4, 4, 3), torch.device("cpu"), 2, timeout, "x.beton")
 
 
 def test_an_error_in_the_thread_reaches_the_trainer():
@@ -67,6 +67,15 @@ def test_an_error_in_the_thread_reaches_the_trainer():
     with pytest.raises(RunError, match=r"x\.beton: .*the disk is gone"):
         seen.extend(prefetcher(fill))
     assert len(seen) == 2 and not threads()
+
+
+def test_a_bug_in_the_thread_keeps_its_kind():
+    def fill(k, buffer, pool):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(prefetcher(fill))
+    assert not threads()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -82,7 +91,7 @@ def test_a_thread_that_dies_is_noticed():
 def test_a_stalled_disk_is_noticed():
     disk = threading.Event()
     with pytest.raises(RunError, match=r"no batch for 0\.5 s"):
-        list(prefetcher(lambda k, buffer, pool: disk.wait(), patience=0.5))
+        list(prefetcher(lambda k, buffer, pool: disk.wait(), timeout=0.5))
     disk.set()
     wait_for_no_thread()
 
@@ -155,7 +164,7 @@ def test_too_many_workers_are_clamped_and_said_once(raw, caplog, monkeypatch):
     data, _ = (ffcv(raw, rank, 2, num_workers=999) for rank in range(2))
     assert data.train.reader.threads == data.test.reader.threads == 2
     assert [record.message for record in caplog.records if "num_workers" in record.message] == [
-        "dataset.num_workers: 999 asked for, 2 used: one for each core there is"
+        "dataset.num_workers: 999 asked for, 2 used: one per core"
     ]
     assert len(images_of(data.test.batches())) == (VAL // 2)
 
@@ -187,26 +196,26 @@ def test_a_file_that_is_no_beton(raw, tmp_path, kind):
     whole = path.read_bytes()
     changed = {"cut off": whole[:-30], "empty": b"", "text": b"hello " * 99, "half written": whole[: len(whole) // 2]}
     path.write_bytes(changed[kind])
-    with pytest.raises(ValueError, match=rf"dataset\.train_beton: {path} "):
+    with pytest.raises(DataError, match=rf"dataset\.train_beton: {path} "):
         ffcv(tmp_path)
 
 
 def test_classes(raw, tmp_path):
-    with pytest.raises(ValueError, match=r"dataset\.num_classes: 5 is not allowed: .* has 3 classes"):
+    with pytest.raises(ConfigError, match=r"dataset\.num_classes: 5 is not allowed: .* has 3 classes"):
         ffcv(raw, num_classes=5)
-    with pytest.raises(ValueError, match=r"has 3 classes, ImageNet has 1000"):
+    with pytest.raises(ConfigError, match=r"has 3 classes, ImageNet has 1000"):
         ffcv(raw, dataset_name="ImageNet")
     two = make_tree(tmp_path / "two", 12, 6)
     for split in ("train", "test"):
         shutil.rmtree(two / split / "class2")
     write_raw(two, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"dataset\.val_beton: .* has label 2, .* only labels 0 to 1"):
+    with pytest.raises(DataError, match=r"dataset\.val_beton: .* has label 2, .* only labels 0 to 1"):
         ffcv(tmp_path / "out", val_beton=str(raw / f"val_{SETTINGS}.beton"))
 
 
 def test_without_ffcv(raw, monkeypatch):
-    monkeypatch.delitem(sys.modules, "utils.ffcv_decode")
-    monkeypatch.delattr("utils.ffcv_decode")
+    monkeypatch.delitem(sys.modules, "utils.ffcv.library")
+    monkeypatch.delattr("utils.ffcv.library")
     monkeypatch.setitem(sys.modules, "ffcv.reader", None)
-    with pytest.raises(ValueError, match=r"dataset\.loader: ffcv is not allowed here: FFCV cannot be imported"):
+    with pytest.raises(ConfigError, match=r"dataset\.loader: ffcv is not allowed here: FFCV cannot be imported"):
         ffcv(raw)

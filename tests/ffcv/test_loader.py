@@ -20,13 +20,13 @@ from tests.ffcv_helpers import (
     write,
     write_raw,
 )
-from utils import ffcv_loader
+from utils.data.epochs import epoch_order
+from utils.data.images import epoch_resolution
 from utils.dataset import load_data
 from utils.distributed import Context
-from utils.ffcv_batches import FFCVTestLoader
-from utils.ffcv_crops import epoch_resolution
-from utils.ffcv_decode import Beton
-from utils.order import epoch_order
+from utils.ffcv import loader as ffcv_loader
+from utils.ffcv.batches import FFCVTestLoader
+from utils.ffcv.beton import Beton
 
 pytestmark = pytest.mark.ffcv
 LEVEL = 1 / 255 / 0.225  # a grey level, normalised
@@ -116,7 +116,7 @@ def test_an_epoch_is_a_function_of_seed_level_and_epoch(raw):
         return images_of(ffcv(raw, seed=seed).train.batches(level, number))
 
     first = epoch(0, 0, 0)
-    np.random.seed(5)  # what FFCV's own crops would hang on
+    np.random.seed(5)  # FFCV's own crops would depend on it
     assert torch.equal(first, epoch(0, 0, 0))
     for other in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
         assert not torch.equal(first, epoch(*other))

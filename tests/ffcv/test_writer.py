@@ -15,11 +15,11 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.ffcv_helpers import SETTINGS, TRAIN, VAL, make_tree, nothing_left, write, write_raw
-from utils.dataset import DATASETS
-from utils.ffcv_decode import Beton
-from utils.ffcv_writer import Encoding, write_beton
-from utils.files import RunError
-from utils.image_tree import find_tree, open_image
+from utils.data.image_tree import find_tree, open_image
+from utils.data.published import files_of
+from utils.errors import RunError
+from utils.ffcv.beton import Beton
+from utils.ffcv.writer import Encoding, write_beton
 
 pytestmark = pytest.mark.ffcv
 RAW = Encoding(0, 0.0, 90)
@@ -76,7 +76,7 @@ def test_settings_are_obeyed_and_the_coin_does_not_depend_on_the_workers(tree, t
 
 def test_a_data_set_by_name(tmp_path):
     assert write("digits", tmp_path, "--compress_probability", "0") == 0
-    images, labels = DATASETS["Digits"].files.read(tmp_path, train=True)
+    images, labels = files_of("Digits").read(tmp_path, train=True)
     beton = Beton(tmp_path / "train_500_0.00_90.beton")
     np.testing.assert_array_equal(beton.labels, labels)
     np.testing.assert_array_equal(stored_pixels(beton, 700), np.repeat(images[700], 3, axis=2))
@@ -147,7 +147,7 @@ def test_control_c_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_exit_status_when_stopped(signum, status, tmp_path):
     root = make_tree(tmp_path / "tree", 6, 3)
-    os.mkfifo(root / "test" / "class0" / "pipe.jpg")  # reading it waits for ever
+    os.mkfifo(root / "test" / "class0" / "pipe.jpg")  # reading it waits forever
     threading.Timer(1.0, os.kill, (os.getpid(), signum)).start()
     with pytest.raises(SystemExit) as stopped:
         write(root, tmp_path / "out")
@@ -185,4 +185,5 @@ def test_wrong_usage(words, said, tree, tmp_path, capfd, monkeypatch):
         status = write(tree, tmp_path / "out", *words)
     except SystemExit as stopped:
         status = stopped.code
-    assert status == 2 and said in capfd.readouterr().err and nothing_left(tmp_path)
+    err = capfd.readouterr().err
+    assert status == 2 and said in err and "dataset.data_root" not in err and nothing_left(tmp_path)

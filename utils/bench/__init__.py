@@ -1,0 +1,1 @@
+"""Contenders and figures of `python -m utils.benchmark`."""

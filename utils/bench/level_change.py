@@ -1,0 +1,136 @@
+"""Time between two levels: from the last step of one to the first step of the next, without evaluation.
+
+Ours: a whole run of `Harness` in a temporary directory, with levels of a few steps. The usual harness: a new process
+per level (usual_harness.py).
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import Harness
+from harness_params import Config
+from harness_utils import open_run
+from utils.bench.usual_harness import lay_out
+from utils.data.loaders import Data, TestLoader, TrainLoader
+from utils.distributed import Context
+from utils.training.setup import build_model
+from utils.training.trainer import Trainer
+
+PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
+
+
+class Few:
+    """The first few batches of a loader's epochs."""
+
+    def __init__(self, loader: TrainLoader, steps: int):
+        self.loader, self.steps_per_epoch = loader, min(steps, loader.steps_per_epoch)
+        self.num_images, self.batch_size = loader.num_images, loader.batch_size
+
+    def global_batch(self, step: int) -> int:
+        return self.loader.global_batch(step)
+
+    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, batch in zip(range(self.steps_per_epoch - start_step), self.loader.batches(level, epoch, start_step)):
+            yield batch
+
+    def score_batches(self, level: int, num_batches: int) -> list[tuple[Tensor, Tensor]]:
+        return self.loader.score_batches(level, num_batches)
+
+
+class FewTests:
+    """The first few test images."""
+
+    def __init__(self, loader: TestLoader, count: int):
+        images, labels = next(iter(loader.batches()))
+        self.batch = images[:count], labels[:count]
+        self.num_images = len(self.batch[1])
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.batch
+
+
+class Clock:
+    """A `Stop` that never stops, and notes when each step ends."""
+
+    signum = 0
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.ends: list[float] = []
+
+    def __call__(self, steps: int) -> bool:
+        self.ends.append(self.now())
+        return False
+
+    def agreed(self) -> bool:
+        return False
+
+    def saving(self) -> None:
+        pass
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) -> list[dict[str, float]]:
+    """Seconds of each of `PARTS` and their sum ("all"), for each of so many level changes.
+
+    "first batch" is the time of the level's first step less that of a later one. Meanwhile the last level's checkpoint
+    may still be written in the background: what that costs is measured by tests/benchmarks/saving.py, not here.
+    """
+    e, rows = cfg.experiment_params, []
+    few = dataclasses.replace(data, train=Few(data.train, steps), test=FewTests(data.test, 16))
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = cfg.replace({
+            "experiment_params": {"base_dir": folder, "epochs_per_level": 1 + (e.training_type == "wr")},
+            "prune_params": {"num_levels": changes + 2, "rewind_epoch": 1},
+            "optimizer": {"scheduler_type": "Constant", "milestones": [], "warmup_epochs": 0, "lr_min": 0},
+        })  # fmt: skip
+        with open_run(cfg) as run:
+            clock = Clock(ctx.device)
+            harness = Harness(cfg, ctx, Trainer(cfg, ctx, build_model(cfg, few, ctx), few), run, clock)
+            marks: list[float] = []
+            while harness.position.level < cfg.prune_params.num_levels:
+                for step in (harness.prune, harness.rewind):
+                    step()
+                    marks.append(clock.now())
+                clock.ends.clear()
+                harness.train_level()
+                if len(marks) == 4:
+                    step_seconds = statistics.median(b - a for a, b in zip(clock.ends, clock.ends[1:]))
+                    found = [b - a for a, b in zip(marks, [*marks[1:], clock.ends[0] - step_seconds])]
+                    rows.append(dict(zip(PARTS, found)) | {"all": sum(found)})
+                marks = [clock.now()]
+                harness.finish_level()
+                marks.append(clock.now())
+    return rows[1:]  # the first change is a warm-up
+
+
+def usual(settings: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray], changes: int) -> list[dict[str, float]]:
+    """Seconds from the start of a level's process to its first step ("all"), for each of so many level changes."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder), settings, *arrays)
+        for _ in range(changes + 1):
+            start = time.monotonic()
+            command = [sys.executable, "-m", "utils.bench.usual_harness", folder]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
+            if done.returncode:
+                raise RuntimeError(f"the usual harness failed:\n{done.stderr}")
+            times = json.loads(done.stdout)
+            rows.append({"all": times["ended"] - times["step"] - start})
+    return rows[1:]

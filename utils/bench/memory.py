@@ -1,0 +1,78 @@
+"""Peak memory of each contender, measured in a process of its own that trains a few steps."""
+
+import contextlib
+import gc
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from harness_params import Config
+from utils.bench import usual_harness
+from utils.bench.contenders import NAMES, Figures, Ours, PlainLoop, usual_settings
+from utils.bench.data import load
+from utils.distributed import Context
+
+STEPS = 3
+
+
+def peak_memory(argv: list[str]) -> Figures:
+    """Peak MB of each contender: GPU memory where there is a GPU, else resident memory.
+
+    Args:
+        argv: the arguments of `python -m utils.benchmark`.
+    """
+    found = {}
+    for name in NAMES:
+        command = [sys.executable, "-m", "utils.benchmark", *argv, f"--only={name}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        if done.returncode:
+            raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
+        found[name] = [json.loads(done.stdout.splitlines()[-1])]
+    return found
+
+
+def train_alone(cfg: Config, ctx: Context, name: str, synthetic: int) -> float:
+    """Trains a few steps of one contender; returns the peak memory of this process in MB."""
+    if name == "usual harness":
+        _train_usual(cfg, ctx, synthetic)
+    else:
+        _train_on_loader(cfg, ctx, name, synthetic)
+    if ctx.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    # Not getrusage's ru_maxrss, which a process has from its parent when that was larger.
+    status = Path("/proc/self/status").read_text()
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert peak, "the kernel gives no VmHWM"
+    return int(peak[1]) / 1e3
+
+
+def _train_usual(cfg: Config, ctx: Context, synthetic: int) -> None:
+    data, arrays = load(cfg, ctx, synthetic)
+    steps, settings = min(STEPS, data.train.steps_per_epoch), usual_settings(cfg, data)
+    del data  # it trains on the arrays alone
+    forget_peak(ctx)
+    loader = usual_harness.make_loader(*arrays, settings)
+    usual_harness.UsualHarness(settings, ctx.device).train(loader, steps)
+
+
+def _train_on_loader(cfg: Config, ctx: Context, name: str, synthetic: int) -> None:
+    data = load(cfg, ctx, synthetic)[0]  # without the arrays
+    steps = min(STEPS, data.train.steps_per_epoch)
+    forget_peak(ctx)
+    if name == "ours":
+        Ours(cfg, ctx, data).train(data.train, steps)
+    else:
+        PlainLoop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
+
+
+def forget_peak(ctx: Context) -> None:
+    """Resets the peak: that of loading the data is no contender's."""
+    gc.collect()
+    if ctx.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,158 @@
+"""A checked, frozen config: the merged sources, the checks across options, the notes on options without effect."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from utils.config.effects import needs_processes, without_effect
+from utils.config.options import Note, Schema, fault, show
+from utils.config.resolving import Legacy, Resolved, Source, resolve
+from utils.config.rules import CHECKS
+from utils.config.sources import parse_words, read_yaml
+from utils.config.values import Values
+from utils.errors import ConfigError
+
+USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
+
+FILE is YAML: sections, with options below them. The command line overrides FILE; FILE overrides the defaults below.
+On the command line, lists are written 0.5,0.75. Environment variables are not read."""
+
+C = TypeVar("C", bound="BaseConfig")
+
+
+class BaseConfig(Values):
+    """The values of all options: ``cfg.section.key``; lists are tuples.
+
+    Attributes:
+        schema, legacy: the declarations; they belong to the class.
+        notes: for the user, to print once; they take no part in equality and are not dumped.
+    """
+
+    schema: ClassVar[Schema]
+    legacy: ClassVar[Legacy]
+    notes: tuple[Note, ...]
+
+    def __init__(self, values: Mapping[str, Values], notes: Sequence[Note] = ()):
+        super().__init__(values)
+        vars(self)["notes"] = tuple(notes)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, BaseConfig) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(group for group in vars(self).values() if isinstance(group, Values)))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """{section: {key: value}}, all options, lists as lists: the caller's own copy."""
+        sections = {name: vars(group) for name, group in vars(self).items() if isinstance(group, Values)}
+        return {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for name, values in sections.items()
+        }
+
+    def value(self, path: str) -> Any:
+        """The value of ``section.key``."""
+        section, key = path.split(".")
+        return getattr(getattr(self, section), key)
+
+    def replace(self: C, overrides: Mapping[str, Mapping[str, Any]]) -> C:
+        """A copy with some options changed, checked again.
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        return self.build([Source("code", self.to_dict()), Source("code", overrides)])
+
+    @classmethod
+    def make(cls: type[C], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> C:
+        """The defaults, with `overrides`, {section: {key: value}}, on top.
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        return cls.build([Source("code", overrides if overrides is not None else {})])
+
+    @classmethod
+    def load(cls: type[C], argv: Sequence[str] | None = None) -> C:
+        """The config of a command line (``sys.argv[1:]`` if None). ``--help`` prints all options and exits with 0.
+
+        Raises:
+            ConfigError: with every fault of the file and the command line. Nothing has been created.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        if "--help" in words or "-h" in words:
+            try:
+                print(cls.schema.help_text(USAGE), flush=True)
+            except BrokenPipeError:  # `--help | head`: the reader has seen enough, which is no failure
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0)
+        path, values, faults = parse_words(words, cls.schema)
+        data: dict | None = {}
+        if path:
+            try:
+                data, repeats = read_yaml(path)
+                faults += repeats
+            except ConfigError as error:
+                faults += error.faults
+                data = None
+        return cls.build([Source("file", data or {}), Source("cli", values)], faults, complete=data is not None)
+
+    @classmethod
+    def build(cls: type[C], sources: Sequence[Source], faults: Sequence[str] = (), complete: bool = True) -> C:
+        """Merge and check the sources.
+
+        Args:
+            faults: those found while the sources were read.
+            complete: whether all sources could be read. Without one of them, the checks across options are skipped:
+                they would report faults that are none.
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        found = resolve(cls.schema, sources, cls.legacy)
+        faults = [*faults, *found.faults, *(_faults_across_options(found) if complete else [])]
+        if faults:
+            raise ConfigError(faults)
+        return cls(found.values, [*found.notes, *_notes_without_effect(cls(found.values), found)])
+
+
+def _faults_across_options(found: Resolved) -> list[str]:
+    """Invalid options are absent; a check that reads one is skipped."""
+    faults = []
+    options = Values(found.values)
+    for check in CHECKS:
+        try:
+            for path, allowed in check(options):
+                section, key = path.split(".")
+                faults.append(fault(path, getattr(found.values[section], key), allowed))
+        except AttributeError as error:
+            if error.name not in found.bad:  # a slip in the check itself
+                raise
+    return faults
+
+
+def _notes_without_effect(config: BaseConfig, found: Resolved) -> list[Note]:
+    """A note for each option that was set and has no effect.
+
+    An option that a file leaves at its default gets none (a dumped config holds them all). Nor does a file's
+    rewind_epoch: it is there for the day someone adds ``--experiment_params.training_type=wr``.
+    """
+    notes = []
+    for path, why in without_effect(config, config.schema):
+        value, origin = config.value(path), found.origin.get(path)
+        changed = value != config.schema.default(path) and path != "prune_params.rewind_epoch"
+        if origin == "cli" or (origin is not None and changed):
+            notes.append(Note(path, f"{show(value)} has no effect: {why}"))
+    return notes
+
+
+def unused_alone(config: BaseConfig) -> list[Note]:
+    """Notes on options that need several processes, for a run whose nproc 0 has turned out to be one process.
+
+    Where the config itself asks for one process, its own notes say so already.
+    """
+    if config.dist_params.nproc != 0 or not config.dist_params.distributed:
+        return []
+    changed = [path for path in needs_processes(config.schema) if config.value(path) != config.schema.default(path)]
+    return [Note(path, f"{show(config.value(path))} has no effect: there is one process") for path in changed]

@@ -1,0 +1,235 @@
+"""Strict checkers for options: one class per type, each with a text that says what it allows.
+
+fastargs' own ``int`` turns 3.9 into 3, and its ``bool`` turns "false" into True. These take text (from YAML or the
+command line) or a Python value. They return exactly that value, or raise `ValueError` saying what is allowed. A checked
+value passes its checker again unchanged, so a resolved config can be dumped and read back.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from fastargs.validation import Checker
+
+_INT = re.compile(r"[+-]?[0-9]+")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LONGEST_NUMBER = 64  # characters; int() itself raises past a few thousand digits
+
+
+def nearest(name: str, choices: Sequence[str], cutoff: float = 0.5) -> str:
+    """The choice most similar to `name`, ignoring case; "" if none is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=cutoff)
+    return by_lower[found[0]] if found else ""
+
+
+class Strict(Checker):
+    """Base of the checkers.
+
+    Attributes:
+        kind: the type's name in ``--help``.
+        empty: the value that YAML's null stands for; None if null is refused.
+    """
+
+    kind = ""
+    empty: Any = None
+
+    def refuse(self) -> ValueError:
+        """The error to raise: it says what is allowed."""
+        return ValueError(self.help())
+
+
+class Int(Strict):
+    """A whole number, low..high; with `or_zero` also 0, which then means "the default"."""
+
+    kind = "int"
+
+    def __init__(self, low: int = 0, high: int | None = None, or_zero: bool = False):
+        self.low, self.high, self.or_zero = low, high, or_zero
+
+    def check(self, value: Any) -> int:
+        if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _INT.fullmatch(value.strip()):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.refuse()
+        if self.or_zero and value == 0:
+            return 0
+        if value < self.low or (self.high is not None and value > self.high):
+            raise self.refuse()
+        return int(value)
+
+    def help(self) -> str:
+        span = f">= {self.low}" if self.high is None else f"{self.low}..{self.high}"
+        return f"a whole number {span}{', or 0' if self.or_zero else ''}"
+
+
+class Float(Strict):
+    """A finite number in an interval, such as ``Float("[0, 1)")``; ``Float("(0,]")`` has no upper bound."""
+
+    kind = "float"
+
+    def __init__(self, interval: str):
+        low, _, high = interval[1:-1].partition(",")
+        self.low, self.open_low = float(low.strip() or "-inf"), interval[0] == "("
+        self.high, self.open_high = float(high.strip() or "inf"), interval[-1] == ")"
+
+    def check(self, value: Any) -> float:
+        if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _FLOAT.fullmatch(value.strip()):
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.refuse()
+        try:
+            value = float(value)
+        except OverflowError:
+            raise self.refuse() from None
+        if not math.isfinite(value) or value < self.low or value > self.high:
+            raise self.refuse()
+        if (self.open_low and value == self.low) or (self.open_high and value == self.high):
+            raise self.refuse()
+        return value
+
+    def help(self) -> str:
+        bounds = []
+        if math.isfinite(self.low):
+            bounds.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+        if math.isfinite(self.high):
+            bounds.append(f"{'<' if self.open_high else '<='} {self.high:g}")
+        return " ".join(["a number", " and ".join(bounds)]).strip()
+
+
+class Bool(Strict):
+    """true, false, 1 or 0, in any case. YAML 1.1's yes, no, on and off are refused."""
+
+    kind = "bool"
+    words = {"true": True, "1": True, "false": False, "0": False}  # noqa: RUF012 (constant)
+
+    def check(self, value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int | str) and str(value).strip().lower() in self.words:
+            return self.words[str(value).strip().lower()]
+        raise self.refuse()
+
+    def help(self) -> str:
+        return "true or false"
+
+
+class Choice(Strict):
+    """One of a few names; with `any_case`, in any case, and the name is returned as listed."""
+
+    kind = "name"
+
+    def __init__(self, choices: Sequence[str], any_case: bool = False):
+        self.choices, self.any_case = tuple(choices), any_case
+
+    def check(self, value: Any) -> str:
+        if isinstance(value, str):
+            value = value.strip()
+            for choice in self.choices:
+                if value == choice or (self.any_case and value.lower() == choice.lower()):
+                    return choice
+            near = nearest(value, self.choices)
+            if near:
+                raise ValueError(f"did you mean {near}? {self.help()}")
+        raise self.refuse()
+
+    def help(self) -> str:
+        if len(self.choices) == 1:
+            return f"only {self.choices[0]}"
+        return "one of " + ", ".join(self.choices)
+
+
+class Word(Strict):
+    """Printable text without spaces, such as a model's name or an address."""
+
+    kind = "text"
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str) or not value.strip():
+            raise self.refuse()
+        value = value.strip()
+        if not value.isprintable() or any(c.isspace() for c in value):
+            raise self.refuse()
+        return value
+
+    def help(self) -> str:
+        return "a word without spaces"
+
+
+class FilePath(Strict):
+    """A path; `optional` also allows "". ``~`` is expanded, or mkdir would create a folder of that name."""
+
+    kind = "path"
+
+    def __init__(self, optional: bool = False):
+        self.optional = optional
+        self.empty = "" if optional else None
+
+    def check(self, value: Any) -> str:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not isinstance(value, str) or not value.isprintable() or (value and not value.strip()):
+            raise self.refuse()
+        if not value and not self.optional:
+            raise self.refuse()
+        return os.path.expanduser(value)
+
+    def help(self) -> str:
+        return 'a path, or ""' if self.optional else "a path"
+
+
+class RunName(Strict):
+    """The name of a run's folder inside base_dir, or ""."""
+
+    kind = "name"
+    empty = ""
+    longest = 200  # bytes: file systems allow 255, and names of temporary files are longer than the final ones
+
+    def check(self, value: Any) -> str:
+        if value == "":
+            return value
+        if not isinstance(value, str) or not value.isprintable() or value != value.strip():
+            raise self.refuse()
+        if any(part in value for part in ("/", "\\", "..")) or value.startswith(".") or len(value) > self.longest:
+            raise self.refuse()
+        if len(value.encode()) > self.longest:
+            raise self.refuse()
+        if value.lower() in ("none", "null"):
+            raise ValueError('"" for no name')
+        return value
+
+    def help(self) -> str:
+        return (
+            f'"" or a plain directory name: at most {self.longest} bytes, printable, no / or \\ or .., '
+            "no leading dot, no spaces around it"
+        )
+
+
+class List(Strict):
+    """A YAML list, or text with commas between entries, returned as a tuple; `bracketed` allows [ and ] in the text."""
+
+    kind = "list"
+
+    def __init__(self, entry: Strict, bracketed: bool = False):
+        self.entry, self.bracketed = entry, bracketed
+
+    def check(self, value: Any) -> tuple:
+        if isinstance(value, str):
+            text = value.strip()
+            if self.bracketed and text.startswith("[") and text.endswith("]"):
+                text = text[1:-1].strip()
+            value = [part.strip() for part in text.split(",")] if text else []
+        elif self.bracketed and isinstance(value, int | float) and not isinstance(value, bool):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            raise self.refuse()
+        try:
+            return tuple(self.entry.check(entry) for entry in value)
+        except ValueError:
+            raise self.refuse() from None
+
+    def help(self) -> str:
+        return f"a list ([] if empty; commas between entries on the command line); each entry: {self.entry.help()}"

@@ -1,0 +1,92 @@
+"""Options without effect: those that the values of other options switch off."""
+
+from collections.abc import Iterator
+
+from utils.config.options import Schema
+from utils.config.values import Values
+from utils.data.specs import DATASETS
+from utils.pruning.methods import METHODS, NO_METHOD
+from utils.schedulers import WITH_MILESTONES
+
+IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
+# Methods in rounds look at the shape of a batch alone.
+SCORED_ON_BATCHES = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
+
+Reasons = Iterator[tuple[str, str]]  # (section.key, why it has no effect)
+
+
+def needs_levels(schema: Schema) -> tuple[str, ...]:
+    """Options without effect in a run of one level."""
+    return schema.paths(lambda option: option.needs_several == "levels")
+
+
+def needs_processes(schema: Schema) -> tuple[str, ...]:
+    """Options without effect in a run of one process."""
+    return schema.paths(lambda option: option.needs_several == "processes")
+
+
+def without_effect(c: Values, schema: Schema) -> Reasons:
+    """Each option of the checked config `c` that has no effect, and why."""
+    yield from _in_pruning(c, schema)
+    yield from _in_training(c)
+    yield from _in_data(c)
+    yield from _in_one_process(c, schema)
+    e = c.experiment_params
+    if e.resume_expt_name and e.expt_name != e.resume_expt_name:
+        yield "experiment_params.expt_name", f"the run continues in {e.resume_expt_name}"
+
+
+def _in_pruning(c: Values, schema: Schema) -> Reasons:
+    p, e = c.prune_params, c.experiment_params
+    used = {p.prune_method if p.num_levels > 1 else NO_METHOD, p.er_method if p.er_init < 1 else NO_METHOD}
+    if p.num_levels == 1:
+        for path in needs_levels(schema):
+            yield path, "num_levels is 1: nothing is pruned or rewound after level 0"
+    if p.er_method == NO_METHOD:
+        yield "prune_params.er_init", f"er_method is {NO_METHOD!r}: nothing is pruned at initialization"
+    elif p.er_init == 1:
+        yield "prune_params.er_method", "er_init is 1: nothing is pruned at initialization"
+    if e.training_type != "wr":
+        yield "prune_params.rewind_epoch", f"training_type is {e.training_type}: only wr rewinds to an epoch"
+    if not used & set(IN_ROUNDS):
+        yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
+    if not used & set(SCORED_ON_BATCHES):
+        for key in ("score_batches", "score_dtype"):
+            yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+
+
+def _in_training(c: Values) -> Reasons:
+    o, e = c.optimizer, c.experiment_params
+    if o.scheduler_type in WITH_MILESTONES:
+        yield "optimizer.lr_min", f"{o.scheduler_type} has no final rate of its own"
+    else:
+        yield "optimizer.gamma", f"{o.scheduler_type} has no milestones"
+        if o.scheduler_type == "Constant":
+            yield "optimizer.lr_min", "the rate is constant"
+    if o.weight_decay == 0:
+        yield "optimizer.no_decay_bn", "weight_decay is 0"
+    if e.save_every_epochs == 1:
+        yield "experiment_params.save_every_minutes", "the state is saved at the end of every epoch already"
+
+
+def _in_data(c: Values) -> Reasons:
+    d = c.dataset
+    data = DATASETS[d.dataset_name]
+    if d.loader == "memory" or (d.loader == "auto" and not data.is_tree):
+        yield "dataset.num_workers", "the set is held in memory, where no worker is needed"
+    if d.loader != "ffcv":
+        yield "dataset.os_cache", "the loader is not ffcv"
+    if data.embedded:
+        yield "dataset.data_root", f"{d.dataset_name} are embedded in {data.embedded}"
+    if data.is_tree or data.embedded:
+        yield "dataset.download", f"{d.dataset_name} is never downloaded"
+
+
+def _in_one_process(c: Values, schema: Schema) -> Reasons:
+    """nproc 0 may turn out to be one process, too: see `unused_alone`."""
+    if not c.dist_params.distributed:
+        for path in ("dist_params.nproc", "dist_params.backend", *needs_processes(schema)):
+            yield path, "distributed is false: one process"
+    elif c.dist_params.nproc == 1:
+        for path in needs_processes(schema):
+            yield path, "nproc is 1: one process"

@@ -1,0 +1,178 @@
+"""Checks across options, made before anything touches the disk.
+
+Each check reads all sections of options, `c`, and yields (section.key at fault, what is allowed). Invalid options are
+absent; checks reading them are skipped.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from utils.config.values import Values
+from utils.data.specs import DATASETS
+from utils.pruning.methods import NO_METHOD
+from utils.schedulers import WITH_MILESTONES
+
+TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
+
+Faults = Iterator[tuple[str, str]]
+
+
+def check_levels(c: Values) -> Faults:
+    p, e = c.prune_params, c.experiment_params
+    if e.training_type == "wr" and not 1 <= p.rewind_epoch < e.epochs_per_level:
+        yield (
+            "prune_params.rewind_epoch",
+            f"training_type wr needs 1 <= rewind_epoch < experiment_params.epochs_per_level ({e.epochs_per_level})",
+        )
+
+
+def check_density(c: Values) -> Faults:
+    p = c.prune_params
+    start = p.er_init if p.er_method != NO_METHOD else 1.0
+    last = start * (1 - p.prune_rate) ** (p.num_levels - 1)
+    if last < 1e-9:  # less than one weight in a network of 10^9 weights
+        yield (
+            "prune_params.num_levels",
+            f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
+        )
+
+
+def check_classes(c: Values) -> Faults:
+    own = DATASETS[c.dataset.dataset_name].num_classes
+    if own is not None and c.dataset.num_classes not in (0, own):
+        yield "dataset.num_classes", f"{c.dataset.dataset_name} has {own} classes; write {own}, or 0 for the set's own"
+
+
+def check_loader(c: Values) -> Faults:
+    d = c.dataset
+    if d.loader == "memory" and d.dataset_name == "ImageNet":
+        yield "dataset.loader", "ImageNet does not fit in memory; write auto, torchvision or ffcv"
+    if d.loader == "torchvision" and d.dataset_name not in TREES:
+        yield (
+            "dataset.loader",
+            f"torchvision reads only {' and '.join(TREES)}; write auto or memory for {d.dataset_name}",
+        )
+    if d.loader == "ffcv" and d.dataset_name not in TREES and not (d.train_beton and d.val_beton):
+        yield (
+            "dataset.loader",
+            f"ffcv reads {d.dataset_name} only from files named in dataset.train_beton and dataset.val_beton",
+        )
+
+
+def check_ffcv_only(c: Values) -> Faults:
+    d = c.dataset
+    if d.loader != "ffcv":
+        for key in ("train_beton", "val_beton", "start_resolution", "end_resolution"):
+            if getattr(d, key):
+                yield f"dataset.{key}", f"only with dataset.loader ffcv (it is {d.loader})"
+    elif bool(d.start_resolution) != bool(d.end_resolution):
+        missing = "end_resolution" if d.start_resolution else "start_resolution"
+        yield f"dataset.{missing}", "start_resolution and end_resolution need each other: set both together, or neither"
+    elif d.start_resolution > d.end_resolution:
+        yield "dataset.start_resolution", f"at most dataset.end_resolution ({d.end_resolution})"
+
+
+def check_resolution(c: Values) -> Faults:
+    d = c.dataset
+    if d.dataset_name in TREES or d.loader == "ffcv":
+        return
+    own = DATASETS[d.dataset_name].side
+    for key in ("resolution", "eval_resolution"):
+        if own and getattr(d, key) not in (0, own):
+            yield (
+                f"dataset.{key}",
+                f"{d.dataset_name} is held in memory at its own {own}x{own} pixels; write {own} or 0",
+            )
+
+
+def check_flip(c: Values) -> Faults:
+    d = c.dataset
+    if not d.alternate_flip:
+        return
+    if d.augment in ("none", "crop") or (d.augment == "auto" and not DATASETS[d.dataset_name].flipped):
+        what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
+        yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
+    if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
+        yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
+
+
+def check_batch(c: Values) -> Faults:
+    if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
+        least = 2 * c.dist_params.nproc
+        yield (
+            "dataset.batch_size",
+            f"at least 2 images per process (dist_params.nproc is {c.dist_params.nproc}): >= {least}",
+        )
+
+
+def check_resume(c: Values) -> Faults:
+    e = c.experiment_params
+    if e.resume_level and not e.resume_expt_name:
+        yield "experiment_params.resume_level", "only with experiment_params.resume_expt_name, the run to resume"
+
+
+def check_resume_level(c: Values) -> Faults:
+    if c.experiment_params.resume_level >= c.prune_params.num_levels:
+        yield "experiment_params.resume_level", f"less than prune_params.num_levels ({c.prune_params.num_levels})"
+
+
+def check_cuda_graphs(c: Values) -> Faults:
+    if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
+        yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
+    if c.experiment_params.cuda_graphs and c.dist_params.sync_bn and c.dist_params.nproc != 1:
+        yield "experiment_params.cuda_graphs", "not with dist_params.sync_bn, which waits for the GPU in every layer"
+
+
+def check_milestones(c: Values) -> Faults:
+    o, epochs = c.optimizer, c.experiment_params.epochs_per_level
+    places = [m * epochs if m < 1 else m for m in o.milestones]
+    if places and o.scheduler_type not in WITH_MILESTONES:
+        yield (
+            "optimizer.milestones",
+            f"[], as {o.scheduler_type} has no milestones; {' and '.join(WITH_MILESTONES)} have",
+        )
+    if any(late <= early for early, late in itertools.pairwise(places)):
+        yield (
+            "optimizer.milestones",
+            f"each must be later than the one before (in epochs: {', '.join(f'{m:g}' for m in places)})",
+        )
+    if any(m >= epochs for m in places):
+        yield (
+            "optimizer.milestones",
+            f"each must be before the end of the level (experiment_params.epochs_per_level is {epochs})",
+        )
+
+
+def check_warmup(c: Values) -> Faults:
+    epochs = c.experiment_params.epochs_per_level
+    if c.optimizer.warmup_epochs >= epochs:
+        yield "optimizer.warmup_epochs", f"less than experiment_params.epochs_per_level ({epochs})"
+
+
+def check_rates(c: Values) -> Faults:
+    if c.optimizer.lr_min > c.optimizer.lr:
+        yield "optimizer.lr_min", f"at most optimizer.lr ({c.optimizer.lr:g})"
+
+
+def check_nesterov(c: Values) -> Faults:
+    if c.optimizer.nesterov and c.optimizer.momentum == 0:
+        yield "optimizer.nesterov", "only with optimizer.momentum > 0"
+
+
+CHECKS = (
+    check_levels,
+    check_density,
+    check_classes,
+    check_loader,
+    check_ffcv_only,
+    check_resolution,
+    check_flip,
+    check_batch,
+    check_resume,
+    check_resume_level,
+    check_cuda_graphs,
+    check_milestones,
+    check_warmup,
+    check_rates,
+    check_nesterov,
+)

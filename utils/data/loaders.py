@@ -1,0 +1,131 @@
+"""Interface of all loaders, and what they share: augmentation, epoch plan, identity of the data, naming of options."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from harness_params import Config
+from utils.data.specs import AUGMENTS, DataSpec
+from utils.distributed import Context
+from utils.errors import ConfigError, DataError
+
+# With dataset.loader auto, a tree is held in memory if its images have at most this side and this many decoded bytes.
+SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
+# Training resolution of images with larger sides.
+LARGE_RESOLUTION = 224
+# Arrays of up to this many bytes enter the data's identity whole, larger ones by a sample of rows.
+WHOLE_BYTES = 8 << 20
+
+Batch = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels int64 (N,)
+
+
+class TrainLoader(Protocol):
+    """Training batches; see `utils.data.epochs.EpochPlan` for the attributes."""
+
+    num_images: int
+    batch_size: int
+    steps_per_epoch: int
+
+    def global_batch(self, step: int) -> int: ...
+    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+    def score_batches(self, level: int, num_batches: int) -> list[Batch]: ...
+
+
+class TestLoader(Protocol):
+    """Test batches of this rank; all ranks together yield every image once. num_images counts the whole test set."""
+
+    num_images: int
+
+    def batches(self) -> Iterator[Batch]: ...
+
+
+@dataclass
+class Data:
+    """Both loaders of a data set.
+
+    Attributes:
+        image_shape: (C, H, W) of a training image.
+        other_shapes: further shapes, of test images and of progressive resizing.
+        identity: digest of the data (`identity_of`), wherever they lie; a resume compares it with the run's first one.
+    """
+
+    train: TrainLoader
+    test: TestLoader
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    other_shapes: tuple[tuple[int, int, int], ...] = ()
+    identity: str = ""
+
+    def close(self) -> None:
+        """End the loaders' worker processes and threads, if they have any."""
+        for loader in (self.train, self.test):
+            if hasattr(loader, "close"):
+                loader.close()
+
+
+def identity_of(*arrays: np.ndarray) -> str:
+    """SHA-256 of arrays (labels, file names or images); of large ones, a sample of rows is hashed."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        rows = array if array.nbytes <= WHOLE_BYTES else array[:: -(-array.nbytes // WHOLE_BYTES)]
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(rows).tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Put `option` before the message of a DataError: readers name the file, their caller knows which option chose it.
+
+    Raises:
+        DataError: "option: message", instead of the reader's.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
+
+
+def data_root(cfg: Config) -> Path:
+    return Path(cfg.dataset.data_root).expanduser()
+
+
+def augment_recipe(cfg: Config, spec: DataSpec) -> tuple[bool, bool]:
+    """(crop, flip) of the config; with augment auto, those of the data set."""
+    return AUGMENTS[spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment]
+
+
+def check_classes(cfg: Config, spec: DataSpec, found: int, source: Path) -> None:
+    """Compare the config with the number of classes `found` in `source`, a tree or a .beton file.
+
+    Raises:
+        ConfigError: naming dataset.dataset_name or dataset.num_classes.
+    """
+    name, given = cfg.dataset.dataset_name, cfg.dataset.num_classes
+    if spec.num_classes not in (None, found):
+        raise ConfigError(
+            f"dataset.dataset_name: {source} has {found} classes, {name} has {spec.num_classes}: "
+            "set dataset.dataset_name: ImageFolder"
+        )
+    if given not in (0, found):
+        raise ConfigError(
+            f"dataset.num_classes: {given} is not allowed: {source} has {found} classes "
+            f"(0 or {found}; 0 = the data set's own)"
+        )
+
+
+def epoch_plan(cfg: Config, ctx: Context) -> dict[str, Any]:
+    """Keyword arguments of `utils.data.epochs.EpochPlan`, except num_images."""
+    return {
+        "batch_size": cfg.dataset.batch_size,
+        "drop_last": cfg.dataset.drop_last,
+        "seed": cfg.experiment_params.seed,
+        "rank": ctx.rank,
+        "world": ctx.world,
+    }

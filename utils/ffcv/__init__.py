@@ -1,0 +1,1 @@
+"""ImageNet from FFCV's .beton files: writing, decoding and batches."""

@@ -1,0 +1,1 @@
+"""Grids: many runs described in one YAML file, and how far each has come."""

@@ -1,0 +1,136 @@
+"""Grid files: read, checked as a whole, and laid out as runs. The format is described in utils/run_grid.py."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_params import load_config
+from utils.config.options import show
+from utils.config.sources import read_yaml
+from utils.errors import ConfigError
+from utils.grids.grid_run import GridRun, begun
+from utils.grids.reader import GRID_KEYS, GridReader, RunEntry
+
+MOST_RUNS = 100_000  # a longer grid is a slip in a product of lists
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs of a grid file, in starting order: all runs of the first seed, then all of the second, ...
+
+    Attributes:
+        runs: the runs.
+        parallel: number of runs at a time.
+        threads: CPU threads per run, all its processes together; 0 = an equal share of the cores.
+        gpus: CUDA_VISIBLE_DEVICES of the parallel slots, in turn; empty = every run sees all GPUs.
+    """
+
+    runs: tuple[GridRun, ...]
+    parallel: int = 1
+    threads: int = 0
+    gpus: tuple[str, ...] = ()
+
+
+def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
+    """Read a grid file and check the config of every run in it.
+
+    Args:
+        overrides: {grid key or section.key: text} from the command line. They win over the file, but may not change
+            an option that a run sets itself.
+
+    Raises:
+        ConfigError: all faults of the file and of its runs; nothing has been started or created.
+    """
+    given = dict(overrides or {})
+    # The file's own name, without "--config": the grid file is no option here.
+    values, faults = read_yaml(path, where=show(path), expected="config, seeds, runs, ... are expected")
+    reader = GridReader(faults)
+    values |= {key: value for key, value in given.items() if key in GRID_KEYS}
+    reader.check_keys(values)
+    overrides = reader.options({key: value for key, value in given.items() if key not in GRID_KEYS}, "command line")
+    seeds = reader.integers(values, "seeds", [0])
+    if not seeds:
+        reader.faults.append("seeds: at least one is expected")
+    common = reader.options(reader.mapping(values, "set"), "set")
+    if "threads" in given:  # on the command line, which wins over the file
+        common.pop("dist_params.threads", None)
+    parallel, threads, gpus = _resources(values, reader)
+    entries = reader.entries(values)
+    reader.faults += _faults_of_overrides(overrides, entries)
+    if not reader.faults and len(entries) * len(seeds) > MOST_RUNS:
+        reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {MOST_RUNS}")
+    base_dir = str(values.get("base_dir") or "./experiments")
+    runs = []
+    for seed in seeds if not reader.faults else ():
+        for entry in entries:
+            fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
+            named = RunEntry(f"{entry.name}_seed{seed}", entry.config, common | overrides | entry.options | fixed)
+            run = _checked_run(named, threads, bool(gpus), reader)
+            runs += [run] if run else []
+    if reader.faults:
+        raise ConfigError(list(dict.fromkeys(reader.faults)))
+    return Grid(tuple(runs), parallel, threads, gpus)
+
+
+def _resources(values: Mapping[str, Any], reader: GridReader) -> tuple[int, int, tuple[str, ...]]:
+    """(runs at a time, threads per run, GPUs)."""
+    threads, gpus = reader.integer(values, "threads", 0, 0), reader.devices(values, "gpus")
+    parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
+    if parallel < len(gpus):
+        reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
+    return parallel, threads, gpus
+
+
+def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[RunEntry]) -> list[str]:
+    """Faults of options on the command line that runs set themselves: the names of those runs would become wrong."""
+    faults = []
+    for key in overrides:
+        names = [entry.name for entry in entries if key in entry.options]
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            faults.append(f"command line: {key}: set by run {names[0]}{others}; change it in the grid file")
+    return faults
+
+
+def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReader) -> GridRun | None:
+    """The run, checked as harness.py will check it; None if it has faults, which go to `reader`.
+
+    Args:
+        threads: divided among the run's processes, unless its options set dist_params.threads; 0 = left to the harness.
+        one_gpu: whether the run will see exactly one GPU.
+    """
+    # Imported here: they import torch, which `--help` and a misspelt grid do not need.
+    from utils.distributed import default_nproc
+    from utils.runs.directory import check_run_directory
+
+    words = ["--config", entry.config, *(f"--{key}={value}" for key, value in entry.options.items())]
+    try:
+        resumed = begun(Path(entry.options["experiment_params.base_dir"]).expanduser() / entry.name)
+        words.append(f"--experiment_params.{'resume_expt_name' if resumed else 'expt_name'}={entry.name}")
+        cfg = load_config(words)
+        d = cfg.dist_params
+        processes = (d.nproc or (1 if one_gpu else default_nproc(0))) if d.distributed else 1
+        if threads and "dist_params.threads" not in entry.options:
+            # As an option, because a small MLP ignores OMP_NUM_THREADS.
+            words.append(f"--dist_params.threads={max(1, threads // processes)}")
+            cfg = load_config(words)
+        check_run_directory(cfg)
+    except ConfigError as error:
+        reader.faults += [f"run {entry.name}: {fault}" for fault in error.faults]
+        return None
+    return GridRun(entry.name, tuple(words), cfg, processes)
+
+
+def summary(runs: Sequence[GridRun]) -> str:
+    """One line: how many runs are finished, to resume and to start."""
+    done = sum(run.finished for run in runs)
+    half = sum(run.begun and not run.finished for run in runs)
+    return f"{len(runs)} runs: {done} finished before, {half} to resume, {len(runs) - done - half} to start"
+
+
+def distinct_notes(runs: Sequence[GridRun]) -> list[str]:
+    """Each note of the runs once; a note that only some runs have ends with their number."""
+    counts = Counter(note for run in runs for note in run.notes)
+    return [f"{note}{f' ({n} of {len(runs)} runs)' if n < len(runs) else ''}" for note, n in counts.items()]

@@ -1,0 +1,119 @@
+"""One run of a grid: its command line, its checked config, and its progress, read from its CSVs."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness_params import Config, Note, unused_alone
+from utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        levels: number of finished levels.
+        epochs: number of epochs trained so far, over all levels.
+        density: of the last finished level, a fraction; None before the first level ends.
+        accuracy: on the test set after the last epoch, in percent; None before the first epoch ends.
+    """
+
+    levels: int = 0
+    epochs: int = 0
+    density: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        name: of the run directory.
+        words: the command line after ``harness.py``.
+        cfg: the config that these words stand for, checked.
+        processes: number of processes that the run starts.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    cfg: Config
+    processes: int = 1
+
+    @property
+    def path(self) -> Path:
+        return Path(self.cfg.experiment_params.base_dir) / self.name
+
+    @property
+    def begun(self) -> bool:
+        return begun(self.path)
+
+    @property
+    def notes(self) -> list[Note]:
+        """The notes that harness.py will print for this run: mostly options without effect."""
+        return [*self.cfg.notes, *(unused_alone(self.cfg) if self.processes == 1 else [])]
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs over all levels."""
+        e, p = self.cfg.experiment_params, self.cfg.prune_params
+        later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
+        return e.epochs_per_level + (p.num_levels - 1) * later
+
+    def progress(self) -> Progress:
+        """Progress from the run's CSVs; zeros before the first one exists.
+
+        Raises:
+            DataError: a CSV is damaged.
+        """
+        from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS  # not at the top: `--help` needs no tables
+
+        metrics = self.path / "metrics"
+        levels = _rows(metrics / "summary.csv", SUMMARY_COLUMNS)
+        table = metrics / "epochwise_metrics" / f"level_{len(levels)}_metrics.csv"
+        epochs = _rows(table, EPOCH_COLUMNS) if len(levels) < self.cfg.prune_params.num_levels else []
+        try:
+            return Progress(
+                len(levels),
+                sum(int(row["epochs"]) for row in levels) + len(epochs),
+                float(levels[-1]["density"]) if levels else None,
+                _accuracy(levels, epochs),
+            )
+        except (TypeError, ValueError) as error:  # TypeError: a row that ends too soon
+            raise DataError(f"{metrics}: not a number in summary.csv or {table.name}: {error}") from error
+
+    @property
+    def finished(self) -> bool:
+        return self.progress().levels >= self.cfg.prune_params.num_levels
+
+
+def begun(path: Path) -> bool:
+    """True if a run can be resumed at `path`.
+
+    The config decides, not the directory: the directory is created first, and writing the config may fail (full disk).
+    """
+    return (path / "expt_config.yaml").exists()
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV that must hold `columns`; [] if there is no file."""
+    try:
+        with open(path, newline="") as file:  # renamed into place whole: never half a row
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path}: missing columns: {', '.join(missing)}")
+            return list(reader)
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a readable CSV: {error}") from error
+
+
+def _accuracy(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]) -> float | None:
+    """Test accuracy after the last epoch that has ended, in percent; an empty cell is not-a-number."""
+    if epochs:
+        return float(epochs[-1]["test_acc"] or "nan")
+    return float(levels[-1]["final_test_acc"] or "nan") if levels else None

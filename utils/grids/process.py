@@ -1,0 +1,131 @@
+"""One run of a grid in progress: harness.py as a child process, its log and its progress line."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.grids.grid import Grid
+from utils.grids.grid_run import GridRun
+from utils.processes.place import available_cores
+
+HARNESS = Path(__file__).parents[2] / "harness.py"
+READ_SECONDS = 1.0  # between two readings of a run's CSVs
+LINE_SECONDS = 10.0  # between two lines about one run, without a terminal
+PR_SET_PDEATHSIG = 1
+# Environment variables that torchrun sets for its workers, besides TORCHELASTIC_*.
+TORCHRUN = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
+    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+
+
+def environment(grid: Grid, slot: int, processes: int = 1) -> dict[str, str]:
+    """Environment variables of a run: its threads and its GPU.
+
+    Args:
+        slot: which of the grid's parallel slots the run takes.
+        processes: number of processes that the run starts.
+    """
+    # If torchrun started this grid, a run must not take itself for one of torchrun's workers.
+    env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
+    # Per process. Where the run sets dist_params.threads, torch follows that instead.
+    env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or available_cores() // grid.parallel) // processes))
+    if grid.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = grid.gpus[slot % len(grid.gpus)]
+    return env
+
+
+class RunProcess:
+    """One run in progress: its process, its log and its progress line.
+
+    Args:
+        slot: which of the grid's parallel slots it takes; also the position of its line on a terminal.
+        terminal: whether to draw progress bars; otherwise lines are printed.
+    """
+
+    def __init__(self, run: GridRun, grid: Grid, slot: int, terminal: bool):
+        self.run, self.terminal = run, terminal
+        self.log = run.path.parent / ".logs" / f"{run.name}.log"
+        self.process = self._start(environment(grid, slot, run.processes))
+        self.started = self.read_at = self.printed_at = time.monotonic()
+        self.progress = run.progress()
+        self.bar = tqdm(
+            total=run.epochs, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,
+            leave=False, file=sys.stdout, disable=not terminal,
+        )  # fmt: skip
+        if not terminal:
+            print(f"{run.name}: {'resumed' if self.progress.epochs else 'started'}", flush=True)
+
+    def _start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start harness.py, with stderr appended to the log."""
+        libc, parent = ctypes.CDLL(None), os.getpid()
+
+        def stop_with_parent() -> None:
+            """Ask the kernel to send SIGTERM when the grid dies, even by kill -9, so that no run is left alone."""
+            if sys.platform == "linux":
+                libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+                if os.getppid() != parent:
+                    os._exit(1)
+
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            self.log_start = log.tell()  # what earlier starts of this run wrote is kept: their failures matter
+            # A session of its own: a terminal's Ctrl-C reaches only the grid, which passes it on once.
+            return subprocess.Popen(
+                [sys.executable, str(HARNESS), *self.run.words], env=env, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=log, start_new_session=True, preexec_fn=stop_with_parent,
+            )  # fmt: skip
+
+    def look(self) -> None:
+        """Read the run's progress, at most once per READ_SECONDS, and show it."""
+        now = time.monotonic()
+        if now - self.read_at < READ_SECONDS:
+            return
+        before, self.progress, self.read_at = self.progress, self.run.progress(), now
+        self.bar.n = self.progress.epochs
+        self.bar.set_postfix_str(self.describe())
+        if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
+            self.printed_at = now
+            epochs = f"{self.progress.epochs} of {self.run.epochs} epochs"
+            print(f"{self.run.name}: {epochs}, {self.describe()}", flush=True)
+
+    def describe(self) -> str:
+        """Progress in words."""
+        p = self.progress
+        parts = [f"{p.levels} of {self.run.cfg.prune_params.num_levels} levels"]
+        parts += [] if p.density is None else [f"density {p.density:.4g}"]
+        parts += [] if p.accuracy is None else [f"test accuracy {p.accuracy:.2f}%"]
+        return ", ".join(parts)
+
+    def last_line(self) -> str:
+        """Last line of stderr since this start."""
+        text = self.log.read_bytes()[self.log_start :].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1] if lines else "no output on stderr"
+
+    def close(self) -> str:
+        """End the progress line; return why the run failed, or "" if it finished."""
+        self.bar.close()
+        self.progress = self.run.progress()
+        status = self.process.returncode
+        if status == 0 and self.run.finished:
+            return ""
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}"
+        return f"exit {status}: {self.last_line()}"
+
+    def stop(self, signum: int) -> None:
+        """Ask the run to save its state and end. It ignores a second request that follows at once, as an echo."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+
+    def kill(self) -> None:
+        """Kill the run and all its workers."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)

@@ -1,0 +1,110 @@
+"""The loop that works through a grid: several runs at a time, stopped by a signal."""
+
+import signal
+import sys
+import time
+from types import FrameType
+
+from tqdm import tqdm
+
+from utils.grids.grid import Grid, distinct_notes, summary
+from utils.grids.process import RunProcess
+
+POLL_SECONDS = 0.2  # between two checks of the processes
+SECOND_SIGNAL_SECONDS = 1.0  # an echo of the first signal comes sooner, a person's second one later
+
+
+class GridRunner:
+    """Starts the unfinished runs of a grid, watches them and passes signals on to them.
+
+    Attributes:
+        running: {slot: the run in it}.
+        failed: names of the runs that failed.
+        stopping: the signal that stops the grid; 0 while there is none.
+    """
+
+    def __init__(self, grid: Grid, terminal: bool):
+        self.grid, self.terminal = grid, terminal
+        self.running: dict[int, RunProcess] = {}
+        self.failed: list[str] = []
+        self.stopping, self.stopped_at = 0, 0.0
+
+    def run(self) -> int:
+        """Run everything that is not finished; return the exit status."""
+        runs = self.grid.runs
+        print(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time", flush=True)
+        for note in distinct_notes(runs):  # each run also logs its own, but nobody reads the log of a run that works
+            print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
+        waiting = [run for run in runs if not run.finished]
+        done = len(runs) - len(waiting)
+        tqdm.monitor_interval = 0  # tqdm's monitor thread would make forking unsafe
+        previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        total = tqdm(total=len(runs), initial=done, desc="grid", unit="run", file=sys.stdout, disable=not self.terminal)
+        try:
+            while (waiting and not self.stopping) or self.running:
+                free = [slot for slot in range(self.grid.parallel) if slot not in self.running]
+                while free and waiting and not self.stopping:
+                    slot = free.pop(0)
+                    self.running[slot] = active = RunProcess(waiting.pop(0), self.grid, slot, self.terminal)
+                    if self.stopping:  # a signal came during the start, before `_note` knew this process
+                        active.stop(self.stopping)
+                time.sleep(POLL_SECONDS)
+                total.update(self._collect())
+        finally:
+            for active in self.running.values():  # not empty only if this loop failed
+                active.kill()
+            total.close()
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+        return self._end()
+
+    def _collect(self) -> int:
+        """Show the progress of running processes and remove ended ones; return how many runs have just finished."""
+        finished = 0
+        for slot, active in list(self.running.items()):
+            if active.process.poll() is None:
+                active.look()
+                continue
+            del self.running[slot]
+            fault = active.close()
+            minutes = (time.monotonic() - active.started) / 60
+            if not fault:
+                finished += 1
+                self._say(f"{active.run.name}: done in {minutes:.1f} min: {active.describe()}")
+            elif self.stopping:
+                self._say(f"{active.run.name}: stopped: {active.describe()}")
+            else:
+                self.failed.append(active.run.name)
+                self._say(f"{active.run.name}: FAILED, {fault} (log: {active.log})")
+        return finished
+
+    def _end(self) -> int:
+        left = sum(not run.finished for run in self.grid.runs)
+        if self.stopping:
+            name = signal.Signals(self.stopping).name
+            left_of = f"{left} of {len(self.grid.runs)} runs left"
+            print(f"run_grid: stopped by {name} with {left_of}; the same command continues")
+            return 128 + self.stopping
+        if self.failed:
+            print(f"run_grid: {len(self.failed)} of {len(self.grid.runs)} runs failed: {', '.join(self.failed)}")
+            return 1
+        print(f"run_grid: all {len(self.grid.runs)} runs are finished")
+        return 0
+
+    def _say(self, line: str) -> None:
+        if self.terminal:
+            tqdm.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        """Signal handler: the first signal stops all runs, a second one kills them."""
+        now = time.monotonic()
+        if self.stopping:
+            if now - self.stopped_at > SECOND_SIGNAL_SECONDS:
+                for active in self.running.values():
+                    active.kill()
+            return
+        self.stopping, self.stopped_at = signum, now
+        for active in self.running.values():
+            active.stop(signum)

@@ -1,0 +1,158 @@
+"""Groups of runs that differ only in their seed. A group is one line of a figure.
+
+The label of a group says how it differs from the other groups of the same figure.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import DataError
+from utils.plots.names import AXIS, METHOD, REWINDING, differing, short_paths, word
+from utils.plots.runs import SavedRun, read_csv
+from utils.pruning.methods import METHODS
+from utils.runs.tables import SUMMARY_COLUMNS
+
+TIDY_COLUMNS = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY_COLUMNS]
+
+TRAINING_TYPE = "experiment_params.training_type"  # how to rewind: about pruning, though its section is not
+
+Key = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed and in the density that they start from.
+
+    Attributes:
+        label: name in a legend.
+        frame: all rows of the runs' summaries, with added columns ``run`` (its path), ``seed`` and ``start``.
+        runs: the run directories; empty if read from a table.
+        dataset, model: names.
+        training: the options that are not about pruning, or their number in a table. Groups with equal values share
+            their dense network.
+    """
+
+    label: str
+    frame: pd.DataFrame
+    runs: tuple[SavedRun, ...]
+    dataset: str
+    model: str
+    training: Key
+
+    @property
+    def seeds(self) -> int:
+        return self.frame["seed"].nunique()
+
+    @property
+    def one_shot(self) -> bool:
+        """True if each point is a run of its own, pruned once, at initialization."""
+        pruned_later = any(run.planned > 1 for run in self.runs)  # a table has no runs: its levels decide
+        return bool(not pruned_later and (self.frame["level"] == 0).all() and (self.frame["start"] < 1).any())
+
+
+def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
+    """Group runs: in a fixed order of methods, then in the given order.
+
+    Args:
+        by_start: put runs that are pruned once, to different densities, into different groups instead of making them
+            points of one line. Figures that ask for this write the density beside each label.
+
+    Raises:
+        DataError: the runs are of different data sets; two runs are the same experiment with the same seed.
+    """
+    _check_datasets([(run.dataset, str(run.path)) for run in runs])
+    members: dict[Key, list[SavedRun]] = {}
+    for run in runs:
+        left_out = {AXIS} if run.planned == 1 and not by_start else set()
+        members.setdefault(_key(run.options, left_out), []).append(run)
+    for group in members.values():
+        _check_repeats(group)
+    groups = [
+        Group(label, _frame(group), tuple(group), group[0].dataset, group[0].model, _training(group[0].options))
+        for label, group in zip(_labels(list(members.values())), members.values())
+    ]
+    names = [*REWINDING.values(), *(method.title for method in METHODS.values())]
+    rank = {name: place for place, name in enumerate(names)}
+    return sorted(groups, key=lambda group: rank.get(group.runs[0].method, len(rank)))
+
+
+def _labels(members: Sequence[Sequence[SavedRun]]) -> list[str]:
+    """Label of each group: its method if methods differ, and the options in which the groups differ."""
+    one_shot = [group[0].planned == 1 for group in members]
+    options = [group[0].options for group in members]  # alike in a group, but for AXIS
+    shared = differing(options) - METHOD - {AXIS}
+    starts = differing([chosen for chosen, once in zip(options, one_shot) if not once]) & {AXIS}
+    short = short_paths(options)
+    several_methods = len({run.method for group in members for run in group}) > 1
+    labels = []
+    for group, chosen, once in zip(members, options, one_shot):
+        paths = sorted(shared if once else shared | starts)
+        words = [word(path, short.get(chosen[path], chosen[path])) for path in paths if path in chosen]
+        name = [group[0].method] if several_methods or not words else []
+        labels.append(", ".join([*name, *words]))
+    return labels
+
+
+def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
+    frame = pd.concat([run.summary.assign(run=str(run.path), seed=run.seed, start=run.start) for run in runs])
+    return frame.reset_index(drop=True)
+
+
+def _training(options: dict[str, Any]) -> Key:
+    """The options that are not about pruning: what the dense network depends on."""
+    return _key(options, {path for path in options if path.startswith("prune_params.")} | {TRAINING_TYPE})
+
+
+def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> Key:
+    return tuple(sorted((path, value) for path, value in options.items() if path not in left_out))
+
+
+def _check_datasets(found: Sequence[tuple[str, str]]) -> None:
+    first: dict[str, str] = {}
+    for dataset, where in found:
+        first.setdefault(dataset, where)
+    if len(first) > 1:
+        names = ", ".join(f"{dataset} ({where})" for dataset, where in first.items())
+        raise DataError(f"runs of different data sets do not belong in one figure: {names}")
+
+
+def _check_repeats(runs: Sequence[SavedRun]) -> None:
+    seen: dict[tuple[int, float], SavedRun] = {}
+    for run in runs:
+        other = seen.setdefault((run.seed, run.start), run)
+        if other is not run:
+            raise DataError(f"{other.path} and {run.path} are the same experiment with the same seed {run.seed}")
+
+
+def tidy(groups: Sequence[Group]) -> pd.DataFrame:
+    """All levels of all runs in one table with the columns `TIDY_COLUMNS`."""
+    trainings = list(dict.fromkeys(group.training for group in groups))
+    parts = [
+        group.frame.assign(
+            dataset=group.dataset, model=group.model, method=group.label, training=trainings.index(group.training)
+        )
+        for group in groups
+    ]
+    return pd.concat(parts)[TIDY_COLUMNS].reset_index(drop=True)
+
+
+def read_tidy(path: Path) -> list[Group]:
+    """Groups from a table that `tidy` made.
+
+    Raises:
+        DataError: it is not such a table, is empty, or holds several data sets.
+    """
+    frame = read_csv(path, TIDY_COLUMNS)
+    if frame.empty:
+        raise DataError(f"{path}: no rows")
+    _check_datasets([(name, str(path)) for name in frame["dataset"].unique()])
+    groups = []
+    for _, part in frame.groupby(["method", "training"], sort=False):
+        first = part.iloc[0]
+        rows = part.reset_index(drop=True)
+        groups.append(Group(str(first["method"]), rows, (), first["dataset"], first["model"], (first["training"],)))
+    return groups

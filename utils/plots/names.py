@@ -1,0 +1,110 @@
+"""The options that tell experiments apart, and the names that figures give to them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness_params import SCHEMA, Config
+from utils.config.effects import without_effect
+from utils.pruning.methods import METHODS, NO_METHOD
+
+# Options that no legend names. Where the images lie is among them: `data_files` puts it back for data without a name.
+IGNORED = frozenset(SCHEMA.paths(lambda option: not option.role.in_legends))
+FILES = ("dataset.data_root", "dataset.train_beton", "dataset.val_beton")
+# The method's name says these.
+METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method"}
+# The density that a run starts from. A run that is pruned only there is one point on the density axis; a run that is
+# pruned further is a line of its own.
+AXIS = "prune_params.er_init"
+
+REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
+UNITS = {"experiment_params.epochs_per_level": "epochs", "prune_params.rewind_epoch": "epochs"}
+# Names in the legend, for keys that say little alone.
+SHORT = {
+    "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
+    "experiment_params.epochs_per_level": "E", "prune_params.rewind_epoch": "k", "dataset.augment": "augment",
+}  # fmt: skip
+
+
+def starting_density(cfg: Config) -> float:
+    """Density after pruning at initialization, 0..1; 1 without it."""
+    return cfg.prune_params.er_init if cfg.prune_params.er_method != NO_METHOD else 1.0
+
+
+def effective_options(cfg: Config) -> dict[str, Any]:
+    """{section.key: value} of the options that define the experiment and have an effect in it."""
+    unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
+    if cfg.prune_params.num_levels == 1:  # wr saves epoch k here, too, but nothing is rewound to it
+        unused = unused | {"prune_params.rewind_epoch"}
+    if starting_density(cfg) == 1:  # er_init 1 is the same as no er_method
+        unused = unused | {AXIS, "prune_params.er_method"}
+    flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
+    options = {
+        path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
+    }
+    # IGNORED has the loader because the data set's name settles it, but for an ImageFolder: in memory its images are
+    # cropped and normalised in another way.
+    if cfg.dataset.dataset_name == "ImageFolder":
+        options["dataset.loader"] = cfg.dataset.loader
+    return options | data_files(cfg)
+
+
+def data_files(cfg: Config) -> dict[str, str]:
+    """{section.key: resolved path} of files that the data set's name does not settle: an ImageFolder's, ffcv's.
+
+    A .beton that is not named is found in data_root, so data_root stands for it. A relative path starts at the working
+    directory, as it did for the run.
+    """
+    d = cfg.dataset
+    betons = {"dataset.train_beton": d.train_beton, "dataset.val_beton": d.val_beton} if d.loader == "ffcv" else {}
+    chosen = {path: value for path, value in betons.items() if value}
+    if d.dataset_name == "ImageFolder" and len(chosen) < 2:
+        chosen["dataset.data_root"] = d.data_root
+    return {path: str(Path(value).expanduser().resolve()) for path, value in chosen.items()}
+
+
+def method_name(cfg: Config) -> str:
+    """The method's name, such as 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'Dense'."""
+    p = cfg.prune_params
+    parts = []
+    if starting_density(cfg) < 1:
+        parts.append(METHODS[p.er_method].title)
+    if p.num_levels > 1:
+        by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
+        name = REWINDING[cfg.experiment_params.training_type]
+        # The M of IMP is magnitude, so other criteria need another name.
+        parts.append(name if not by else name.replace("IMP", "Iterative pruning" + by))
+    return ", then ".join(parts) or "Dense"
+
+
+def differing(options: Sequence[dict[str, Any]]) -> set[str]:
+    """Options with more than one value among the runs that have them, and files that only some runs have."""
+    values: dict[str, list] = {}
+    for chosen in options:
+        for path, value in chosen.items():
+            values.setdefault(path, []).append(value)
+    return {
+        path for path, found in values.items() if len(set(found)) > 1 or (path in FILES and len(found) < len(options))
+    }
+
+
+def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{path: path relative to the folder that all have in common}, short enough for a legend."""
+    files = {chosen[path] for chosen in options for path in FILES if path in chosen}
+    if not files:
+        return {}
+    folder = os.path.commonpath(files)
+    if folder in files:  # one path holds the others, or is the only one: keep its last part
+        folder = os.path.dirname(folder)
+    return {file: os.path.relpath(file, folder) for file in files}
+
+
+def word(path: str, value: Any) -> str:
+    """An option and its value in a legend, such as 'lr 0.1', 'resnet20', 'E = 160 epochs'."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        text = ", ".join(map(str, value)) or "by default"
+    name = SHORT.get(path, path.partition(".")[2].replace("_", " "))
+    unit = f" {UNITS[path]}" if path in UNITS else ""
+    return f"{name} {'= ' if len(name) == 1 else ''}{text}{unit}".strip()

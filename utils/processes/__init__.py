@@ -1,0 +1,1 @@
+"""Processes: rank and launch, CPU cores, stop signals. Imports no torch."""

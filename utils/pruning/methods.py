@@ -1,0 +1,50 @@
+"""The table of pruning methods. Imports no torch.
+
+To add a method, write a score function in utils/pruning/scores.py and one line in `METHODS`. utils/pruning_utils.py
+finds the functions by their names.
+"""
+
+from dataclasses import dataclass
+
+NO_METHOD = "just dont"  # prune nothing; the name that the original harness has for it
+
+
+@dataclass(frozen=True)
+class Method:
+    """A score, and an allocation that turns scores into masks.
+
+    Attributes:
+        title: its name in figures and tables.
+        score: function of utils/pruning/scores.py.
+        allocation: function of utils/pruning/allocation.py.
+        source: the paper.
+        needs_batches: needs training batches.
+        in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
+        per_layer: sets the number of kept weights per layer, at least one.
+    """
+
+    title: str
+    score: str
+    allocation: str
+    source: str
+    needs_batches: bool = False
+    in_rounds: bool = False
+    per_layer: bool = False
+
+
+_ER = "Evci et al. 2020, Gadhikar et al. 2023"
+
+METHODS: dict[str, Method] = {
+    "mag": Method("Magnitude", "mag_scores", "global_top_k", "Frankle & Carbin 2019"),
+    "snip": Method("SNIP", "snip_scores", "global_top_k", "Lee et al. 2019", needs_batches=True),
+    "synflow": Method(
+        "SynFlow", "synflow_scores", "global_top_k", "Tanaka et al. 2020", needs_batches=True, in_rounds=True
+    ),
+    "grasp": Method("GraSP", "grasp_scores", "global_top_k", "Wang et al. 2020", needs_batches=True),
+    "random": Method("Random", "random_scores", "global_top_k", "uniform over all weights"),
+    "random_erk": Method("Random ERK", "random_scores", "erk", _ER, per_layer=True),
+    "random_balanced": Method("Random balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
+    # The same two, by their names as prune_params.er_method (pruning at initialization).
+    "er_erk": Method("ERK", "random_scores", "erk", _ER, per_layer=True),
+    "er_balanced": Method("Balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
+}

@@ -1,0 +1,172 @@
+"""Resume states: what one holds, and how a run takes one up: choose it, check it, apply it."""
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+
+from harness_params import Config
+from utils.conv_type import density
+from utils.distributed import Context
+from utils.errors import ConfigError, RunError
+from utils.processes.place import launch_id
+from utils.runs.environment import git_commit
+from utils.runs.run import Run
+from utils.runs.states import Position
+from utils.runs.weights import cpu_copy, load_masks, load_weights
+from utils.training.trainer import Trainer
+
+State = dict[str, Any]
+
+# What ``precision: auto`` may have meant where the run began.
+AUTO_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+# --- what a state holds ----------------------------------------------------------------------------------------------
+
+
+def capture(cfg: Config, trainer: Trainer, position: State) -> State:
+    """A resume state, without the tables: CPU copies of weights, masks, BatchNorm and optimizer, and what it fits.
+
+    Args:
+        position: of `Position.state_dict`.
+    """
+    return {**position, **cpu_copy(trainer.state_dict()), **_origin(cfg, trainer)}
+
+
+def _origin(cfg: Config, trainer: Trainer) -> State:
+    """What a state comes from: by it a resume is checked."""
+    return {
+        "config": cfg.to_dict(),
+        "surroundings": surroundings(cfg, trainer),
+        "data": trainer.data.identity,
+        "launch": launch_id(),
+    }
+
+
+def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
+    """Environment that can change results bit for bit, besides the experiment's own options."""
+    device, e = trainer.ctx.device, cfg.experiment_params
+    return {
+        "processes": trainer.ctx.world,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": str(trainer.dtype or torch.float32).removeprefix("torch."),
+        "compile": e.compile,
+        "cuda_graphs": e.cuda_graphs,
+        "channels_last": e.channels_last,
+        "deterministic": e.deterministic,
+        "sparse_allreduce": cfg.dist_params.sparse_allreduce,
+        "torch": str(torch.__version__),
+        "code": git_commit(),
+    }
+
+
+# --- taking one up ---------------------------------------------------------------------------------------------------
+
+
+def restore(cfg: Config, ctx: Context, trainer: Trainer, position: Position, run: Run | None) -> None:
+    """Takes up the run that is resumed: its last state, or level L-1's checkpoint with ``resume_level: L``.
+
+    Changes nothing in a fresh run, nor in one that was killed before its first state was saved: it starts anew. All
+    ranks call it together; `run` is rank 0's.
+
+    Raises:
+        ConfigError: the data are not those that the run began with.
+        RunError: what is to be taken up is missing or damaged.
+    """
+    # Rank 0 decides: torchrun may have started the others anew with a config that does not resume.
+    state = choose(cfg, trainer, run) if run and cfg.experiment_params.resume_expt_name else None
+    state = ctx.broadcast_object(state)
+    if state is not None:
+        check(cfg, trainer, state)
+        apply(cfg, trainer, position, run, state)
+
+
+def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
+    """The state to take up; None if none was saved."""
+    level = cfg.experiment_params.resume_level
+    if not level:
+        return run.load_state()
+    newest = None
+    with contextlib.suppress(RunError):  # resume_level is what helps when every state is damaged
+        newest = run.load_state()
+    if newest is None:
+        return _from_level(trainer, run, level)
+    # torchrun and Slurm start the same command again, which is to start the level again once.
+    mine = launch_id() and newest.get("launch") == launch_id()
+    if mine and newest["config"]["experiment_params"]["resume_level"] == level:
+        return newest
+    origin: State = {key: newest[key] for key in ("surroundings", "data") if key in newest}
+    return {**_from_level(trainer, run, level), **origin}
+
+
+def _from_level(trainer: Trainer, run: Run, level: int) -> State:
+    """The state in which `level` was about to begin, from the checkpoints and CSVs of the levels before it."""
+    init = run.load_checkpoint("init")
+    load_weights(trainer.model, init, str(run.checkpoint("init")))
+    load_masks(trainer.model, init)
+    initial_density = density(trainer.model)  # d0 is the density of model_init's masks
+    return {
+        "level": level,
+        "begun": False,
+        "epoch": 0,
+        "initial_density": initial_density,
+        "step": 0,
+        "mid_epoch": None,
+        "model": run.load_checkpoint(f"level_{level - 1}"),
+        "optimizer": cpu_copy(trainer.optimizer_state_dict()),
+        "tables": run.tables.read_levels(before=level),
+    }
+
+
+def check(cfg: Config, trainer: Trainer, state: State) -> None:
+    """Checks that `state` is of the same data; notes on rank 0 what may change its figures.
+
+    (Options that would change the experiment are refused before, by `check_run_directory`.)
+
+    Raises:
+        ConfigError: the data are others.
+    """
+    if state.get("data", trainer.data.identity) != trainer.data.identity:
+        where = cfg.dataset.data_root
+        raise ConfigError(f"dataset.data_root: {where} holds other data than the run being resumed began with")
+    before = state.get("surroundings")
+    if before and trainer.ctx.is_main and state["level"] < cfg.prune_params.num_levels:
+        norms = (m for m in trainer.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+        by_rank = not all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+        _note_changes(before, surroundings(cfg, trainer), cfg.experiment_params.precision, by_rank)
+
+
+def _note_changes(before: dict[str, Any], now: dict[str, Any], precision: str, norms_by_rank: bool) -> None:
+    """Prints how two `surroundings` differ. norms_by_rank: BatchNorm sees the images of one process at a time."""
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    if "precision" in changed and precision == "auto":
+        changed.remove("precision")
+        kept = f"auto stays {before['precision']}, which it was where the run began; here it would be"
+        print(f"harness: note: experiment_params.precision: {kept} {now['precision']}", file=sys.stderr)
+    if changed:
+        changes = ", ".join(f"{key} {now[key]} (was {before[key]})" for key in changed)
+        other_parts = norms_by_rank and "processes" in changed
+        effect = "BatchNorm sees other parts of a batch, so figures may differ"
+        effect = effect if other_parts else "the last bits of figures may differ"
+        print(f"harness: note: resumed with {changes}: {effect}", file=sys.stderr)
+
+
+def apply(cfg: Config, trainer: Trainer, position: Position, run: Run | None, state: State) -> None:
+    """Puts network, optimizer, position and tables where `state` has them; ``precision: auto`` keeps its meaning."""
+    before = state.get("surroundings")
+    if before and cfg.experiment_params.precision == "auto":
+        trainer.dtype = AUTO_PRECISIONS[before["precision"]]
+    trainer.load_state_dict(state)
+    position.load_state_dict(state, trainer)
+    if run is None:
+        return
+    run.tables.load_state_dict(state["tables"])
+    if cfg.experiment_params.resume_level:
+        # From here on a plain resume goes on with this attempt. Until its state is on disk, what it replaces stays.
+        run.save_state({**state, **_origin(cfg, trainer)})
+        run.writer.flush()
+        run.remove_checkpoints(first_level=position.level)
+    run.tables.rewrite()

@@ -1,0 +1,160 @@
+"""One run directory while its run lives: checkpoints, artifacts, resume states and tables, written in the background.
+
+Only rank 0 touches files. Everything it writes goes through one background writer in the order it was asked for, so a
+resume state on disk never tells of a checkpoint that is not.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness_params import Config
+from utils.errors import RunError
+from utils.files import BackgroundWriter, sha256, write_whole
+from utils.runs.states import saved_states, trained_levels
+from utils.runs.tables import Tables
+from utils.runs.weights import load, pack
+
+
+class Run:
+    """One run directory, opened by rank 0 for as long as the run lives.
+
+    Attributes:
+        path: the directory.
+        tables: the CSVs.
+        writer: writes everything, in the background and in order.
+    """
+
+    def __init__(self, path: Path, cfg: Config):
+        self.path, self.cfg = path, cfg
+        self.writer = BackgroundWriter()
+        self.tables = Tables(path / "metrics", lambda write: self.writer.submit(write, snapshot=False))
+        self._queued: dict[Path, threading.Event] = {}
+        self._generation = 0
+        self._index: list[dict[str, Any]] = []
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of checkpoint ``model_{name}.pt``."""
+        return self.path / "checkpoints" / f"model_{name}.pt"
+
+    def save_checkpoint(self, name: str, state: dict[str, Tensor]) -> None:
+        """Queues ``checkpoints/model_{name}.pt`` (a plain state_dict)."""
+        self._submit(self.checkpoint(name), state)
+
+    def load_checkpoint(self, name: str) -> dict[str, Tensor]:
+        """The state_dict of ``checkpoints/model_{name}.pt``, once it is on disk.
+
+        Raises:
+            RunError: it is missing, damaged, or no longer what this run has written.
+        """
+        return self._read(self.checkpoint(name))
+
+    def save_artifact(self, name: str, obj: Any) -> None:
+        """Queues ``artifacts/{name}.pt``."""
+        self._submit(self.path / "artifacts" / f"{name}.pt", obj)
+
+    def load_artifact(self, name: str) -> Any:
+        """Content of ``artifacts/{name}.pt``, as `load_checkpoint`."""
+        return self._read(self.path / "artifacts" / f"{name}.pt")
+
+    def remove_checkpoints(self, first_level: int) -> None:
+        """Queues the removal of the checkpoints of `first_level` and later ones, which are to be trained again."""
+
+        def remove() -> None:
+            for path in (self.path / "checkpoints").glob("model_level_*.pt"):
+                number = path.stem.removeprefix("model_level_")
+                if number.isdecimal() and int(number) >= first_level:
+                    path.unlink()
+
+        self.writer.submit(remove)
+
+    @property
+    def _digests_file(self) -> Path:
+        return self.path / "artifacts" / "checkpoints.json"
+
+    def _submit(self, path: Path, obj: Any) -> None:
+        self._queued[path] = self.writer.submit(lambda: self._write(path, obj))
+
+    def _write(self, path: Path, obj: Any) -> None:
+        """The file's digest first, beside the one before: whichever of the two a crash leaves, it is known."""
+        data = pack(obj)
+        digests = self._digests()
+        digest = hashlib.sha256(data).hexdigest()
+        old = [known for known in digests.get(path.name, []) if known != digest]
+        digests[path.name] = [digest, *old][:2]
+        write_whole(self._digests_file, json.dumps(digests, indent=1).encode())
+        write_whole(path, data)
+
+    def _read(self, path: Path) -> Any:
+        if path in self._queued:
+            self.writer.wait(self._queued[path])
+        known = self._digests().get(path.name)
+        if known and path.exists() and sha256(path) not in known:
+            raise RunError(f"{path} was changed since this run wrote it: it is damaged, or another checkpoint")
+        return load(path)
+
+    def _digests(self) -> dict[str, list[str]]:
+        try:
+            digests = json.loads(self._digests_file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self._digests_file} is damaged: {error}; remove it to go on unchecked") from error
+        if not isinstance(digests, dict):
+            raise RunError(f"{self._digests_file} is damaged; remove it to go on unchecked")
+        return digests
+
+    # --- resume state ------------------------------------------------------------------------------------------------
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Queues a resume state, with the tables in it: the older of two files is overwritten, then the index names it.
+
+        The index (``artifacts/state.json``) holds each generation's SHA-256; it is written last, so it never tells of a
+        state that is not there.
+        """
+        self._generation ^= 1
+        name = f"state_{self._generation}.pt"
+        state = {**state, "tables": self.tables.state_dict()}
+        self.writer.submit(lambda: self._write_state(name, state))
+
+    def _write_state(self, name: str, state: dict[str, Any]) -> None:
+        data = pack(state)
+        write_whole(self.path / "artifacts" / name, data)
+        entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+        entry |= {key: state[key] for key in ("level", "epoch", "step")}
+        self._index = [entry, *(old for old in self._index if old["file"] != name)][:2]
+        write_whole(self.path / "artifacts" / "state.json", json.dumps(self._index, indent=1).encode())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The newest undamaged resume state, or None when none was ever saved.
+
+        Raises:
+            RunError: states were saved, and every one of them is damaged.
+        """
+        entries = saved_states(self.path)
+        if not entries:
+            return None
+        files = [(entry["file"], entry["sha256"]) for entry in entries]
+        for position, (name, digest) in enumerate(files):
+            path = self.path / "artifacts" / name
+            if name in ("state_0.pt", "state_1.pt") and sha256(path) == digest:
+                self._index, self._generation = entries[position:], int(name[6])
+                return load(path)
+            print(f"harness: {path} is damaged; trying the older state", file=sys.stderr)
+        raise RunError(
+            f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
+        )
+
+    def is_finished(self) -> bool:
+        """Whether this config only takes up the run's end: it resumes a run that has trained all of its levels."""
+        e = self.cfg.experiment_params
+        if not e.resume_expt_name or e.resume_level:
+            return False
+        return trained_levels(self.path) >= self.cfg.prune_params.num_levels

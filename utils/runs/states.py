@@ -1,0 +1,79 @@
+"""Where a run stands (`Position`), and its resume states on disk."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.distributed import Context
+from utils.errors import RunError
+from utils.training.tally import Tally
+from utils.training.trainer import Trainer
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        level: the level in progress, from 0.
+        begun: whether it has been pruned and rewound.
+        epoch: the next epoch of its schedule to train; weight rewinding starts at epoch k.
+        tally: counts of the epoch in progress; None between two epochs.
+        initial_density: d0, the density left by pruning at initialization, 0 to 1.
+    """
+
+    level: int = 0
+    begun: bool = False
+    epoch: int = 0
+    tally: Tally | None = None
+    initial_density: float = 1.0
+
+    @property
+    def step(self) -> int:
+        """Steps done of the epoch in progress."""
+        return self.tally.step if self.tally else 0
+
+    def state_dict(self, ctx: Context) -> dict[str, Any]:
+        """Plain values and CPU tensors. In the middle of an epoch all ranks call it together: counts are summed."""
+        return {
+            "level": self.level,
+            "begun": self.begun,
+            "epoch": self.epoch,
+            "initial_density": self.initial_density,
+            "step": self.step,
+            "mid_epoch": self.tally.state_dict(ctx) if self.tally and self.tally.step else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], trainer: Trainer) -> None:
+        """Takes up the position of `state_dict`, on every rank; random draws go on where they were."""
+        self.level, self.begun, self.epoch = state["level"], state["begun"], state["epoch"]
+        self.initial_density, self.tally = state["initial_density"], None
+        if state["mid_epoch"]:
+            trainer.seed_draws(self.level, self.epoch)  # for a rank that the saved run did not have
+            self.tally = trainer.new_tally()
+            self.tally.load_state_dict(state["mid_epoch"], trainer.ctx)
+
+
+def saved_states(run: Path) -> list[dict[str, Any]]:
+    """The index of a run's resume states, newest first; empty when none was saved.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    index = run / "artifacts" / "state.json"
+    try:
+        entries = json.loads(index.read_text())
+        sound = [isinstance(entry["file"] + entry["sha256"], str) and entry["level"] >= 0 for entry in entries]
+        if isinstance(entries, list) and entries and all(sound):
+            return entries
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{index} is damaged ({error}); start a level again with resume_level") from error
+    raise RunError(f"{index} is damaged; start a level again with resume_level")
+
+
+def trained_levels(run: Path) -> int:
+    """How many levels a run has finished, by its newest resume state. Errors as `saved_states`."""
+    return next((state["level"] for state in saved_states(run)), 0)

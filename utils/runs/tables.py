@@ -1,0 +1,141 @@
+"""The CSVs of a run: columns, rows in memory, writing and reading. Imports no torch: figures and grids use it."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from utils.errors import RunError
+from utils.files import write_whole
+
+SUMMARY_COLUMNS = [
+    "level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds",
+]  # fmt: skip
+EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
+LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
+SUMMARY, LAYERS = "summary", "layerwise_density"
+
+Row = dict[str, Any]
+
+
+def epoch_table(level: int) -> str:
+    """Name of the table of a level's epochs."""
+    return f"epochwise_metrics/level_{level}_metrics"
+
+
+def columns_of(table: str) -> list[str]:
+    """Columns of a table by its name."""
+    return {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+
+
+def summary_row(level: int, density: float, epochs: list[Row]) -> Row:
+    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs."""
+    last = epochs[-1]
+    best, seconds = max(row["test_acc"] for row in epochs), sum(row["seconds"] for row in epochs)
+    values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
+    return dict(zip(SUMMARY_COLUMNS, values))
+
+
+class Tables:
+    """The rows of each CSV of a run; a file is written whole whenever its table grows.
+
+    A table's name is its file's below ``metrics/``, without ``.csv``.
+
+    Args:
+        folder: ``metrics/``.
+        submit: queues a write.
+    """
+
+    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object]):
+        self.folder, self._submit = folder, submit
+        self._rows: dict[str, list[Row]] = {}
+
+    def __getitem__(self, table: str) -> list[Row]:
+        return self._rows.setdefault(table, [])
+
+    def add(self, table: str, rows: list[Row]) -> None:
+        """Appends rows and queues the whole file."""
+        self[table].extend(rows)
+        self._write(table)
+
+    def start(self, table: str) -> None:
+        """Empties a table. Its file stays until the first row is added."""
+        self._rows[table] = []
+
+    def drop(self, table: str) -> None:
+        """Forgets the rows of a finished table. Its file stays."""
+        self._rows.pop(table, None)
+
+    def state_dict(self) -> dict[str, list[Row]]:
+        """The rows of each table."""
+        return {table: list(rows) for table, rows in self._rows.items()}
+
+    def load_state_dict(self, state: dict[str, list[Row]]) -> None:
+        """Takes the rows of `state`; the files stay until `rewrite`."""
+        self._rows = {table: list(rows) for table, rows in state.items()}
+
+    def rewrite(self) -> None:
+        """Cuts the files back to the rows in memory; files of levels without rows are removed."""
+        known = {epoch_table(row["level"]) for row in self[SUMMARY]} | set(self._rows)
+        for path in self.folder.glob(epoch_table(0).replace("0", "*") + ".csv"):
+            if str(path.relative_to(self.folder).with_suffix("")) not in known:
+                path.unlink()
+        for table in self._rows:
+            self._write(table)
+
+    def _write(self, table: str) -> None:
+        """Queues the file of a table as it is now; nothing is written if the file is the same."""
+        buffer = io.StringIO()
+        pd.DataFrame(self._rows[table], columns=columns_of(table)).to_csv(buffer, index=False)
+        path, data = self.folder / f"{table}.csv", buffer.getvalue().encode()
+
+        def write() -> None:
+            if not (path.exists() and path.read_bytes() == data):
+                write_whole(path, data)
+
+        self._submit(write)
+
+    def read_levels(self, before: int) -> dict[str, list[Row]]:
+        """The rows on disk of the levels before `before`, as a state of `load_state_dict`.
+
+        Raises:
+            RunError: a CSV is damaged, or lacks one of these levels.
+        """
+        state = {}
+        for table in (SUMMARY, LAYERS):
+            rows = [row for row in self._read(table) if row["level"] < before]
+            if {row["level"] for row in rows} != set(range(before)):
+                raise RunError(f"{self.folder / table}.csv does not hold each of levels 0 to {before - 1}")
+            state[table] = rows
+        return state
+
+    def _read(self, table: str) -> list[Row]:
+        path = self.folder / f"{table}.csv"
+        try:
+            # As text first: Python's float() brings every figure back as it was written, to the last bit.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except FileNotFoundError:
+            return []
+        except (ValueError, OSError) as error:
+            raise RunError(f"{path} is no readable CSV: {error}") from error
+        expected = columns_of(table)
+        if list(frame.columns) != expected:
+            raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(expected)}")
+        try:
+            return [
+                {str(key): _parsed(str(key), text) for key, text in row.items()} for row in frame.to_dict("records")
+            ]
+        except ValueError as error:
+            raise RunError(f"{path} is no readable CSV: {error}") from error
+
+
+def _parsed(column: str, text: str) -> Any:
+    if column == "layer":
+        return text
+    if column == "dead":
+        return text == "True"
+    if text == "":  # how not-a-number is written
+        return float("nan")
+    return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)

@@ -1,0 +1,91 @@
+"""What training starts from: the network with its masks, the optimizer, and the timeline of its schedule."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness_params import Config
+from utils.conv_type import insert_masks, keep_masked
+from utils.data.loaders import Data
+from utils.distributed import Context
+from utils.errors import ConfigError
+from utils.models import create_model
+from utils.schedulers import Timeline
+
+
+def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
+    """The network with its masks, the same on every rank, on the rank's device."""
+    torch.manual_seed(cfg.experiment_params.seed)
+    try:
+        m = cfg.model_params
+        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
+        insert_masks(model, cfg.prune_params.exclude)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+    if cfg.dist_params.sync_bn and ctx.world > 1:
+        if ctx.device.type != "cuda":
+            raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    memory_format = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
+    model = model.to(ctx.device).to(memory_format=memory_format)
+    ctx.broadcast_tensors(list(model.state_dict().values()))
+    return model
+
+
+def start_optimizer(
+    cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
+) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+    """A fresh optimizer and its loss scale, or those that go on from `state` (of `optimizer_state`)."""
+    optimizer, device = make_optimizer(cfg, model), next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    if state is not None:
+        load_optimizer(optimizer, state["sgd"])
+        scaler.load_state_dict(state["scaler"])
+    return optimizer, scaler
+
+
+def optimizer_state(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Momentum and loss scale: what `start_optimizer` needs to go on."""
+    return {"sgd": optimizer.state_dict(), "scaler": scaler.state_dict()}
+
+
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
+    """SGD, fused, with the masks kept after every step (`keep_masked`)."""
+    o, params = cfg.optimizer, list(model.parameters())
+    groups = [{"params": params, "weight_decay": o.weight_decay}]
+    if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; layers' weights never are
+        groups[0]["params"] = [p for p in params if p.ndim > 1]
+        groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
+    if cfg.experiment_params.precision == "fp16" and o.momentum:
+        # Where the loss scale overflows in the first step, the fused kernel leaves a momentum that was never written,
+        # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient.
+        for param in params:
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    keep_masked(optimizer, model)
+    return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
+    """Goes on from a state_dict of another SGD of the same network, with each momentum in its weight's memory order.
+
+    The fused kernel walks both in memory order; a run resumed with another ``channels_last`` has another one.
+    """
+    optimizer.load_state_dict(state)
+    for param, values in optimizer.state.items():
+        if values.get("momentum_buffer") is not None:
+            values["momentum_buffer"] = torch.empty_like(param).copy_(values["momentum_buffer"])
+
+
+def make_timeline(cfg: Config, data: Data) -> Timeline:
+    """The steps of a level, of which the learning rate is a function."""
+    o = cfg.optimizer
+    return Timeline(
+        epochs=cfg.experiment_params.epochs_per_level,
+        steps_per_epoch=data.train.steps_per_epoch,
+        warmup_epochs=o.warmup_epochs,
+        milestones=tuple(o.milestones),
+        gamma=o.gamma,
+        floor=o.lr_min / o.lr,
+    )
