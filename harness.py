@@ -24,7 +24,7 @@ from tqdm import tqdm
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils import distributed
-from utils.conv_type import apply_masks, density, masked_params
+from utils.conv_type import apply_masks, density, load_weights, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import RunError, print_report, report
@@ -37,7 +37,7 @@ from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows, load_weights
+from utils.runs.weights import cpu_copy, layer_rows
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -87,7 +87,7 @@ class Harness:
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
 
     def take_up(self) -> None:
-        """Goes to where a resumed run stands; a fresh run stays at its start. Errors as `resume.restore`."""
+        """Restores the position of a resumed run; does nothing in a fresh run. Errors as `resume.restore`."""
         resume.restore(self.cfg, self.ctx, self.trainer, self.position, self.run)
         self.bar.update(self.position.level)
 
@@ -177,7 +177,7 @@ class Harness:
             self._save_and_stop()
 
     def finish_level(self) -> None:
-        """Saves the level's checkpoint, its rows in the CSVs, and a state that says the next level is to begin."""
+        """Saves the level's checkpoint, its rows in the CSVs, and a resume state at the start of the next level."""
         level = self.position.level
         if self.run:
             self.run.save_checkpoint(f"level_{level}", cpu_copy(self.model.state_dict()))
@@ -213,7 +213,7 @@ class Harness:
         self._save_state()
         if self.run:
             self.run.writer.flush()
-        self.ctx.barrier()  # torchrun ends the others as soon as one has ended
+        self.ctx.barrier()  # when one worker exits, torchrun kills the others
         raise Stopped(self.stop.signum)
 
 

@@ -4,10 +4,10 @@
     cfg = make_config({"optimizer": {"lr": 0.05}})        # the same checks, from Python
     cfg.optimizer.lr, cfg.replace({"optimizer": {"lr": 0.1}}), dump_yaml(cfg)
 
-A config is frozen and holds values only: no global, no environment variable. An option's role (`Role` in
-utils/config/options.py) settles whether a resumed run may change it and whether a figure's legend names it; left out,
-the option is part of the experiment. utils/config/rules.py checks options against each other. Nothing here imports
-torch, so ``--help`` and faults answer at once; what needs the data or the model is checked where those are made.
+A config is frozen and holds values only: no global, no environment variable. An option's role (utils/config/options.py)
+settles whether a resumed run may change it and whether a figure's legend names it; by default an option is part of the
+experiment. utils/config/rules.py checks options against each other. Nothing here imports torch, so ``--help`` and
+faults answer at once; what needs the data or the model is checked where those are made.
 """
 
 import yaml
@@ -21,7 +21,7 @@ from utils.errors import ConfigError, report
 from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
-__all__ = ["SCHEMA", "Config", "ConfigError", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
+__all__ = ["SCHEMA", "Config", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
 
 AUTO_ON_OFF = ("auto", "on", "off")
 SIDE = Int(8, 1024, or_zero=True)  # of a square image
@@ -65,7 +65,9 @@ SCHEMA.section(
         meaning="augmentation of training images; auto = the data set's usual recipe",
     ),
     alternate_flip=Option(
-        Bool(), default=False, meaning="flips are drawn once per level, then reversed every epoch (sets held in memory)"
+        Bool(),
+        default=False,
+        meaning="draw flips once per level; invert all of them in each epoch (sets held in memory)",
     ),
     drop_last=Option(Bool(), default=False, meaning="leave out the last batch of an epoch if it is short"),
     resolution=Option(SIDE, default=0, unit="pixels", meaning="side of training images; 0 = the data set's own"),
@@ -144,14 +146,14 @@ SCHEMA.section(
         Choice(["imp", "wr", "lrr"]),
         default="imp",
         needs_several="levels",
-        meaning="weights that a level starts from: imp = initial, wr = of epoch k (rewind_epoch), lrr = kept",
+        meaning="weights at the start of a level: imp = initial, wr = those of epoch k, lrr = unchanged",
     ),
     resume_level=Option(
         Int(0),
         default=0,
         unit="level",
         role=EXTENT,
-        meaning="restart at this level; 0 = continue where the run stopped",
+        meaning="level to train again, with those after it; 0 = go on where the run stands",
     ),
     resume_expt_name=Option(
         RunName(), default="", role=PLACE, meaning='name of the run to resume; "" = start a new run'
@@ -268,7 +270,7 @@ SCHEMA.section(
         unit="minutes",
         role=EXECUTION,
         needs_several="processes",
-        meaning="longest wait of one process for another before the run fails",
+        meaning="time limit of one process's wait for another",
     ),
 )
 

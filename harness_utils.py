@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pandas as pd
 import yaml
@@ -22,8 +22,8 @@ from utils.runs.environment import describe
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS
 
-# The processes of a run that was just killed are gone within this time: a DataLoader's worker looks for its parent
-# every 5 seconds, and holds the run's lock until then.
+# Longest life of a killed run's processes: a DataLoader's worker looks for its parent every 5 seconds and keeps the
+# lock.
 LOCK_SECONDS = 10.0
 
 
@@ -70,7 +70,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
             run.writer.close()
 
 
-def _acquire(lock: IO[Any], path: Path) -> None:
+def _acquire(lock: IO[str], path: Path) -> None:
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -89,7 +89,7 @@ def _default_name() -> str:
 
 
 def _record_levels(file: Path, levels: int) -> None:
-    """Writes how many levels the run is to have now into its config, which figures go by."""
+    """Writes the new num_levels into expt_config.yaml; figures read it there."""
     saved = yaml.safe_load(file.read_text())
     section = saved.setdefault("prune_params", {})
     if section.get("num_levels") != levels:
@@ -98,7 +98,7 @@ def _record_levels(file: Path, levels: int) -> None:
 
 
 def _record_environment(path: Path) -> None:
-    """Appends what runs here to ``artifacts/environment.json``: one entry a start, so a resumed run tells of each."""
+    """Appends one entry per start to ``artifacts/environment.json``."""
     file = path / "artifacts" / "environment.json"
     try:
         entries = json.loads(file.read_text())

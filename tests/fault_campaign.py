@@ -94,7 +94,7 @@ class Campaign:
             if ended:
                 break
         out.runs += 1
-        done = Finished(path, victim.process.exitcode or 0, "", victim.told())
+        done = Finished(path, victim.process.exitcode or 0, "", victim.output())
         try:
             assert victim.process.exitcode == 0, f"exit {victim.process.exitcode}: {done.err}"
             done.assert_same_figures(self.undisturbed)
@@ -158,7 +158,7 @@ class Command(Forked):
         while self.popen.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
 
-    def told(self) -> str:
+    def output(self) -> str:
         return "\n".join(self.popen.communicate())
 
 

@@ -26,7 +26,7 @@ _CONTEXT.set_forkserver_preload(["harness", "sklearn.datasets", "tests.processes
 Trap = Callable[[], None]
 
 
-# Asked for once, by the server: a commit made while tests run would be told of as other code at the next resume.
+# Asked for once, by the server: a commit made while tests run would be noted as other code at the next resume.
 git_commit()
 
 
@@ -88,12 +88,12 @@ class Forked:
         self.process.join(timeout)
         if self.process.exitcode is None:
             os.killpg(self.pid, signal.SIGKILL)
-            pytest.fail(f"{self.path.name} did not end within {timeout} s: {self.told()}")
+            pytest.fail(f"{self.path.name} did not end within {timeout} s: {self.output()}")
         done = Finished(self.path, self.process.exitcode, *(log.read_text() for log in self.logs))
         assert status is None or done.status == status, f"exit {done.status}\n{done.out}\n{done.err}"
         return done
 
-    def told(self) -> str:
+    def output(self) -> str:
         return "\n".join(log.read_text() for log in self.logs if log.exists())
 
     def wait_for(self, what: Callable[[], object], timeout: float = 60) -> None:
@@ -101,7 +101,7 @@ class Forked:
         end = time.monotonic() + timeout
         while not what():
             if self.process.exitcode is not None or time.monotonic() > end:
-                pytest.fail(f"{self.path.name}: waited in vain: {self.told()}")
+                pytest.fail(f"{self.path.name}: waited in vain: {self.output()}")
             time.sleep(0.002)
 
     def wait_for_rows(self, rows: int, level: int = 0) -> None:

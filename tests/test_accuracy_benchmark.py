@@ -90,15 +90,15 @@ def test_the_table_by_hand(tmp_path, capsys):
             accuracy.append(out, vars(setting) | dict(zip(accuracy.MEASURED, measured)))
     accuracy.append(out, vars(SETTINGS["vgg16_bn"]) | dict(zip(accuracy.MEASURED, (PLAIN, 0, 1, 2, 3, ""))))
     accuracy.main([f"--report={out}"])
-    told = capsys.readouterr().out
-    _, _, *rows = cells(told.splitlines())
+    printed = capsys.readouterr().out
+    _, _, *rows = cells(printed.splitlines())
     # Dense: 62 and 65; variances 4 / 3 and 8 / 2; 3 / sqrt(16 / 3) = 1.299. Pruned: 53 and 50; 9 / 3 and 0.
     assert [row[2:] for row in rows] == [
         ["100%", "3 and 2", "62.00 ± 2.00", "65.00 ± 2.83", "+3.00", "2.31", "+1.3"],
         ["20%", "3 and 2", "53.00 ± 3.00", "50.00 ± 0.00", "-3.00", "1.73", "-1.7"],
     ]
     assert rows[0][:2] == ["conv4", "ImageFolder, 1000 a class, 4 epochs of 64, lr 0.05, decay 0.0005, bf16"]
-    assert told.endswith("harness.py at abc\n")
+    assert printed.endswith("harness.py at abc\n")
 
 
 def test_the_same_images(tree, tmp_path):

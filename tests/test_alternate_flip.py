@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness_params import ConfigError, make_config
+from harness_params import make_config
 from tests.data_helpers import load
 from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTrainLoader
+from utils.errors import ConfigError
 
 N = 600
 PLAN = {"batch_size": 64, "drop_last": False, "seed": 3, "rank": 0, "world": 1}

@@ -59,13 +59,13 @@ def test_table():
 )
 def test_faults_are_told_in_a_line(words, line, capsys):
     assert benchmark.main(words) == 2
-    told = capsys.readouterr()
-    *notes, last = told.err.splitlines()
-    assert told.out == "" and last.startswith(line) and all("note: " in note for note in notes)
+    printed = capsys.readouterr()
+    *notes, last = printed.err.splitlines()
+    assert printed.out == "" and last.startswith(line) and all("note: " in note for note in notes)
 
 
 def test_all_contenders_train_the_same_number_of_images():
-    """On images of random pixels; the networks with masks are at the density that is told."""
+    """On images of random pixels; the networks with masks are at the density that is printed."""
     cfg = make_config({
         "model_params": {"model_name": "resnet20"}, "dataset": {"dataset_name": "CIFAR10", "batch_size": 16},
         "optimizer": {"lr": 1e-3},
@@ -89,7 +89,7 @@ def _two_threads():
 @pytest.mark.usefixtures("_two_threads")
 def test_each_contender_has_its_own_threads(monkeypatch):
     """Ours takes one for a small MLP; that must not slow the others down, the level's subprocess included."""
-    cfg, ctx, told = make_config({"dataset": {"dataset_name": "Digits", "num_workers": 0}}), Context(), []
+    cfg, ctx, threads = make_config({"dataset": {"dataset_name": "Digits", "num_workers": 0}}), Context(), []
     data, arrays = benchmark.load(cfg, ctx, synthetic=0)
     made, threads = benchmark.contenders(cfg, ctx, data, arrays, steps=1, epoch_steps=1)
     assert threads == {"ours": 1, "plain loop": 2, "usual harness": 2}
@@ -98,11 +98,11 @@ def test_each_contender_has_its_own_threads(monkeypatch):
             made[name][what]()
             assert torch.get_num_threads() == threads[name]
     torch.set_num_threads(2)
-    monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: told.append(torch.get_num_threads()) or [])
-    monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: told.append(settings["threads"]) or [])
+    monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: threads.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: threads.append(settings["threads"]) or [])
     monkeypatch.setattr(benchmark, "peak_memory", lambda argv: {"ours": []})
     list(benchmark.measure(cfg, ctx, SimpleNamespace(synthetic=0, steps=1, epoch_steps=1, rounds=1), []))
-    assert told == [2, 2]
+    assert threads == [2, 2]
 
 
 def test_all_contenders_have_the_same_network():

@@ -224,7 +224,8 @@ def test_help_lists_every_option(capsys, words):
 def test_faults_and_help_answer_at_once_without_torch():
     program = (
         "import sys\n"
-        "from harness_params import ConfigError, load_config\n"
+        "from harness_params import load_config\n"
+        "from utils.errors import ConfigError\n"
         "try:\n    load_config(['--optimizer.lr=x'])\n"
         "except ConfigError as error:\n    print(error)\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"

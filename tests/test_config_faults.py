@@ -7,7 +7,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness_params import SCHEMA, ConfigError, load_config, make_config
+from harness_params import SCHEMA, load_config, make_config
+from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = str(ROOT / "configs" / "digits_lenet.yaml")
@@ -19,7 +20,7 @@ def faults_of(words: list[str]) -> list[str]:
         load_config(words)
     faults = caught.value.faults
     assert faults
-    assert all("\n" not in line for line in faults), "one line a fault"
+    assert all("\n" not in line for line in faults), "one line per fault"
     assert str(caught.value) == "\n".join(faults)
     return faults
 

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from harness_params import SCHEMA, ConfigError, dump_yaml, load_config, make_config
+from harness_params import SCHEMA, dump_yaml, load_config, make_config
+from utils.errors import ConfigError
 
 
 def test_config_is_frozen_equal_by_value_and_picklable():

@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile files in a run's directory: told in one line, never run, never rewound to."""
+"""Damaged, foreign and hostile files in a run's directory: reported in one line, never run, never rewound to."""
 
 import json
 import re

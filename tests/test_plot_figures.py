@@ -1,4 +1,4 @@
-"""The figures of utils.plot_results: what is drawn where, and how it is told."""
+"""The figures of utils.plot_results: what is drawn where, and how it is labelled."""
 
 from pathlib import Path
 
@@ -229,7 +229,7 @@ def test_curves(study):
     assert legend_of(figure) == ["IMP (50%)", "SNIP (50%)"]
     np.testing.assert_allclose(figure.axes[2].lines[1].get_xydata(), [[1, 50.5], [2, 50.5]])
     figure = draw_curves(groups_of(study, "curves")[:1])
-    assert len(figure.axes[0].lines) == 3, "a line a level"
+    assert len(figure.axes[0].lines) == 3, "one line per level"
 
 
 def test_curves_of_a_level_that_some_seeds_lack(tmp_path):

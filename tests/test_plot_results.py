@@ -328,7 +328,7 @@ def test_points_that_some_seeds_lack_are_told(tmp_path, capsys, kind):
 
 @pytest.mark.parametrize("kind", ["layers", "curves"])
 def test_levels_that_some_seeds_lack_are_drawn_of_the_others_and_told(tmp_path, capsys, kind):
-    """Only the levels that are drawn are told of."""
+    """Notes name only the levels that are drawn."""
     folder, out = tmp_path / "runs", ["--kind", kind, "--out", tmp_path / "f.png"]
     for seed, accuracies in enumerate([[90, 91, 80], [90, 91, 80], [90, 92]]):
         write_run(folder, f"imp_{seed}", accuracies, seed=seed)
@@ -442,3 +442,9 @@ def test_a_table_read_back_draws_the_same_lines(study, tmp_path_factory, capsys)
         load_groups([str(path)], "layers")
     with pytest.raises(ValueError, match="a table goes alone"):
         load_groups([str(path), str(study)])
+
+
+def test_a_run_that_cannot_be_looked_at_is_one_line(capsys):
+    assert main(["x" * 300, "--out", "figure.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("plot_results: ") and "File name too long" in line

@@ -74,8 +74,8 @@ def test_resume_level_is_obeyed_once_a_launch(fork):
 def test_options_that_torchrun_decides(fork):
     ignored = {"dist_params.nproc": 3, "dist_params.port": 29500}
     run = fork("run", env=launched("job"), **{**SHORT, **ignored, "dist_params.timeout_minutes": 5})
-    told = [f"harness: note: dist_params.{what} has no effect under torchrun" for what in ("port: 29500", "nproc: 3")]
-    assert run.err.splitlines() == told
+    notes = [f"harness: note: dist_params.{what} has no effect under torchrun" for what in ("port: 29500", "nproc: 3")]
+    assert run.err.splitlines() == notes
     env = {**launched("job"), "WORLD_SIZE": 2, "RANK": 1}  # of any rank: none must wait for the others
     run = fork("alone", status=2, env=env, **SHORT, **{"dist_params.distributed": "false"})
     assert run.err == "harness: dist_params.distributed: False, but torchrun has started 2 processes\n"

@@ -55,8 +55,8 @@ def test_fewer_levels_than_are_trained_are_refused(undisturbed, fork):
     run = copy_of(undisturbed["wr"], fork.folder)
     before = contents(run.path)
     done = fork("copy", resume=True, status=2, **{**KINDS["wr"], "prune_params.num_levels": 2})
-    told = "2 is less than the 3 levels that the run has trained; resume_level starts one of them again"
-    assert done.err == f"harness: prune_params.num_levels: {told}\n"
+    fault = "2 is less than the 3 levels that the run has trained; resume_level starts one of them again"
+    assert done.err == f"harness: prune_params.num_levels: {fault}\n"
     assert contents(run.path) == before
     fewer = {**KINDS["wr"], "prune_params.num_levels": 2, "experiment_params.resume_level": 1}
     assert list(fork("copy", resume=True, **fewer).csv("summary")["level"]) == [0, 1]
@@ -160,6 +160,14 @@ def test_damaged_table_stops_resume_level(undisturbed, fork, damage):
     assert {name: after[name] for name in before} == before
 
 
+def test_a_resume_within_level_0_makes_no_table_of_levels(fork):
+    """An empty summary.csv would have figures take the run for one with levels."""
+    run = fork("begun", status=143, trap=StopAt(3), **KINDS["imp"])
+    assert not (run.path / "metrics" / "summary.csv").exists()
+    fork("begun", status=143, resume=True, trap=StopAt(3), **KINDS["imp"])
+    assert not (run.path / "metrics" / "summary.csv").exists()
+
+
 CHANGED = {
     "optimizer.lr": 0.2,
     "optimizer.milestones": "0.5",
@@ -210,10 +218,10 @@ def test_other_processes_change_more_than_bits_of_batch_norm(fork):
                "optimizer.warmup_epochs": 0}  # fmt: skip
     fork("norms", status=143, trap=StopAt(5), **options)
     ranks = fork.ranks("norms", 2, resume=True, **{**options, "dist_params.nproc": 2})
-    told = "".join(rank.finish().err for rank in ranks)
+    notes = "".join(rank.finish().err for rank in ranks)
     change = "processes 2 (was 1)"
     assert (
-        told == f"harness: note: resumed with {change}: BatchNorm sees other parts of a batch, so figures may differ\n"
+        notes == f"harness: note: resumed with {change}: BatchNorm sees other parts of a batch, so figures may differ\n"
     )
 
 
@@ -228,8 +236,8 @@ def test_other_data_are_refused_and_the_same_elsewhere_are_not(fork, tmp_path, l
     fork("run", status=143, trap=StopAt(5), **options, **{"dataset.data_root": root})
     other = digit_tree(tmp_path / "other", train=41)
     refused = fork("run", resume=True, status=2, **options, **{"dataset.data_root": other})
-    told = f"dataset.data_root: {other} holds other data than the run being resumed began with"
-    assert refused.last_line == f"harness: {told}"
+    fault = f"dataset.data_root: {other} holds other data than the run being resumed began with"
+    assert refused.last_line == f"harness: {fault}"
     resumed = fork("run", resume=True, **options, **{"dataset.data_root": tmp_path / "moved"})
     resumed.assert_same_figures(fork("whole", **options, **{"dataset.data_root": root}))
 
@@ -253,14 +261,14 @@ def test_directory_left_before_the_run_began(fork):
 
 
 def test_environment_is_recorded_at_every_start(fork, launch):
-    """The second start is a user's: its command line is told word by word."""
-    fork("told", status=143, trap=StopAt(3), **SHORT)
-    again = {**SHORT, "experiment_params.expt_name": None, "experiment_params.resume_expt_name": "told"}
+    """The second start is a user's: its command line is recorded word by word."""
+    fork("second", status=143, trap=StopAt(3), **SHORT)
+    again = {**SHORT, "experiment_params.expt_name": None, "experiment_params.resume_expt_name": "second"}
     begin = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-    run = launch("told", **again)
+    run = launch("second", **again)
     first, second = json.loads((run.path / "artifacts" / "environment.json").read_text())
-    assert second["command"] == launch.command("told", **again)[1:]
-    assert "--experiment_params.expt_name=told" in first["command"]
+    assert second["command"] == launch.command("second", **again)[1:]
+    assert "--experiment_params.expt_name=second" in first["command"]
     assert second["torch"] == torch.__version__ and second["host"] == platform.node()
     assert second["folder"] == str(ROOT) and second["processes"] == second["threads"] == 1
     started = datetime.datetime.fromisoformat(second["started"])

@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness_params import ConfigError, dump_yaml
+from harness_params import dump_yaml
 from tests.conftest import ROOT, SMALL
+from utils.errors import ConfigError
 from utils.grids import process, runner
 from utils.grids.grid import Grid, read_grid, summary
 from utils.grids.grid_run import Progress

@@ -122,6 +122,15 @@ def test_single_process_harness_gives_the_same_bits(runs, launch, kind):
     launch(kind, program=("-m", "utils.single_gpu_harness"), **KINDS[kind]).assert_same_figures(runs[kind])
 
 
+def test_single_process_harness_refuses_a_diverged_run_in_the_same_words(launch):
+    diverged = {**KINDS["imp"], "optimizer.lr": 1e20}
+    lines = [
+        launch(name, status=1, program=program, **diverged).err.splitlines()[-1].partition(": ")[2]
+        for name, program in (("one", ("-m", "utils.single_gpu_harness")), ("two", ("harness.py",)))
+    ]
+    assert lines[0] == lines[1] and lines[0].startswith("training loss is ")
+
+
 def test_quiet_without_a_terminal_and_a_table_at_the_end(runs):
     run = runs["imp"]
     assert run.err == ""

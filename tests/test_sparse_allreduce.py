@@ -13,10 +13,11 @@ from torch import nn
 from torch.multiprocessing import spawn
 from torch.nn import functional as F
 
-from harness_params import ConfigError, make_config
+from harness_params import make_config
 from tests.conftest import ROOT
 from utils.conv_type import insert_masks, masked_params
 from utils.distributed import Context, join
+from utils.errors import ConfigError
 from utils.models import create_model
 from utils.training import sparse_allreduce
 from utils.training.sparse_allreduce import KeptGradients, gradient_hook

@@ -97,8 +97,8 @@ def test_a_machine_is_lost(launch, lost):
         status, err = finish(processes[0], spaces[0], timeout=60 * TIMEOUT_MINUTES + 30)
         print(f"{lost}: the other machine ended {time.monotonic() - begin:.1f} s later:\n{err}")
         assert status != 0
-        told = [line for line in err.splitlines() if line.startswith("harness: ") and " note: " not in line]
-        assert len(told) == 1 and "a worker was lost" in told[0]
+        faults = [line for line in err.splitlines() if line.startswith("harness: ") and " note: " not in line]
+        assert len(faults) == 1 and "a worker was lost" in faults[0]
         if lost == "unplugged":
             return
         rows = rows_of(launch.folder / "lost", 0)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness_params import ConfigError
 from utils import launcher as workers
 from utils.distributed import lost_connections, serve_store
+from utils.errors import ConfigError
 from utils.processes.signals import STOPPING, Stopped
 
 FORK = multiprocessing.get_context("fork")
@@ -175,32 +175,32 @@ def test_a_worker_killed_on_its_way_out_leaves_nobody_waiting(start):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "cause"),
     [
         ("killed", "RunError: worker 1 was killed by SIGKILL (out of memory?)"),
         ("raised", "ZeroDivisionError: ZeroDivisionError: the cause"),
         ("gone without a word", "ConnectionLost: a worker was lost: Connection closed by peer"),
     ],
 )
-def test_the_cause_is_told_not_the_connection_that_another_lost(start, fault, told):
-    assert written(start(end_by, fault) / "outcome") == told
+def test_the_cause_is_told_not_the_connection_that_another_lost(start, fault, cause):
+    assert written(start(end_by, fault) / "outcome") == cause
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "cause"),
     [
         ("lost", "ConnectionLost: a worker was lost: [gloo] Timed out waiting 600000ms for recv operation to complete"),
         ("gone without a word", "RunError: worker 1 ended with exit code 7"),
     ],
 )
-def test_a_worker_that_the_launcher_has_killed_is_not_the_cause(start, fault, told):
-    assert written(start(stick, fault) / "outcome") == told
+def test_a_worker_that_the_launcher_has_killed_is_not_the_cause(start, fault, cause):
+    assert written(start(stick, fault) / "outcome") == cause
 
 
 def test_a_death_is_noticed_though_a_child_of_the_dead_lives_on(start):
     begin = time.monotonic()
-    told = written(start(leave_a_child) / "outcome")
-    assert told == "RunError: worker 1 was killed by SIGKILL (out of memory?)" and time.monotonic() - begin < 6
+    cause = written(start(leave_a_child) / "outcome")
+    assert cause == "RunError: worker 1 was killed by SIGKILL (out of memory?)" and time.monotonic() - begin < 6
 
 
 def test_a_worker_that_cannot_be_started_leaves_no_other_behind(start):

@@ -3,7 +3,7 @@
     python -m utils.benchmark [--config FILE] [--section.key=value ...] [--rounds 5] [--steps 20] [--epoch_steps 0]
                               [--synthetic N]
 
-What the three contenders are stands in utils/bench/contenders.py. They take turns within each round. Figures are
+utils/bench/contenders.py describes the three contenders. They take turns within each round. Figures are
 medians over the rounds, with the smallest and largest in brackets; ratios are medians of the ratios of each round. A
 first round warms up and is not counted. Under torchrun several processes are measured (training alone).
 """
@@ -139,6 +139,7 @@ def level_rows(cfg: Config, ctx: Context, data: Data, arrays: Arrays, rounds: in
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Options of the benchmark; those of the config go on to `load_config`."""
     parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; one more warms up")
     parser.add_argument(

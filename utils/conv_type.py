@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from utils.errors import RunError
+
 MASK_SUFFIX = "_mask"
 
 
@@ -163,3 +165,28 @@ def mask_gradients(model: nn.Module) -> None:
     pairs = [(param.grad, mask) for _, param, mask in masked_params(model) if param.grad is not None]
     if pairs:
         torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copies weights and buffers (BN statistics) of `state` into the model in place; masks stay the model's own.
+
+    Raises:
+        RunError: names or shapes are another model's.
+    """
+    own = model.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise RunError(f"{source} holds no weights of a network")
+    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
+    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in masks:
+                tensor.copy_(state[name])
+
+
+def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copies the masks of `state` into the model in place."""
+    for name, _, mask in masked_params(model):
+        mask.copy_(state[name + MASK_SUFFIX])

@@ -13,9 +13,9 @@ from utils.data.by_workers import load_by_workers
 from utils.data.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
 from utils.data.images import pixel_statistics
 from utils.data.in_memory import load_in_memory
-from utils.data.loaders import SMALL_BYTES, SMALL_PIXELS, Data, check_classes, data_root, naming
+from utils.data.loaders import SMALL_BYTES, Data, check_class_count, data_root, naming
 from utils.data.published import Files, files_of
-from utils.data.specs import DATASETS, ArraySpec, DataSpec
+from utils.data.specs import DATASETS, SMALL_PIXELS, ArraySpec, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError, RunError
 
@@ -91,7 +91,7 @@ def _load_tree(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
     """A tree of images: small ones in memory, large ones through a DataLoader, unless dataset.loader decides."""
     with naming("dataset.data_root"):
         train, test = find_tree(data_root(cfg))
-        check_classes(cfg, spec, len(train.classes), train.folder)
+        check_class_count(cfg, spec, len(train.classes), train.folder)
         size = image_size(train.path(0))
         images = _decode_small(cfg, train, test, size)
     if images is None:

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from harness_params import Config, Note, make_config, unused_alone
 from utils.errors import ConfigError, ConnectionLost, RunError
 from utils.processes.place import share_of_cores
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class Context:
             return ""
         return "nccl" if f"{self.device.type}:nccl" in dist.get_backend_config() else "gloo"
 
-    def gather_objects(self, obj: Any) -> list[Any]:
+    def gather_objects(self, obj: T) -> list[T]:
         """All ranks' picklable objects, by rank, on every rank."""
         if self.world == 1:
             return [obj]
-        objects: list[Any] = [None] * self.world
+        objects = [obj] * self.world
         dist.all_gather_object(objects, obj)
         return objects
 
@@ -101,10 +103,6 @@ class Context:
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return box.tolist()
 
-    def any(self, flag: int) -> int:
-        """Largest of the ranks' flags; see `largest`."""
-        return self.largest([int(flag)])[0]
-
     def same_everywhere(self, tensors: list[Tensor]) -> bool:
         """Whether all ranks hold the same bits, by SHA-256."""
         if self.world == 1:
@@ -114,7 +112,9 @@ class Context:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return len(set(self.gather_objects(digest.hexdigest()))) == 1
 
-    def wrap(self, model: nn.Module, gradient_hook: Callable | None = None) -> nn.Module:
+    def wrap(
+        self, model: nn.Module, gradient_hook: Callable[[dist.GradBucket], torch.futures.Future[Tensor]] | None = None
+    ) -> nn.Module:
         """The model in DDP, without buffer broadcast: masks and BN statistics are not sent in a step.
 
         Args:
@@ -184,9 +184,8 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     if backend == "auto" and gpus and not on_gpu and rank == 0:
         note = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
         print(f"harness: note: dist_params.backend: {note}", file=sys.stderr)
-    device = (
-        torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
-    )  # ranks share GPUs if there are more of them
+    # Ranks share GPUs if there are more ranks than GPUs.
+    device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     share_out_threads(local_world, threads)
@@ -206,8 +205,8 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
             device_id=device if on_gpu else None,
         )
         yield ctx
-    # Not after an exception: with nccl it would wait for the other ranks, which wait for this one.
-    dist.destroy_process_group()
+        # Not after an exception: with nccl it would wait for the other ranks, which wait for this one.
+        dist.destroy_process_group()
 
 
 def agreed_name(store: dist.Store, rank: int, world: int, timeout: timedelta) -> str:

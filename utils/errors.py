@@ -1,4 +1,5 @@
-"""Typed faults: of the config, of the data, of the run. The raiser chooses the type; no code parses a message.
+"""Typed faults: of the config, of the data, of the run. The raiser chooses the type; no code parses a
+message, with one exception: `distributed.lost_connections`.
 
 ``exit_status`` is the exit status of a program that such a fault ends. Any other exception is a bug of the program:
 exit status 1, with a traceback.

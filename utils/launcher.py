@@ -1,8 +1,7 @@
 """Launcher: starts, watches and ends the workers of one machine.
 
 Not torch's own launcher (torchrun's engine, MultiprocessContext): its workers wait for an Event at their end, and if
-one is killed in that wait, the launcher waits for ever, as a comment in its source says. Studies that run for days on
-preemptible machines meet that case.
+one is killed in that wait, the launcher hangs (see the comment in its source). Machines that are taken away cause this.
 """
 
 import contextlib

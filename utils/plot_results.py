@@ -32,12 +32,12 @@ from utils.errors import ConfigError, DataError, RunError, report
 from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
-from utils.plots.runs import find_runs, read_run
+from utils.plots.runs import find_runs, has_finished_level, read_run
 
 PROGRAM = "plot_results"
 NOTHING_DRAWN = 2  # exit status, whatever the fault
 TICKET_DENSITY = 0.1
-# Percent. Rounding can put a mean of equal accuracies a last bit above them; one image counts a thousand times as much.
+# Percent. Rounding error of a mean; one image counts 1000 times more.
 TIE = 1e-9
 KINDS = ("accuracy", "layers", "curves", "table")
 FORMATS = (".png", ".pdf", ".svg", ".eps", ".jpg")
@@ -133,7 +133,7 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
         return read_tidy(Path(tables[0]))
     found = find_runs(paths)
     if partial:
-        begun = [path for path in found if (path / "metrics" / "summary.csv").exists()]
+        begun = [path for path in found if has_finished_level(path)]
         for path in found if begun else ():
             if path not in begun:
                 print(f"{PROGRAM}: note: {path} is left out: no level is finished", file=sys.stderr)
@@ -212,22 +212,27 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
-    if args.kind == "accuracy":
-        figure = draw_accuracy(groups, args.metric, args.ylim, args.title)
-    elif args.kind == "layers":
-        figure = draw_layers(groups, args.density, args.title)
-    else:
-        figure = draw_curves(groups, args.level, args.title, args.density)
-    try:
-        _write(args.out, lambda: figure.savefig(args.out, dpi=args.dpi))
-    finally:
-        plt.close(figure)
+    def draw_and_save() -> None:
+        if args.kind == "accuracy":
+            figure = draw_accuracy(groups, args.metric, args.ylim, args.title)
+        elif args.kind == "layers":
+            figure = draw_layers(groups, args.density, args.title)
+        else:
+            figure = draw_curves(groups, args.level, args.title, args.density)
+        try:
+            figure.savefig(args.out, dpi=args.dpi)
+        finally:
+            plt.close(figure)
+
+    _write(args.out, draw_and_save)
 
 
 def _write(path: Path, write: Callable[[], None]) -> None:
     try:
         write()
-    except (OSError, ValueError) as error:  # ValueError: matplotlib's, for a bad formula in the title
+    except (ConfigError, DataError):  # ValueErrors, too
+        raise
+    except (OSError, ValueError) as error:  # ValueError: matplotlib's, for a bad formula in a title or a name
         raise RunError(f"--out: {path}: cannot be written: {error}") from error
 
 
@@ -240,6 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(args)
     except (ConfigError, DataError, RunError) as error:
         report(error, PROGRAM)
+        return NOTHING_DRAWN
+    except OSError as error:  # a run that cannot be looked at: too long a name, a folder without permission
+        report(DataError(str(error)), PROGRAM)
         return NOTHING_DRAWN
     return 0
 

@@ -111,7 +111,7 @@ def dead_layers(model: nn.Module) -> list[str]:
 
 
 def _criterion(method: str, batches: Batches | None) -> Criterion:
-    """The criterion by its name, once it is sure that it has what it needs."""
+    """The criterion by its name, after checking its inputs."""
     if method not in CRITERIA:
         nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
         raise ValueError(
@@ -124,7 +124,7 @@ def _criterion(method: str, batches: Batches | None) -> Criterion:
 
 
 def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:
-    """Number of weights to keep, once it is sure that so many are left."""
+    """Number of weights to keep, after checking that enough are left."""
     if not masks:
         raise ValueError("the model has no masks: call insert_masks first")
     if not 0.0 < density <= 1.0:

@@ -7,7 +7,7 @@ k (weight rewinding) starts at step ``k * steps_per_epoch``.
 Warm-up is linear, as in Goyal et al. 2017 (section 2.2): step s of W warm-up steps runs at (s + 1) / W of the peak, so
 the last warm-up step is the first step at the peak rate.
 
-A new schedule is one function and one line in `SCHEDULES`; one with milestones is named in `WITH_MILESTONES`, too.
+A new schedule is one function and one line in `SCHEDULES`.
 """
 
 import math
@@ -52,7 +52,17 @@ class Timeline:
         return [math.ceil(round((m * self.epochs if m < 1 else m) * self.steps_per_epoch, 6)) for m in places]
 
 
-Schedule = Callable[[int, Timeline], float]
+@dataclass(frozen=True)
+class Schedule:
+    """A line of `SCHEDULES`.
+
+    Attributes:
+        factor: factor on the peak rate, of (step, Timeline).
+        milestones: it drops at ``optimizer.milestones`` by ``optimizer.gamma``, and has no final rate of its own.
+    """
+
+    factor: Callable[[int, Timeline], float]
+    milestones: bool = False
 
 
 def _warmup(step: int, line: Timeline) -> float | None:
@@ -111,14 +121,14 @@ def constant(step: int, line: Timeline) -> float:
 
 
 SCHEDULES: dict[str, Schedule] = {
-    "MultiStepLRWarmup": multi_step,
-    "ImageNetLRDropsWarmup": imagenet_drops,
-    "CosineLRWarmup": cosine,
-    "LinearLRWarmup": linear,
-    "TriangularSchedule": triangular,
-    "Constant": constant,
+    "MultiStepLRWarmup": Schedule(multi_step, milestones=True),
+    "ImageNetLRDropsWarmup": Schedule(imagenet_drops, milestones=True),
+    "CosineLRWarmup": Schedule(cosine),
+    "LinearLRWarmup": Schedule(linear),
+    "TriangularSchedule": Schedule(triangular),
+    "Constant": Schedule(constant),
 }
-WITH_MILESTONES = ("MultiStepLRWarmup", "ImageNetLRDropsWarmup")
+WITH_MILESTONES = tuple(name for name, schedule in SCHEDULES.items() if schedule.milestones)
 
 
 def learning_rate(name: str, lr: float, step: int, line: Timeline) -> float:
@@ -131,4 +141,4 @@ def learning_rate(name: str, lr: float, step: int, line: Timeline) -> float:
         raise ValueError(f"optimizer.scheduler_type: {name!r} is not one of {', '.join(SCHEDULES)}")
     if not 0 <= step < line.steps:
         raise ValueError(f"step {step} lies outside the schedule's {line.steps} steps")
-    return lr * SCHEDULES[name](step, line)
+    return lr * SCHEDULES[name].factor(step, line)

@@ -2,7 +2,8 @@
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, and an
+answer to signals.
 """
 
 import contextlib
@@ -16,18 +17,19 @@ from torch.nn import functional as F
 
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
-from utils.conv_type import apply_masks, density, mask_gradients
+from utils.conv_type import apply_masks, density, load_weights, mask_gradients
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows, load_weights
+from utils.runs.weights import cpu_copy, layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
+from utils.training.tally import finite_losses
 
 
 class SingleProcess:
@@ -36,7 +38,7 @@ class SingleProcess:
     def __init__(self, cfg: Config):
         configure_kernels(cfg.experiment_params.deterministic)
         share_out_threads(1, cfg.dist_params.threads)
-        ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.ctx = ctx = Context(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.cfg, self.device = cfg, ctx.device
         self.data = load_data(cfg, ctx)
         self.model = build_model(cfg, self.data, ctx)
@@ -97,10 +99,12 @@ class SingleProcess:
             correct += (logits.argmax(1) == labels).sum()
 
         sizes = [train.global_batch(step) for step in range(steps)]
-        train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses.tolist())) / sum(sizes)
+        finite = finite_losses(self.ctx, self.model, losses, level, epoch)
+        train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
         test_loss, test_acc = self.evaluate()
-        rate, seconds = learning_rate(o.scheduler_type, o.lr, epoch * steps, self.timeline), time.perf_counter() - start
+        rate = learning_rate(o.scheduler_type, o.lr, epoch * steps, self.timeline)
+        seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
         row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
         run.tables.add(epoch_table(level), [row])
@@ -131,7 +135,7 @@ def main() -> int:
             raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
         check_run_directory(cfg)
         for note in cfg.notes:
-            print(note, file=sys.stderr)
+            print(f"single_gpu_harness: note: {note}", file=sys.stderr)
         study = SingleProcess(cfg)
         with contextlib.closing(study.data), open_run(cfg) as run:
             study.run_levels(run)

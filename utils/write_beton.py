@@ -30,7 +30,8 @@ def find_source(name: str, data_root: Path) -> dict[str, ImageSource]:
     """{"val": ..., "train": ...} of a tree of images, or of a data set by its name in any case.
 
     Raises:
-        ConfigError: `name` is neither, or the tree or the files are missing, damaged or unfit.
+        ConfigError: `name` is neither, or the tree or the files are missing, damaged or unfit. A DataError becomes a
+            ConfigError, for the exit status: --source is at fault.
         RunError: a download failed.
     """
     try:

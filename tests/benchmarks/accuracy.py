@@ -41,7 +41,7 @@ LEVELS = {"dense": 1.0, "pruned": 1 - PRUNE_RATE}  # column -> density
 
 @dataclass(frozen=True)
 class Setting:
-    """What both contenders are told of a network; images: training images a class, 0 = all."""
+    """Settings of both contenders for a network. images: training images per class, 0 = all."""
 
     network: str
     data: str

@@ -104,7 +104,7 @@ class Pair:
                 took, sent[name] = self._step(name)
                 seconds[name].append(took)
             gaps = gaps or self._unequal()
-            if number and self.ctx.any(time.perf_counter() - started > self.args.seconds):
+            if number and self.ctx.largest([int(time.perf_counter() - started > self.args.seconds)])[0]:
                 break
         masks = [mask for _, _, mask in masked_params(self.models["sparse"])]
         kept, maskable = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)

@@ -12,7 +12,6 @@ others all that the process has.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,13 +105,13 @@ class PlainLoop:
         return seen * self.world, time.perf_counter() - start
 
 
-def usual_settings(cfg: Config, data: Data) -> dict[str, Any]:
-    """Settings of the usual harness: plain values, so that its processes can read them from JSON."""
+def usual_settings(cfg: Config, data: Data) -> usual_harness.Settings:
+    """The config, as the usual harness reads it."""
     spec = DATASETS[cfg.dataset.dataset_name]
     crop, flip = augment_recipe(cfg, spec)
     return {
         "model": cfg.model_params.model_name, "blurpool": cfg.model_params.blurpool, "classes": data.num_classes,
-        "shape": list(data.image_shape),
+        "shape": data.image_shape,
         "mean": spec.mean, "std": spec.std, "crop": crop, "flip": flip, "batch": cfg.dataset.batch_size,
         "workers": cfg.dataset.num_workers, "lr": cfg.optimizer.lr, "momentum": cfg.optimizer.momentum,
         "weight_decay": cfg.optimizer.weight_decay, "threads": torch.get_num_threads(),

@@ -6,15 +6,13 @@ import numpy as np
 from torch import Tensor
 
 from harness_params import Config
-from utils.data.images import Normalizer
+from utils.data.images import Arrays, Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data, TrainLoader, augment_recipe
 from utils.data.specs import DATASETS
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import ConfigError
-
-Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def load(cfg: Config, ctx: Context, synthetic: int) -> tuple[Data, Arrays]:

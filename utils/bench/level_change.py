@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from harness import Harness
 from harness_params import Config
 from harness_utils import open_run
-from utils.bench.usual_harness import lay_out
+from utils.bench.usual_harness import Settings, lay_out
 from utils.data.loaders import Data, TestLoader, TrainLoader
 from utils.distributed import Context
 from utils.training.setup import build_model
@@ -120,7 +119,7 @@ def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) ->
     return rows[1:]  # the first change is a warm-up
 
 
-def usual(settings: dict[str, Any], arrays: tuple[np.ndarray, np.ndarray], changes: int) -> list[dict[str, float]]:
+def usual(settings: Settings, arrays: tuple[np.ndarray, np.ndarray], changes: int) -> list[dict[str, float]]:
     """Seconds from the start of a level's process to its first step ("all"), for each of so many level changes."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -70,7 +70,7 @@ def _train_on_loader(cfg: Config, ctx: Context, name: str, synthetic: int) -> No
 
 
 def forget_peak(ctx: Context) -> None:
-    """Resets the peak: that of loading the data is no contender's."""
+    """Reset the peak: loading the data does not count."""
     gc.collect()
     if ctx.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

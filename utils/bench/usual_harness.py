@@ -15,8 +15,9 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +28,25 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import transforms
 
 from utils.models import create_model
+
+
+class Settings(TypedDict):
+    """What the usual harness needs to know; plain values, which a process of a level reads from JSON."""
+
+    model: str
+    blurpool: bool
+    classes: int
+    shape: tuple[int, int, int]  # (C, H, W); a list from JSON
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop: bool
+    flip: bool
+    batch: int  # of all ranks together
+    workers: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    threads: int
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -53,9 +73,9 @@ MASKED: dict[type[nn.Module], type[MaskedConv2d] | type[MaskedLinear]] = {
 }
 
 
-def make_model(settings: dict[str, Any], device: torch.device) -> nn.Module:
+def make_model(settings: Settings, device: torch.device) -> nn.Module:
     """The network, its layers replaced by masked ones."""
-    model = create_model(settings["model"], settings["classes"], tuple(settings["shape"]), settings["blurpool"])
+    model = create_model(settings["model"], settings["classes"], settings["shape"], settings["blurpool"])
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and type(module) in MASKED:
             module.register_buffer("mask", torch.ones_like(module.weight))
@@ -75,7 +95,7 @@ def prune(model: nn.Module, density: float) -> None:
 class Images(Dataset):
     """uint8 (N, H, W, C) and labels (N,), as torchvision's data sets hold and return them."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Any):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Image.Image], Tensor]):
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
@@ -87,7 +107,7 @@ class Images(Dataset):
         return self.transform(pixels), int(self.labels[index])
 
 
-def make_loader(images: np.ndarray, labels: np.ndarray, s: dict[str, Any], rank: int = 0, world: int = 1) -> DataLoader:
+def make_loader(images: np.ndarray, labels: np.ndarray, s: Settings, rank: int = 0, world: int = 1) -> DataLoader:
     """Shuffled batches of s["batch"] images (over all ranks) by s["workers"] processes."""
     steps = [transforms.RandomCrop(s["shape"][1:], padding=4)] if s["crop"] else []
     steps += [transforms.RandomHorizontalFlip()] if s["flip"] else []
@@ -103,7 +123,7 @@ def make_loader(images: np.ndarray, labels: np.ndarray, s: dict[str, Any], rank:
 class UsualHarness:
     """Network, optimizer and training loop of one level."""
 
-    def __init__(self, settings: dict[str, Any], device: torch.device, world: int = 1):
+    def __init__(self, settings: Settings, device: torch.device, world: int = 1):
         self.device, self.world, self.threads = device, world, torch.get_num_threads()
         self.model = make_model(settings, device)
         self.net = nn.parallel.DistributedDataParallel(self.model) if world > 1 else self.model
@@ -112,7 +132,7 @@ class UsualHarness:
         )
         self.criterion = nn.CrossEntropyLoss()
 
-    def train(self, batches: Any, steps: int) -> tuple[int, float]:
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]], steps: int) -> tuple[int, float]:
         """Trains on the first `steps` of `batches`; returns (images of all ranks, seconds)."""
         torch.set_num_threads(self.threads)
         start, seen, total, correct = time.perf_counter(), 0, 0.0, 0
@@ -132,7 +152,7 @@ class UsualHarness:
         return seen * self.world, time.perf_counter() - start
 
 
-def lay_out(folder: Path, settings: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> None:
+def lay_out(folder: Path, settings: Settings, images: np.ndarray, labels: np.ndarray) -> None:
     """Write what the process of a level reads: settings, data, the initial weights, those of the level before."""
     (folder / "settings.json").write_text(json.dumps(settings))
     np.save(folder / "images.npy", images)

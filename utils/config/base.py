@@ -105,7 +105,7 @@ class BaseConfig(Values):
         Args:
             faults: those found while the sources were read.
             complete: whether all sources could be read. Without one of them, the checks across options are skipped:
-                they would report faults that are none.
+                they would report false faults.
 
         Raises:
             ConfigError: with every fault.

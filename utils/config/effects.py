@@ -6,7 +6,7 @@ from utils.config.options import Schema
 from utils.config.values import Values
 from utils.data.specs import DATASETS
 from utils.pruning.methods import METHODS, NO_METHOD
-from utils.schedulers import WITH_MILESTONES
+from utils.schedulers import SCHEDULES
 
 IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
 # Methods in rounds look at the shape of a batch alone.
@@ -57,7 +57,7 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
 
 def _in_training(c: Values) -> Reasons:
     o, e = c.optimizer, c.experiment_params
-    if o.scheduler_type in WITH_MILESTONES:
+    if SCHEDULES[o.scheduler_type].milestones:
         yield "optimizer.lr_min", f"{o.scheduler_type} has no final rate of its own"
     else:
         yield "optimizer.gamma", f"{o.scheduler_type} has no milestones"
@@ -83,7 +83,7 @@ def _in_data(c: Values) -> Reasons:
 
 
 def _in_one_process(c: Values, schema: Schema) -> Reasons:
-    """nproc 0 may turn out to be one process, too: see `unused_alone`."""
+    """nproc 0 may mean one process: see `unused_alone`."""
     if not c.dist_params.distributed:
         for path in ("dist_params.nproc", "dist_params.backend", *needs_processes(schema)):
             yield path, "distributed is false: one process"

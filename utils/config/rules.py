@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import NO_METHOD
-from utils.schedulers import WITH_MILESTONES
+from utils.pruning.methods import initial_density, level_density
+from utils.schedulers import SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
@@ -18,6 +18,7 @@ Faults = Iterator[tuple[str, str]]
 
 
 def check_levels(c: Values) -> Faults:
+    """Weight rewinding needs an epoch k within level 0."""
     p, e = c.prune_params, c.experiment_params
     if e.training_type == "wr" and not 1 <= p.rewind_epoch < e.epochs_per_level:
         yield (
@@ -27,9 +28,9 @@ def check_levels(c: Values) -> Faults:
 
 
 def check_density(c: Values) -> Faults:
+    """The last level must keep a weight of the largest networks."""
     p = c.prune_params
-    start = p.er_init if p.er_method != NO_METHOD else 1.0
-    last = start * (1 - p.prune_rate) ** (p.num_levels - 1)
+    last = level_density(initial_density(p), p.prune_rate, p.num_levels - 1)
     if last < 1e-9:  # less than one weight in a network of 10^9 weights
         yield (
             "prune_params.num_levels",
@@ -38,15 +39,17 @@ def check_density(c: Values) -> Faults:
 
 
 def check_classes(c: Values) -> Faults:
+    """A data set's number of classes is its own."""
     own = DATASETS[c.dataset.dataset_name].num_classes
     if own is not None and c.dataset.num_classes not in (0, own):
         yield "dataset.num_classes", f"{c.dataset.dataset_name} has {own} classes; write {own}, or 0 for the set's own"
 
 
 def check_loader(c: Values) -> Faults:
+    """Each loader reads some data sets only."""
     d = c.dataset
-    if d.loader == "memory" and d.dataset_name == "ImageNet":
-        yield "dataset.loader", "ImageNet does not fit in memory; write auto, torchvision or ffcv"
+    if d.loader == "memory" and DATASETS[d.dataset_name].large:
+        yield "dataset.loader", f"{d.dataset_name} does not fit in memory; write auto, torchvision or ffcv"
     if d.loader == "torchvision" and d.dataset_name not in TREES:
         yield (
             "dataset.loader",
@@ -60,6 +63,7 @@ def check_loader(c: Values) -> Faults:
 
 
 def check_ffcv_only(c: Values) -> Faults:
+    """Options of the ffcv loader need that loader, and some need each other."""
     d = c.dataset
     if d.loader != "ffcv":
         for key in ("train_beton", "val_beton", "start_resolution", "end_resolution"):
@@ -73,6 +77,7 @@ def check_ffcv_only(c: Values) -> Faults:
 
 
 def check_resolution(c: Values) -> Faults:
+    """Images held in memory keep their own size."""
     d = c.dataset
     if d.dataset_name in TREES or d.loader == "ffcv":
         return
@@ -86,17 +91,19 @@ def check_resolution(c: Values) -> Faults:
 
 
 def check_flip(c: Values) -> Faults:
+    """Alternating flips need flips, and images held in memory."""
     d = c.dataset
     if not d.alternate_flip:
         return
     if d.augment in ("none", "crop") or (d.augment == "auto" and not DATASETS[d.dataset_name].flipped):
         what = f"it is {d.augment}" + (f", which flips no image of {d.dataset_name}" if d.augment == "auto" else "")
         yield "dataset.alternate_flip", f"only with dataset.augment flip or crop_flip ({what})"
-    if d.loader in ("torchvision", "ffcv") or d.dataset_name == "ImageNet":
+    if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
 
 
 def check_batch(c: Values) -> Faults:
+    """Each process needs two images, which BatchNorm cannot do without."""
     if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
         least = 2 * c.dist_params.nproc
         yield (
@@ -106,17 +113,20 @@ def check_batch(c: Values) -> Faults:
 
 
 def check_resume(c: Values) -> Faults:
+    """A level starts again only in a run that is resumed."""
     e = c.experiment_params
     if e.resume_level and not e.resume_expt_name:
         yield "experiment_params.resume_level", "only with experiment_params.resume_expt_name, the run to resume"
 
 
 def check_resume_level(c: Values) -> Faults:
+    """The level to start again is one of the run's levels."""
     if c.experiment_params.resume_level >= c.prune_params.num_levels:
         yield "experiment_params.resume_level", f"less than prune_params.num_levels ({c.prune_params.num_levels})"
 
 
 def check_cuda_graphs(c: Values) -> Faults:
+    """CUDA graphs need torch.compile, and cannot go with some options."""
     if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
         yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
     if c.experiment_params.cuda_graphs and c.dist_params.sync_bn and c.dist_params.nproc != 1:
@@ -124,9 +134,10 @@ def check_cuda_graphs(c: Values) -> Faults:
 
 
 def check_milestones(c: Values) -> Faults:
+    """Milestones rise, within the level, for the schedules that have them."""
     o, epochs = c.optimizer, c.experiment_params.epochs_per_level
     places = [m * epochs if m < 1 else m for m in o.milestones]
-    if places and o.scheduler_type not in WITH_MILESTONES:
+    if places and not SCHEDULES[o.scheduler_type].milestones:
         yield (
             "optimizer.milestones",
             f"[], as {o.scheduler_type} has no milestones; {' and '.join(WITH_MILESTONES)} have",
@@ -144,17 +155,20 @@ def check_milestones(c: Values) -> Faults:
 
 
 def check_warmup(c: Values) -> Faults:
+    """The warm-up ends before the level."""
     epochs = c.experiment_params.epochs_per_level
     if c.optimizer.warmup_epochs >= epochs:
         yield "optimizer.warmup_epochs", f"less than experiment_params.epochs_per_level ({epochs})"
 
 
 def check_rates(c: Values) -> Faults:
+    """The last rate is at most the peak rate."""
     if c.optimizer.lr_min > c.optimizer.lr:
         yield "optimizer.lr_min", f"at most optimizer.lr ({c.optimizer.lr:g})"
 
 
 def check_nesterov(c: Values) -> Faults:
+    """Nesterov's momentum needs momentum."""
     if c.optimizer.nesterov and c.optimizer.momentum == 0:
         yield "optimizer.nesterov", "only with optimizer.momentum > 0"
 

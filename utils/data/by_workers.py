@@ -22,7 +22,6 @@ from utils.data.image_tree import Split, open_image
 from utils.data.images import RESIZE_RATIO, Normalizer, random_crop_box
 from utils.data.loaders import (
     LARGE_RESOLUTION,
-    SMALL_PIXELS,
     Batch,
     Data,
     augment_recipe,
@@ -30,7 +29,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
-from utils.data.specs import DataSpec
+from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 from utils.processes.signals import held_back, ignore_stops

@@ -15,8 +15,8 @@ from utils.data.specs import AUGMENTS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 
-# With dataset.loader auto, a tree is held in memory if its images have at most this side and this many decoded bytes.
-SMALL_PIXELS, SMALL_BYTES = 64, 2 * 2**30
+# With dataset.loader auto, a tree of small images (`SMALL_PIXELS`) is held in memory if it has at most this many bytes.
+SMALL_BYTES = 2 * 2**30
 # Training resolution of images with larger sides.
 LARGE_RESOLUTION = 224
 # Arrays of up to this many bytes enter the data's identity whole, larger ones by a sample of rows.
@@ -52,7 +52,7 @@ class Data:
     Attributes:
         image_shape: (C, H, W) of a training image.
         other_shapes: further shapes, of test images and of progressive resizing.
-        identity: digest of the data (`identity_of`), wherever they lie; a resume compares it with the run's first one.
+        identity: digest of the data (`identity_of`), independent of the path; compared on resume.
     """
 
     train: TrainLoader
@@ -101,7 +101,7 @@ def augment_recipe(cfg: Config, spec: DataSpec) -> tuple[bool, bool]:
     return AUGMENTS[spec.augment if cfg.dataset.augment == "auto" else cfg.dataset.augment]
 
 
-def check_classes(cfg: Config, spec: DataSpec, found: int, source: Path) -> None:
+def check_class_count(cfg: Config, spec: DataSpec, found: int, source: Path) -> None:
     """Compare the config with the number of classes `found` in `source`, a tree or a .beton file.
 
     Raises:

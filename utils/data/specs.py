@@ -9,6 +9,10 @@ from dataclasses import dataclass
 # ImageNet's statistics, with which all of torchvision's models are trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# Images with no side above this many pixels are small: networks take their CIFAR form, and with dataset.loader auto a
+# tree is held in memory.
+SMALL_PIXELS = 64
+
 # dataset.augment -> (crop, flip)
 AUGMENTS = {"none": (False, False), "flip": (False, True), "crop": (True, False), "crop_flip": (True, True)}
 
@@ -25,6 +29,7 @@ class DataSpec:
         reader: format of the files, a key of `READERS` in utils/data/published.py; "" for a tree.
         full_scale: pixel value that means 1.
         embedded: Python package that holds the images, so that no file is looked for; "" for files.
+        large: a tree that never fits in memory.
     """
 
     num_classes: int | None
@@ -35,6 +40,7 @@ class DataSpec:
     reader: str = ""
     full_scale: float = 255
     embedded: str = ""
+    large: bool = False
 
     @property
     def is_tree(self) -> bool:
@@ -73,6 +79,6 @@ DATASETS: dict[str, DataSpec] = {
     "CIFAR10": ArraySpec(10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", "cifar"),
     "CIFAR100": ArraySpec(100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", "cifar"),
     "SVHN": ArraySpec(10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none", "svhn"),
-    "ImageNet": DataSpec(1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip"),
+    "ImageNet": DataSpec(1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", large=True),
     "ImageFolder": DataSpec(None, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip"),
 }

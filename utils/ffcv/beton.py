@@ -20,7 +20,7 @@ class Beton:
     """A .beton file of (RGB image, integer label) pairs, mapped into memory.
 
     Args:
-        cached: True if the file can stay in the system's page cache. Otherwise the system is told not to read ahead,
+        cached: True if the file can stay in the system's page cache. Otherwise the system is asked not to read ahead,
             and `ask_for` makes it fetch a batch's images before their use.
 
     Attributes:

@@ -18,16 +18,15 @@ from harness_params import Config
 from utils.data.images import Normalizer, epoch_resolution
 from utils.data.loaders import (
     LARGE_RESOLUTION,
-    SMALL_PIXELS,
     Data,
     augment_recipe,
-    check_classes,
+    check_class_count,
     data_root,
     epoch_plan,
     identity_of,
     naming,
 )
-from utils.data.specs import DataSpec
+from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 from utils.ffcv.batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
@@ -37,7 +36,7 @@ from utils.processes.place import available_cores
 
 log = logging.getLogger(__name__)
 
-# Cache if the files need under 80% of free memory.
+# Cache if the files need under 80% of free memory; the rest is the run's own memory.
 CACHED_SHARE = 0.8
 SPLITS = {"train_beton": "train", "val_beton": "val"}
 
@@ -86,8 +85,8 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
     file that was written with the training file (same folder, same settings in its name) comes before others.
 
     Raises:
-        DataError: no file is found, or the one named does not exist; names dataset.train_beton or dataset.val_beton.
-        ConfigError: several are found; names the same.
+        DataError: no file is found; names dataset.train_beton or dataset.val_beton.
+        ConfigError: several are found, or the one named does not exist; names the same.
     """
     train = _named(cfg, "train_beton") or _only(cfg, "train_beton")
     partner = train.with_name("val" + train.name.removeprefix("train"))
@@ -98,7 +97,7 @@ def find_betons(cfg: Config) -> tuple[Path, Path]:
 def _named(cfg: Config, key: str) -> Path | None:
     value = getattr(cfg.dataset, key)
     if value and not Path(value).expanduser().is_file():
-        raise DataError(f"dataset.{key}: {value} is not a file")
+        raise ConfigError(f"dataset.{key}: {value} is not a file")
     return Path(value).expanduser() if value else None
 
 
@@ -160,7 +159,7 @@ def _threads(num_workers: int, log_notes: bool) -> int:
     Args:
         log_notes: log if fewer are used than asked for.
     """
-    # More threads than cores gain nothing.
+    # More threads than cores gain nothing, and Numba's pool refuses them.
     most = available_cores()
     if num_workers > most and log_notes:
         log.warning("dataset.num_workers: %d asked for, %d used: one per core", num_workers, most)
@@ -175,7 +174,7 @@ def _num_classes(cfg: Config, spec: DataSpec, train: Beton, test: Beton) -> int:
         DataError: the test file has further classes.
     """
     found = int(train.labels.max()) + 1
-    check_classes(cfg, spec, found, train.path)
+    check_class_count(cfg, spec, found, train.path)
     if test.labels.max() >= found:
         raise DataError(
             f"dataset.val_beton: {test.path} has label {test.labels.max()}, {train.path} only labels 0 to {found - 1}"

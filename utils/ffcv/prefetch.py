@@ -1,4 +1,4 @@
-"""Batches decoded ahead in one thread. Its death, its errors and its stalls are reported; it ends with its user."""
+"""Batches decoded ahead in one thread. Reports a dead thread, an error or a timeout; stops with the iterator."""
 
 import contextlib
 import queue

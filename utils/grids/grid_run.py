@@ -68,11 +68,12 @@ class GridRun:
         Raises:
             DataError: a CSV is damaged.
         """
-        from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS  # not at the top: `--help` needs no tables
+        # Not at the top: `--help` needs no tables.
+        from utils.runs.tables import EPOCH_COLUMNS, SUMMARY, SUMMARY_COLUMNS, epoch_table, table_file
 
-        metrics = self.path / "metrics"
-        levels = _rows(metrics / "summary.csv", SUMMARY_COLUMNS)
-        table = metrics / "epochwise_metrics" / f"level_{len(levels)}_metrics.csv"
+        summary = table_file(self.path, SUMMARY)
+        levels = _rows(summary, SUMMARY_COLUMNS)
+        table = table_file(self.path, epoch_table(len(levels)))
         epochs = _rows(table, EPOCH_COLUMNS) if len(levels) < self.cfg.prune_params.num_levels else []
         try:
             return Progress(
@@ -82,7 +83,7 @@ class GridRun:
                 _accuracy(levels, epochs),
             )
         except (TypeError, ValueError) as error:  # TypeError: a row that ends too soon
-            raise DataError(f"{metrics}: not a number in summary.csv or {table.name}: {error}") from error
+            raise DataError(f"{summary.parent}: not a number in {summary.name} or {table.name}: {error}") from error
 
     @property
     def finished(self) -> bool:

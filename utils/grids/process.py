@@ -1,5 +1,6 @@
 """One run of a grid in progress: harness.py as a child process, its log and its progress line."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import DataError
 from utils.grids.grid import Grid
 from utils.grids.grid_run import GridRun
 from utils.processes.place import available_cores
@@ -52,9 +54,9 @@ class RunProcess:
     def __init__(self, run: GridRun, grid: Grid, slot: int, terminal: bool):
         self.run, self.terminal = run, terminal
         self.log = run.path.parent / ".logs" / f"{run.name}.log"
+        self.progress = run.progress()
         self.process = self._start(environment(grid, slot, run.processes))
         self.started = self.read_at = self.printed_at = time.monotonic()
-        self.progress = run.progress()
         self.bar = tqdm(
             total=run.epochs, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,
             leave=False, file=sys.stdout, disable=not terminal,
@@ -87,7 +89,9 @@ class RunProcess:
         now = time.monotonic()
         if now - self.read_at < READ_SECONDS:
             return
-        before, self.progress, self.read_at = self.progress, self.run.progress(), now
+        before, self.read_at = self.progress, now
+        with contextlib.suppress(DataError):  # `close` reports a CSV that is damaged
+            self.progress = self.run.progress()
         self.bar.n = self.progress.epochs
         self.bar.set_postfix_str(self.describe())
         if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
@@ -112,10 +116,13 @@ class RunProcess:
     def close(self) -> str:
         """End the progress line; return why the run failed, or "" if it finished."""
         self.bar.close()
-        self.progress = self.run.progress()
         status = self.process.returncode
-        if status == 0 and self.run.finished:
-            return ""
+        try:
+            self.progress = self.run.progress()
+            if status == 0 and self.run.finished:
+                return ""
+        except DataError as error:
+            return str(error)
         if status < 0:
             return f"killed by {signal.Signals(-status).name}"
         return f"exit {status}: {self.last_line()}"

@@ -7,7 +7,9 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from utils.errors import DataError
 from utils.grids.grid import Grid, distinct_notes, summary
+from utils.grids.grid_run import GridRun
 from utils.grids.process import RunProcess
 
 POLL_SECONDS = 0.2  # between two checks of the processes
@@ -45,7 +47,14 @@ class GridRunner:
                 free = [slot for slot in range(self.grid.parallel) if slot not in self.running]
                 while free and waiting and not self.stopping:
                     slot = free.pop(0)
-                    self.running[slot] = active = RunProcess(waiting.pop(0), self.grid, slot, self.terminal)
+                    run = waiting.pop(0)
+                    try:
+                        active = RunProcess(run, self.grid, slot, self.terminal)
+                    except DataError as error:  # the fault of this run: the others go on
+                        self.failed.append(run.name)
+                        self._say(f"{run.name}: FAILED, {error}")
+                        continue
+                    self.running[slot] = active
                     if self.stopping:  # a signal came during the start, before `_note` knew this process
                         active.stop(self.stopping)
                 time.sleep(POLL_SECONDS)
@@ -79,8 +88,8 @@ class GridRunner:
         return finished
 
     def _end(self) -> int:
-        left = sum(not run.finished for run in self.grid.runs)
         if self.stopping:
+            left = sum(not _finished(run) for run in self.grid.runs)
             name = signal.Signals(self.stopping).name
             left_of = f"{left} of {len(self.grid.runs)} runs left"
             print(f"run_grid: stopped by {name} with {left_of}; the same command continues")
@@ -108,3 +117,11 @@ class GridRunner:
         self.stopping, self.stopped_at = signum, now
         for active in self.running.values():
             active.stop(signum)
+
+
+def _finished(run: GridRun) -> bool:
+    """Whether a run is finished; not if its CSVs are damaged."""
+    try:
+        return run.finished
+    except DataError:
+        return False

@@ -8,8 +8,9 @@ similar network.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.data.specs import SMALL_PIXELS
+
 ImageShape = tuple[int, int, int]
-SMALL = 64  # images up to this height and width get the CIFAR stem; torchvision's would first shrink them 4 to 16 times
 
 
 class UnsuitableImages(ValueError):
@@ -17,8 +18,8 @@ class UnsuitableImages(ValueError):
 
 
 def is_small(image_shape: ImageShape) -> bool:
-    """True if neither side of (C, H, W) images is longer than `SMALL` pixels."""
-    return max(image_shape[1:]) <= SMALL
+    """True for (C, H, W) images that get the CIFAR stem; torchvision's would first shrink them 4 to 16 times."""
+    return max(image_shape[1:]) <= SMALL_PIXELS
 
 
 def glorot_init(model: nn.Module) -> None:

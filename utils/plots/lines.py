@@ -8,7 +8,7 @@ import pandas as pd
 from utils.errors import ConfigError, DataError
 from utils.plots.groups import Group, Key
 from utils.plots.runs import read_csv
-from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS
+from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, SUMMARY, epoch_table, table_file
 
 # --- accuracy against density ----------------------------------------------------------------------------------------
 
@@ -134,12 +134,12 @@ def layer_frame(group: Group) -> pd.DataFrame:
     """
     tables: list[pd.DataFrame] = []
     for run in group.runs:
-        path = run.path / "metrics" / "layerwise_density.csv"
+        path = table_file(run.path, LAYERS)
         frame = read_csv(path, LAYER_COLUMNS)
         frame = frame[frame["level"].isin(run.summary["level"])]
         total = frame.groupby("level")[["kept", "total"]].sum()
         if len(total) < len(run.summary):
-            raise DataError(f"{path}: {len(total)} of the {len(run.summary)} levels of summary.csv")
+            raise DataError(f"{path}: {len(total)} of the {len(run.summary)} levels of {SUMMARY}.csv")
         if frame.duplicated(["level", "layer"]).any():
             raise DataError(f"{path}: a layer is listed twice in one level")
         table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
@@ -154,7 +154,7 @@ def epoch_frame(group: Group, level: int) -> pd.DataFrame:
     parts = []
     for run in group.runs:
         if level in set(run.summary["level"]):
-            path = run.path / "metrics" / "epochwise_metrics" / f"level_{level}_metrics.csv"
+            path = table_file(run.path, epoch_table(level))
             parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
     table = pd.concat(parts)
     return table.assign(epoch=table["epoch"] + 1)

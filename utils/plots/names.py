@@ -7,7 +7,7 @@ from typing import Any
 
 from harness_params import SCHEMA, Config
 from utils.config.effects import without_effect
-from utils.pruning.methods import METHODS, NO_METHOD
+from utils.pruning.methods import METHODS, initial_density
 
 # Options that no legend names. Where the images lie is among them: `data_files` puts it back for data without a name.
 IGNORED = frozenset(SCHEMA.paths(lambda option: not option.role.in_legends))
@@ -19,7 +19,6 @@ METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_pa
 AXIS = "prune_params.er_init"
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
-UNITS = {"experiment_params.epochs_per_level": "epochs", "prune_params.rewind_epoch": "epochs"}
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
@@ -27,17 +26,12 @@ SHORT = {
 }  # fmt: skip
 
 
-def starting_density(cfg: Config) -> float:
-    """Density after pruning at initialization, 0..1; 1 without it."""
-    return cfg.prune_params.er_init if cfg.prune_params.er_method != NO_METHOD else 1.0
-
-
 def effective_options(cfg: Config) -> dict[str, Any]:
     """{section.key: value} of the options that define the experiment and have an effect in it."""
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
     if cfg.prune_params.num_levels == 1:  # wr saves epoch k here, too, but nothing is rewound to it
         unused = unused | {"prune_params.rewind_epoch"}
-    if starting_density(cfg) == 1:  # er_init 1 is the same as no er_method
+    if initial_density(cfg.prune_params) == 1:  # er_init 1 is the same as no er_method
         unused = unused | {AXIS, "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
     options = {
@@ -68,7 +62,7 @@ def method_name(cfg: Config) -> str:
     """The method's name, such as 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'Dense'."""
     p = cfg.prune_params
     parts = []
-    if starting_density(cfg) < 1:
+    if initial_density(p) < 1:
         parts.append(METHODS[p.er_method].title)
     if p.num_levels > 1:
         by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
@@ -106,5 +100,7 @@ def word(path: str, value: Any) -> str:
     if isinstance(value, tuple):
         text = ", ".join(map(str, value)) or "by default"
     name = SHORT.get(path, path.partition(".")[2].replace("_", " "))
-    unit = f" {UNITS[path]}" if path in UNITS else ""
-    return f"{name} {'= ' if len(name) == 1 else ''}{text}{unit}".strip()
+    option = SCHEMA.find(path)
+    if option and len(name) == 1:  # a symbol, such as E, does not say its unit
+        return f"{name} = {text} {option.unit}".strip()
+    return f"{name} {text}".strip()

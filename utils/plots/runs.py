@@ -10,8 +10,9 @@ import pandas as pd
 from harness_params import Config, make_config
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError, DataError, RunError
-from utils.plots.names import effective_options, method_name, starting_density
-from utils.runs.tables import SUMMARY_COLUMNS
+from utils.plots.names import effective_options, method_name
+from utils.pruning.methods import initial_density
+from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
 
 # Columns that hold text, in any of the tables that are read here.
 TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run"}
@@ -59,6 +60,12 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     return list(by_place.values())
 
 
+def has_finished_level(path: Path) -> bool:
+    """Whether a run's summary has a row below its header."""
+    file = table_file(path, SUMMARY)
+    return file.is_file() and file.read_bytes().count(b"\n") > 1
+
+
 def read_run(path: Path, partial: bool = False) -> SavedRun:
     """Read a run directory.
 
@@ -71,16 +78,16 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     """
     cfg = _saved_config(path)
     planned = cfg.prune_params.num_levels
-    file = path / "metrics" / "summary.csv"
+    file = table_file(path, SUMMARY)
     summary = read_csv(file, SUMMARY_COLUMNS) if file.exists() else pd.DataFrame(columns=SUMMARY_COLUMNS)
     if len(summary) < planned and not (partial and len(summary)):
         hint = "; use --partial to include them" if len(summary) else ""
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     if list(summary["level"]) != list(range(len(summary))):
-        raise DataError(f"{path}: summary.csv does not hold each level once: {', '.join(map(str, summary['level']))}")
+        raise DataError(f"{path}: {file.name} does not hold each level once: {', '.join(map(str, summary['level']))}")
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed, starting_density(cfg),
-        planned, effective_options(cfg), method_name(cfg), summary,
+        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed,
+        initial_density(cfg.prune_params), planned, effective_options(cfg), method_name(cfg), summary,
     )  # fmt: skip
 
 

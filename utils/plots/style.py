@@ -20,7 +20,7 @@ from utils.errors import ConfigError
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255", "#9010E0"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 DASHES = ["-", "--"]  # of the first len(COLOURS) lines, and of the next ones
-# More lines could not be told apart, and the legend has no room for them.
+# More lines look alike, and the legend has no room for them.
 MOST_LINES = len(COLOURS) * len(DASHES)
 DENSE = "#767676"
 STYLE = {

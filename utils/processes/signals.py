@@ -38,8 +38,8 @@ def handled() -> list[signal.Signals]:
 def exit_quietly(worker: bool) -> None:
     """Let a signal end this process at once, with status 128 + signal and one line, while there is no state to save.
 
-    A `worker` prints no line, its parent does, and ends with status 1: it has saved nothing. It also ends when its
-    parent does, and so do torchrun's workers: they are in sessions of their own, where nothing else would end them.
+    A `worker` exits with 1 in silence; its parent prints the line. It also ends when its parent does, and so do
+    torchrun's workers: they are in sessions of their own, where nothing else would end them.
     """
     if worker or "LOCAL_RANK" in os.environ:
         die_with_parent()

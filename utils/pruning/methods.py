@@ -5,6 +5,7 @@ finds the functions by their names.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 NO_METHOD = "just dont"  # prune nothing; the name that the original harness has for it
 
@@ -17,7 +18,7 @@ class Method:
         title: its name in figures and tables.
         score: function of utils/pruning/scores.py.
         allocation: function of utils/pruning/allocation.py.
-        source: the paper.
+        source: the paper; README's table of methods names it, too.
         needs_batches: needs training batches.
         in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
         per_layer: sets the number of kept weights per layer, at least one.
@@ -48,3 +49,20 @@ METHODS: dict[str, Method] = {
     "er_erk": Method("ERK", "random_scores", "erk", _ER, per_layer=True),
     "er_balanced": Method("Balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
 }
+
+
+class AtInitialization(Protocol):
+    """The options of pruning at initialization, of section prune_params."""
+
+    er_method: str
+    er_init: float
+
+
+def initial_density(prune_params: AtInitialization) -> float:
+    """Density after pruning at initialization, 0 to 1; 1 without that pruning."""
+    return prune_params.er_init if prune_params.er_method != NO_METHOD else 1.0
+
+
+def level_density(start: float, prune_rate: float, level: int) -> float:
+    """Density of a level, pruned from the density `start` of level 0."""
+    return start * (1 - prune_rate) ** level

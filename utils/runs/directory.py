@@ -76,7 +76,7 @@ def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]
 def _too_few_levels(cfg: Config, path: Path) -> list[str]:
     """The fault of asking for fewer levels than are trained."""
     asked = cfg.prune_params.num_levels
-    with contextlib.suppress(RunError):  # a damaged index is a fault only where it is read for good
+    with contextlib.suppress(RunError):  # load_state reports a damaged index
         if not cfg.experiment_params.resume_level and asked < (trained := trained_levels(path)):
             return [
                 f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from harness_params import Config, ConfigError
+from harness_params import Config
 from utils.data.epochs import score_steps
 from utils.data.loaders import Data
-from utils.errors import RunError
-from utils.pruning.methods import METHODS, NO_METHOD
+from utils.errors import ConfigError, RunError
+from utils.pruning.methods import METHODS, NO_METHOD, initial_density, level_density
 from utils.pruning_utils import prune, unreachable
 from utils.seeds import stable_seed
 
@@ -15,27 +15,26 @@ from utils.seeds import stable_seed
 PRUNING_DRAWS = -1
 
 
-def pruning_of(cfg: Config, level: int, initial_density: float) -> tuple[str, float]:
+def pruning_of(cfg: Config, level: int, start: float) -> tuple[str, float]:
     """(method, density): at initialization er_method to er_init, later prune_method to d0 * (1 - prune_rate)^level.
 
     Args:
-        initial_density: d0, what pruning at initialization left (1 without it).
+        start: d0, what pruning at initialization left (1 without it).
     """
     p = cfg.prune_params
     if level == 0:
-        return p.er_method, p.er_init if p.er_method != NO_METHOD else 1.0
-    return p.prune_method, initial_density * (1 - p.prune_rate) ** level
+        return p.er_method, initial_density(p)
+    return p.prune_method, level_density(start, p.prune_rate, level)
 
 
 def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
-    """Finds before training what pruning would fail at hours later.
+    """Check before training that every level can be pruned.
 
     Raises:
         ConfigError: an epoch has not as many batches as are to be scored, or a level keeps fewer weights than layers.
     """
     p = cfg.prune_params
-    _, initial_density = pruning_of(cfg, 0, 1.0)
-    used = [pruning_of(cfg, level, initial_density) for level in range(p.num_levels)]
+    used = [pruning_of(cfg, level, initial_density(p)) for level in range(p.num_levels)]
     if any(method in METHODS and METHODS[method].needs_batches for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):
@@ -43,10 +42,10 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
             raise ConfigError(f"prune_params.{'num_levels' if level else 'er_init'}: {fault} (level {level})")
 
 
-def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, initial_density: float) -> None:
-    """Prunes as `pruning_of` says."""
+def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: float) -> None:
+    """Prune to the level's method and density."""
     p, seed = cfg.prune_params, cfg.experiment_params.seed
-    method, target = pruning_of(cfg, level, initial_density)
+    method, target = pruning_of(cfg, level, start)
     if method == NO_METHOD:
         return
     # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from harness_params import Config
-from utils.conv_type import density
+from utils.conv_type import MASK_SUFFIX, kept_counts
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.environment import git_commit
 from utils.runs.run import Run
 from utils.runs.states import Position
-from utils.runs.weights import cpu_copy, load_masks, load_weights
+from utils.runs.weights import cpu_copy
 from utils.training.trainer import Trainer
 
 State = dict[str, Any]
@@ -36,7 +36,7 @@ def capture(cfg: Config, trainer: Trainer, position: State) -> State:
 
 
 def _origin(cfg: Config, trainer: Trainer) -> State:
-    """What a state comes from: by it a resume is checked."""
+    """Config, environment and data of a state; `check` compares them."""
     return {
         "config": cfg.to_dict(),
         "surroundings": surroundings(cfg, trainer),
@@ -69,8 +69,8 @@ def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
 def restore(cfg: Config, ctx: Context, trainer: Trainer, position: Position, run: Run | None) -> None:
     """Takes up the run that is resumed: its last state, or level L-1's checkpoint with ``resume_level: L``.
 
-    Changes nothing in a fresh run, nor in one that was killed before its first state was saved: it starts anew. All
-    ranks call it together; `run` is rank 0's.
+    Does nothing in a fresh run. A run without a saved state starts again from level 0. All ranks call it together;
+    `run` is rank 0's.
 
     Raises:
         ConfigError: the data are not those that the run began with.
@@ -94,7 +94,7 @@ def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
         newest = run.load_state()
     if newest is None:
         return _from_level(trainer, run, level)
-    # torchrun and Slurm start the same command again, which is to start the level again once.
+    # torchrun and Slurm start the same command again, but the level must be restarted only once per launch.
     mine = launch_id() and newest.get("launch") == launch_id()
     if mine and newest["config"]["experiment_params"]["resume_level"] == level:
         return newest
@@ -104,10 +104,8 @@ def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
 
 def _from_level(trainer: Trainer, run: Run, level: int) -> State:
     """The state in which `level` was about to begin, from the checkpoints and CSVs of the levels before it."""
-    init = run.load_checkpoint("init")
-    load_weights(trainer.model, init, str(run.checkpoint("init")))
-    load_masks(trainer.model, init)
-    initial_density = density(trainer.model)  # d0 is the density of model_init's masks
+    masks = [tensor for name, tensor in run.load_checkpoint("init").items() if name.endswith(MASK_SUFFIX)]
+    initial_density = sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
     return {
         "level": level,
         "begun": False,
@@ -132,7 +130,7 @@ def check(cfg: Config, trainer: Trainer, state: State) -> None:
     if state.get("data", trainer.data.identity) != trainer.data.identity:
         where = cfg.dataset.data_root
         raise ConfigError(f"dataset.data_root: {where} holds other data than the run being resumed began with")
-    before = state.get("surroundings")
+    before = state.get("surroundings")  # the oldest runs have none
     if before and trainer.ctx.is_main and state["level"] < cfg.prune_params.num_levels:
         norms = (m for m in trainer.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
         by_rank = not all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
@@ -165,7 +163,7 @@ def apply(cfg: Config, trainer: Trainer, position: Position, run: Run | None, st
         return
     run.tables.load_state_dict(state["tables"])
     if cfg.experiment_params.resume_level:
-        # From here on a plain resume goes on with this attempt. Until its state is on disk, what it replaces stays.
+        # From here on a plain resume goes on with this attempt. The old checkpoints go once its state is on disk.
         run.save_state({**state, **_origin(cfg, trainer)})
         run.writer.flush()
         run.remove_checkpoints(first_level=position.level)

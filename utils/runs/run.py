@@ -1,7 +1,7 @@
 """One run directory while its run lives: checkpoints, artifacts, resume states and tables, written in the background.
 
-Only rank 0 touches files. Everything it writes goes through one background writer in the order it was asked for, so a
-resume state on disk never tells of a checkpoint that is not.
+Only rank 0 touches files. Everything it writes goes through one background writer, in order, so a saved state never
+refers to a missing checkpoint.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Run:
         self._queued[path] = self.writer.submit(lambda: self._write(path, obj))
 
     def _write(self, path: Path, obj: Any) -> None:
-        """The file's digest first, beside the one before: whichever of the two a crash leaves, it is known."""
+        """Digest first, beside the one before, so after a crash the old and the new file both pass the check."""
         data = pack(obj)
         digests = self._digests()
         digest = hashlib.sha256(data).hexdigest()
@@ -116,8 +116,8 @@ class Run:
     def save_state(self, state: dict[str, Any]) -> None:
         """Queues a resume state, with the tables in it: the older of two files is overwritten, then the index names it.
 
-        The index (``artifacts/state.json``) holds each generation's SHA-256; it is written last, so it never tells of a
-        state that is not there.
+        The index (``artifacts/state.json``) holds each generation's SHA-256; it is written last, in order, so it
+        never refers to a missing state.
         """
         self._generation ^= 1
         name = f"state_{self._generation}.pt"
@@ -153,7 +153,7 @@ class Run:
         )
 
     def is_finished(self) -> bool:
-        """Whether this config only takes up the run's end: it resumes a run that has trained all of its levels."""
+        """True if the resumed run has already trained all of its levels."""
         e = self.cfg.experiment_params
         if not e.resume_expt_name or e.resume_level:
             return False

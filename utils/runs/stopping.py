@@ -1,4 +1,4 @@
-"""Stopping a run on request: a signal is noted, all ranks agree, the step ends, the state is saved."""
+"""Stopping a run: note the signal, agree among ranks, finish the step, save."""
 
 import math
 import multiprocessing
@@ -12,8 +12,8 @@ from utils.processes.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, NotedSignal,
 
 # torchrun passes on to its workers the signals that it gets; a Ctrl-C in a terminal has reached them already.
 TORCHRUN_ECHO_SECONDS = 3.0
-# Several processes agree on a stop by a message: about once per second, so that it costs nothing, and at least every
-# few steps, should they become slow.
+# Several processes agree on a stop by a message: about once per second, which costs nothing, at the latest every 16
+# steps.
 SECONDS_BETWEEN_CHECKS = 1.0
 STEPS_BETWEEN_CHECKS = 16
 

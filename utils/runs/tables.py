@@ -25,6 +25,11 @@ def epoch_table(level: int) -> str:
     return f"epochwise_metrics/level_{level}_metrics"
 
 
+def table_file(run: Path, table: str) -> Path:
+    """CSV of a table by its name, in the directory of a run."""
+    return run / "metrics" / f"{table}.csv"
+
+
 def columns_of(table: str) -> list[str]:
     """Columns of a table by its name."""
     return {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
@@ -53,11 +58,11 @@ class Tables:
         self._rows: dict[str, list[Row]] = {}
 
     def __getitem__(self, table: str) -> list[Row]:
-        return self._rows.setdefault(table, [])
+        return self._rows.get(table, [])
 
     def add(self, table: str, rows: list[Row]) -> None:
         """Appends rows and queues the whole file."""
-        self[table].extend(rows)
+        self._rows.setdefault(table, []).extend(rows)
         self._write(table)
 
     def start(self, table: str) -> None:

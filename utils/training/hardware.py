@@ -7,8 +7,9 @@ import sys
 import torch
 from torch import nn
 
-from harness_params import Config, ConfigError
+from harness_params import Config
 from utils.distributed import Context
+from utils.errors import ConfigError
 
 # Compiled graphs of one network: whole and last batches, training and evaluation, each size of progressive resizing.
 # Torch's own limit is 8; beyond a limit it goes on uncompiled.
@@ -97,8 +98,8 @@ def is_small_mlp(model: nn.Module) -> bool:
     """Whether the network has weights in linear layers alone, and under a million of them.
 
     Its steps are too short for two threads, which wait for each other at every layer. A dense step of LeNet-300-100 at
-    batch 128 on two idle cores, images/s: 33,000 to 35,000 with one thread, 34,000 to 61,000 with two; on cores that
-    other programs use, too: 22,000 with one, 2,400 with two.
+    batch 128 on two idle cores, images/s: 33,000 to 35,000 with one thread, 34,000 to 61,000 with two; on busy
+    cores: 22,000 with one, 2,400 with two.
     """
     kinds = {type(module) for module in model.modules() if getattr(module, "weight", None) is not None}
     return kinds <= {nn.Linear} and sum(p.numel() for p in model.parameters()) < 1e6

@@ -6,7 +6,7 @@ density x the dense bytes. The gradients of pruned weights become zero; those we
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ def gradient_hook(cfg: Config, ctx: Context, model: nn.Module) -> "KeptGradients
             reason = str(error).strip().splitlines()[0]
             raise ConfigError([f"dist_params.wire: bf16 is not allowed: {ctx.backend} does not: {reason}"]) from error
     return KeptGradients(model, ctx.world, ctx.start_sum, WIRES[d.wire], pays_below)
+
+
+class Bucket(Protocol):
+    """What is used of DDP's ``GradBucket``: one flat tensor of the gradients of some parameters."""
+
+    def index(self) -> int: ...
+    def buffer(self) -> Tensor: ...
+    def parameters(self) -> list[Tensor]: ...
 
 
 class KeptGradients:
@@ -78,7 +86,7 @@ class KeptGradients:
             self._owners[id(param)] = (model.get_submodule(owner), name + MASK_SUFFIX)
         self._known: dict[int, tuple[list[tuple], Tensor | None]] = {}
 
-    def __call__(self, bucket: Any) -> torch.futures.Future[Tensor]:
+    def __call__(self, bucket: Bucket) -> torch.futures.Future[Tensor]:
         buffer, kept = bucket.buffer(), self._kept_entries(bucket)
         values = buffer if kept is None else buffer.index_select(0, kept)
         values = values.mul_(1 / self.world).to(self.wire)  # as DDP does without a hook
@@ -92,7 +100,7 @@ class KeptGradients:
 
         return self.start_sum(values).then(unpack)
 
-    def _kept_entries(self, bucket: Any) -> Tensor | None:
+    def _kept_entries(self, bucket: Bucket) -> Tensor | None:
         """int64 (kept,): positions in the bucket that are sent; None for all. Computed once per level."""
         masks = [self._mask(param) for param in bucket.parameters()]
         # DDP rebuilds its buckets after the first step of a process.

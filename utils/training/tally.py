@@ -1,12 +1,14 @@
-"""Counts of the epoch in progress."""
+"""Counts of the epoch in progress, and the check that they and the network are finite."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.distributed import Context
+from utils.errors import RunError
 
 
 @dataclass
@@ -56,3 +58,31 @@ class Tally:
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and ctx.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], ctx.device)
+
+
+def finite_losses(ctx: Context, model: nn.Module, losses: Tensor, level: int, epoch: int) -> list[float]:
+    """The losses of an epoch's steps over all ranks, after checking that losses and network are finite.
+
+    All ranks call it together, before a state is saved. It costs one pass over the network and one wait for the device.
+
+    Args:
+        losses: (steps done,) this rank's part of each step's loss.
+
+    Raises:
+        RunError: a loss or a weight is not finite; names the step or the weight.
+    """
+    summed = ctx.sum(losses.clone())
+    tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    broken = torch.stack([~t.isfinite().all() for t in tensors.values()]).to(torch.int32)
+    flags = ctx.sum(broken)
+    values = summed.tolist()
+    for step, loss in enumerate(values):
+        if not math.isfinite(loss):
+            raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
+    for name, flag in zip(tensors, flags.tolist()):
+        if flag:
+            raise RunError(
+                f"{name} is no longer finite at level {level}, epoch {epoch}, after step {len(values) - 1}, though "
+                "every loss was: a gradient was not"
+            )
+    return values

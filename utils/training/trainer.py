@@ -10,18 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, mask_gradients
-from utils.data.loaders import Data
+from utils.conv_type import MASK_SUFFIX, load_masks, load_weights, mask_gradients
+from utils.data.loaders import Batch, Data
 from utils.distributed import Context
-from utils.errors import RunError
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.hardware import autocast_dtype, compile_network, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
-from utils.training.tally import Tally
-
-Batch = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N,)
+from utils.training.tally import Tally, finite_losses
 
 
 class Trainer:
@@ -65,10 +62,8 @@ class Trainer:
         Raises:
             RunError: names or shapes are another network's.
         """
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise RunError(f"the saved state holds another model: {error}") from error
+        load_weights(self.model, state["model"], "the saved state")
+        load_masks(self.model, state["model"])
         self.restart(state["optimizer"])
 
     def rate(self, epoch: int, step: int = 0) -> float:
@@ -171,28 +166,8 @@ class Trainer:
     # --- results -------------------------------------------------------------------------------------------------
 
     def check_finite(self, level: int, epoch: int, tally: Tally) -> list[float]:
-        """The losses of the steps so far over all ranks, once it is sure that they and the network are finite.
-
-        All ranks call it, before a state is saved; its cost is one pass over the network and one wait for the device.
-
-        Raises:
-            RunError: a step's loss was not finite, or a gradient was while the losses were: tells where.
-        """
-        summed = self.ctx.sum(tally.losses.clone())[: tally.step]
-        tensors = {name: t for name, t in self.model.state_dict().items() if t.is_floating_point()}
-        broken = torch.stack([~t.isfinite().all() for t in tensors.values()]).to(torch.int32)
-        flags = self.ctx.sum(broken)
-        losses = summed.tolist()
-        for step, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
-        for name, flag in zip(tensors, flags.tolist()):
-            if flag:
-                raise RunError(
-                    f"{name} is no longer finite at level {level}, epoch {epoch}, after step {tally.step - 1}, though "
-                    "every loss was: a gradient was not"
-                )
-        return losses
+        """The losses of the steps so far over all ranks, as `finite_losses`."""
+        return finite_losses(self.ctx, self.model, tally.losses[: tally.step], level, epoch)
 
     def epoch_result(self, level: int, epoch: int, tally: Tally) -> tuple[float, float]:
         """(mean training loss over the epoch's images, training accuracy in percent), summed over the ranks.
