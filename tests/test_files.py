@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -71,6 +72,20 @@ def test_death_while_writing_leaves_the_old_file(tmp_path, name):
 def _die_writing(path: Path, name: str) -> None:
     setattr(os, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     write_whole(path, b"new")
+
+
+def test_the_file_is_synced_before_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    """What a crash of the machine leaves no test can show; the order of the calls can be."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"file of {os.fstat(handle).st_size}")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("name") or replace(*paths))
+    write_whole(tmp_path / "a.bin", b"12345")
+    assert done == ["file of 5", "name", "folder"]
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

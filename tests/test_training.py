@@ -1,16 +1,22 @@
-"""The optimizer of a level: what it goes on with after a resume, and after a step that the loss scale left out."""
+"""Training steps against the formulas; what an optimizer goes on with; what several ranks evaluate."""
+
+import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from harness_params import make_config
-from utils.conv_type import insert_masks
+from tests.processes import in_ranks
+from utils.conv_type import apply_masks, insert_masks, masked_params
 from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data
+from utils.dataset import load_data
 from utils.distributed import Context
-from utils.training.setup import make_optimizer
+from utils.training.setup import build_model, make_optimizer
 from utils.training.trainer import Trainer
 
 
@@ -21,8 +27,9 @@ def small_net(memory_format: torch.memory_format) -> nn.Module:
     return insert_masks(net).to(memory_format=memory_format)
 
 
-def trainer(channels_last: bool) -> Trainer:
-    cfg = make_config({"experiment_params": {"channels_last": channels_last, "precision": "fp32"}})
+def trainer(channels_last: bool, **optimizer) -> Trainer:
+    options = {"channels_last": channels_last, "precision": "fp32", "epochs_per_level": 2}
+    cfg = make_config({"experiment_params": options, "optimizer": optimizer})
     draws = torch.Generator().manual_seed(1)
     images = torch.randint(256, (64, 8, 8, 3), generator=draws, dtype=torch.uint8).numpy()
     labels = torch.randint(5, (64,), generator=draws).numpy()
@@ -48,6 +55,98 @@ def test_momentum_survives_a_change_of_memory_layout(before):
     train(second, 1)
     for mine, theirs in zip(first.model.parameters(), second.model.parameters()):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# One test of each option against the formulas; each option on its own, and all together.
+SGD = {"lr": 0.2, "momentum": 0.0, "weight_decay": 0.0, "scheduler_type": "Constant", "warmup_epochs": 1}
+OPTIONS = {
+    "plain": {},
+    "momentum": {"momentum": 0.7},
+    "nesterov": {"momentum": 0.7, "nesterov": True},
+    "decay": {"weight_decay": 0.1},
+    "decay of weights alone": {"weight_decay": 0.1, "no_decay_bn": True},
+    "smoothing": {"label_smoothing": 0.3},
+    "clipping": {"grad_clip": 0.05},
+}
+OPTIONS["all"] = {key: value for options in OPTIONS.values() for key, value in options.items()}
+
+
+def by_the_formulas(net: nn.Module, batches: list, rates: list[float], o: dict) -> dict[str, torch.Tensor]:
+    """The weights after one step per batch, in float64, with nothing of torch.optim."""
+    weights = {name: param.detach().double() for name, param in net.named_parameters()}
+    masks = {name: mask for name, _, mask in masked_params(net)}
+    velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+        log_p = functional_call(net.double(), leaves, (images.double(),)).log_softmax(1)
+        smoothing = o.get("label_smoothing", 0)
+        target = nn.functional.one_hot(labels, 5) * (1 - smoothing) + smoothing / 5
+        loss = -(target * log_p).sum(1).mean()
+        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+        gradients = {name: g * masks[name] if name in masks else g for name, g in gradients.items()}
+        norm = sum(g.square().sum() for g in gradients.values()) ** 0.5
+        clip = o.get("grad_clip", 0)
+        scale = min(1.0, clip / norm) if clip else 1.0
+        assert scale < 1 or not clip
+        for name, weight in weights.items():
+            decay = 0 if o.get("no_decay_bn") and weight.ndim == 1 else o["weight_decay"]
+            step = gradients[name] * scale + decay * weight
+            velocity[name] = o["momentum"] * velocity[name] + step
+            step = step + o["momentum"] * velocity[name] if o.get("nesterov") else velocity[name]
+            weights[name] = (weight - rate * step) * masks.get(name, 1)
+    return weights
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_epochs_are_those_of_the_formulas(name):
+    """Half of the weights pruned; a warm-up over the first epoch's four steps, whose rates are 1/4 ... 4/4."""
+    options = {**SGD, **OPTIONS[name]}
+    one = trainer(False, **options)
+    for number, (_, _, mask) in enumerate(masked_params(one.model)):
+        mask.copy_(torch.rand(mask.shape, generator=torch.Generator().manual_seed(number)) < 0.5)
+    apply_masks(one.model)
+    batches = [batch for epoch in range(2) for batch in one.data.train.batches(0, epoch)]
+    expected = by_the_formulas(copy.deepcopy(one.model), batches, [0.05, 0.1, 0.15, 0.2, *[0.2] * 4], options)
+    for epoch in range(2):
+        train(one, epoch)
+    found = {name: param.detach().double() for name, param in one.model.named_parameters()}
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_draws_of_an_epoch_are_its_own():
+    """Dropout's, say: others in each level, epoch and rank, the same when an epoch is trained again."""
+    one, draws = trainer(False), []
+    for level, epoch, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        one.ctx = Context(rank=rank, world=2)
+        one.seed_draws(level, epoch)
+        draws.append(torch.rand(4).tolist())
+    assert draws[-1] == draws[0] and len({tuple(draw) for draw in draws}) == 4
+
+
+def evaluate_with_other_statistics(ctx: Context, folder: Path) -> None:
+    """Each rank's running means are its own, as after an epoch on its own images."""
+    cfg = make_config({"model_params": {"model_name": "resnet20"}, "experiment_params": {"precision": "fp32"}})
+    data = load_data(cfg, ctx)
+    one = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+    for name, buffer in one.model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(ctx.rank)
+    result = one.evaluate()
+    torch.save(
+        (result, {name: buffer.clone() for name, buffer in one.model.named_buffers()}), folder / f"{ctx.rank}.pt"
+    )
+
+
+def test_all_ranks_evaluate_rank_0s_network(tmp_path):
+    """The one that is saved; each test image counts once."""
+    in_ranks(2, evaluate_with_other_statistics, tmp_path)
+    (found, statistics), (others, of_others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert found == others
+    assert all(torch.equal(value, of_others[name]) for name, value in statistics.items())
+    (tmp_path / "alone").mkdir()
+    in_ranks(1, evaluate_with_other_statistics, tmp_path / "alone")
+    alone, _ = torch.load(tmp_path / "alone" / "0.pt")
+    assert found == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_first_step_that_overflows_leaves_no_trace_in_fp16():
