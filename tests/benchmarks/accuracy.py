@@ -61,9 +61,9 @@ SETTINGS = {
         Setting("lenet_300_100", "FashionMNIST", 3, 128, 0.05, 1e-4, 0, 0),  # rates of configs/fashionmnist_lenet.yaml
         Setting("conv4", "ImageFolder", 4, 64, 0.05, 5e-4, 1000),
         Setting("resnet20", "ImageFolder", 15, 128, 0.1, 5e-4, 1000),
-        Setting("resnet18", "ImageFolder", 2, 64, 0.05, 5e-4, 500),
-        Setting("preresnet", "ImageFolder", 2, 64, 0.05, 5e-4, 500),
-        Setting("vgg16_bn", "ImageFolder", 2, 64, 0.05, 5e-4, 500),
+        Setting("resnet18", "ImageFolder", 2, 32, 0.02, 5e-4, 500),
+        Setting("preresnet", "ImageFolder", 2, 32, 0.02, 5e-4, 500),
+        Setting("vgg16_bn", "ImageFolder", 2, 32, 0.02, 5e-4, 500),
     )
 }
 MEASURED = ["contender", "seed", "dense", "pruned", "seconds", "commit"]
