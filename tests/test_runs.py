@@ -12,6 +12,7 @@ import yaml
 
 from tests.conftest import ROOT, Finished, Launcher
 from tests.processes import alive_in_session, all_gone
+from utils.runs.tables import summary_row
 
 EPOCHS, REWIND = 3, 1
 
@@ -67,6 +68,15 @@ def test_densities_and_epochs(runs, kind):
         assert row["epochs"] == len(epochs)
         assert row["final_test_acc"] == epochs["test_acc"].iloc[-1]
         assert row["max_test_acc"] == epochs["test_acc"].max()
+
+
+def test_summary_of_a_level_whose_best_epoch_is_not_its_last():
+    accuracies = [40.0, 92.5, 91.0]
+    rows = [{"test_acc": acc, "test_loss": 1 / acc, "seconds": float(n)} for n, acc in enumerate(accuracies, start=1)]
+    assert summary_row(3, 0.25, rows) == {
+        "level": 3, "density": 0.25, "sparsity": 0.75, "final_test_acc": 91.0, "max_test_acc": 92.5,
+        "final_test_loss": 1 / 91, "epochs": 3, "seconds": 6.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
