@@ -107,6 +107,11 @@ def density(model: nn.Module) -> float:
     masks = [mask for _, _, mask in masked_params(model)]
     if not masks:
         raise ValueError("the model has no masks: call insert_masks first")
+    return density_of(masks)
+
+
+def density_of(masks: Sequence[Tensor]) -> float:
+    """Ones over all entries of `masks`, 0..1."""
     return sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
 
 
@@ -193,9 +198,3 @@ def check_weights(model: nn.Module, state: object, source: str) -> None:
     wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
         raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
-
-
-def load_masks(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copies the masks of `state` into the model in place."""
-    for name, _, mask in masked_params(model):
-        mask.copy_(state[name + MASK_SUFFIX])

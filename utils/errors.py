@@ -1,5 +1,6 @@
-"""Typed faults: of the config, of the data, of the run. The raiser chooses the type; no code parses a
-message, with one exception: `distributed.lost_connections`.
+"""Typed faults: of the config, of the data, of the run. The raiser chooses the type.
+
+No code parses a message, with one exception: `distributed.lost_connections`.
 
 ``exit_status`` is the exit status of a program that such a fault ends. Any other exception is a bug of the program:
 exit status 1, with a traceback.

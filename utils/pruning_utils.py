@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.conv_type import apply_masks, kept_counts, masked_params
+from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
 from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, round_counts
@@ -81,8 +81,8 @@ def prune(
     keep = _checked_keep(method, density, masks)
     apply_masks(model)  # criteria score the weights as they are: pruned ones must be zero
     try:
-        left, total = sum(kept_counts(masks)), sum(mask.numel() for mask in masks)
-        counts = round_counts(density, left / total, total, rounds) if criterion.method.in_rounds else [keep]
+        total = sum(mask.numel() for mask in masks)
+        counts = round_counts(density, density_of(masks), total, rounds) if criterion.method.in_rounds else [keep]
         chosen = _choose(model, masks, counts, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
@@ -91,7 +91,7 @@ def prune(
     apply_masks(model)
     if dead := dead_layers(model):
         log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
-    return sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
+    return density_of(masks)
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:

@@ -35,7 +35,7 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
     """
     p = cfg.prune_params
     used = [pruning_of(cfg, level, initial_density(p)) for level in range(p.num_levels)]
-    if any(method in METHODS and METHODS[method].needs_batches for method, _ in used):
+    if any(_needs_batches(method) for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):
         if fault := unreachable(model, method, target):
@@ -48,17 +48,21 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: fl
     method, target = pruning_of(cfg, level, start)
     if method == NO_METHOD:
         return
-    # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
-    needs_batches = method in METHODS and METHODS[method].needs_batches
     try:
         prune(
             model,
             method,
             target,
-            batches=data.train.score_batches(level, p.score_batches) if needs_batches else None,
+            # Read only for the criteria that look at data: on ImageNet a batch takes seconds to load.
+            batches=data.train.score_batches(level, p.score_batches) if _needs_batches(method) else None,
             generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
             rounds=p.synflow_rounds,
             dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
         )
     except ValueError as error:  # no such density, or scores that are not finite: the line says which
         raise RunError(f"level {level}: {error}") from error
+
+
+def _needs_batches(method: str) -> bool:
+    """True for a method that looks at training batches; False for `NO_METHOD`, too."""
+    return method in METHODS and METHODS[method].needs_batches

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, check_weights, kept_counts
+from utils.conv_type import MASK_SUFFIX, check_weights, density_of
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
@@ -107,12 +107,11 @@ def _from_level(trainer: Trainer, run: Run, level: int) -> State:
     init = run.load_checkpoint("init")
     check_weights(trainer.model, init, str(run.checkpoint("init")))
     masks = [tensor for name, tensor in init.items() if name.endswith(MASK_SUFFIX)]
-    initial_density = sum(kept_counts(masks)) / sum(mask.numel() for mask in masks)
     return {
         "level": level,
         "begun": False,
         "epoch": 0,
-        "initial_density": initial_density,
+        "initial_density": density_of(masks),
         "step": 0,
         "mid_epoch": None,
         "model": run.load_checkpoint(f"level_{level - 1}"),

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and masks copied off the device, packed, loaded, and put back into a network."""
+"""Checkpoints: copied off the device, packed into bytes, loaded from files; and the CSV rows of masks."""
 
 import io
 import pickle

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, load_masks, load_weights, mask_gradients
+from utils.conv_type import MASK_SUFFIX, check_weights, mask_gradients
 from utils.data.loaders import Batch, Data
 from utils.distributed import Context
 from utils.schedulers import learning_rate
@@ -62,8 +62,8 @@ class Trainer:
         Raises:
             RunError: names or shapes are another network's.
         """
-        load_weights(self.model, state["model"], "the saved state")
-        load_masks(self.model, state["model"])
+        check_weights(self.model, state["model"], "the saved state")
+        self.model.load_state_dict(state["model"])
         self.restart(state["optimizer"])
 
     def rate(self, epoch: int, step: int = 0) -> float:
