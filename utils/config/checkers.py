@@ -26,6 +26,9 @@ def nearest(name: str, choices: Sequence[str], cutoff: float = 0.5) -> str:
     return by_lower[found[0]] if found else ""
 
 
+AUTO_ON_OFF = ("auto", "on", "off")  # what options take whose best value depends on the machine
+
+
 class Strict(Checker):
     """Base of the checkers.
 

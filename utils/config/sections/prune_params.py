@@ -1,0 +1,44 @@
+"""Options of the section ``prune_params``: which weights are pruned, how many, how often."""
+
+from utils.config.checkers import Choice, Float, Int, List, Word
+from utils.config.options import EXTENT, Option
+from utils.pruning.methods import METHODS, NO_METHOD
+
+OPTIONS = {
+    "prune_rate": Option(
+        Float("(0, 1)"),
+        default=0.2,
+        unit="fraction",
+        needs_several="levels",
+        meaning="share of the remaining weights pruned before each level after level 0",
+    ),
+    "prune_method": Option(
+        Choice(list(METHODS)), default="mag", needs_several="levels", meaning="pruning criterion between levels"
+    ),
+    "num_levels": Option(
+        Int(1, 10000), default=12, unit="levels", role=EXTENT, meaning="levels to train, level 0 (dense) included"
+    ),
+    "er_method": Option(
+        Choice([NO_METHOD, *METHODS]),
+        default=NO_METHOD,
+        meaning=f"pruning criterion at initialization, before level 0; {NO_METHOD} = no pruning there",
+    ),
+    "er_init": Option(
+        Float("(0, 1]"), default=1.0, unit="fraction", meaning="density after pruning at initialization (er_method)"
+    ),
+    "rewind_epoch": Option(
+        Int(0), default=10, unit="epochs", meaning="k: wr rewinds to the state after k epochs of level 0 (wr only)"
+    ),
+    "exclude": Option(
+        List(Word()), default=(), meaning="layers to leave dense: shell-style patterns of their names, such as fc*"
+    ),
+    "synflow_rounds": Option(
+        Int(1), default=100, unit="rounds", meaning="rounds of scoring and pruning each time synflow prunes"
+    ),
+    "score_batches": Option(
+        Int(1), default=1, unit="batches", meaning="training batches that snip and grasp use to score weights"
+    ),
+    "score_dtype": Option(
+        Choice(["float32", "float64"]), default="float32", meaning="number type in which snip and grasp compute scores"
+    ),
+}
