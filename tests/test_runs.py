@@ -73,9 +73,9 @@ def test_densities_and_epochs(runs, kind):
 def test_summary_of_a_level_whose_best_epoch_is_not_its_last():
     accuracies = [40.0, 92.5, 91.0]
     rows = [{"test_acc": acc, "test_loss": 1 / acc, "seconds": float(n)} for n, acc in enumerate(accuracies, start=1)]
-    assert summary_row(3, 0.25, rows) == {
+    assert summary_row(3, 0.25, rows, pruned_test_acc=30.0) == {
         "level": 3, "density": 0.25, "sparsity": 0.75, "final_test_acc": 91.0, "max_test_acc": 92.5,
-        "final_test_loss": 1 / 91, "epochs": 3, "seconds": 6.0,
+        "final_test_loss": 1 / 91, "epochs": 3, "seconds": 6.0, "pruned_test_acc": 30.0,
     }  # fmt: skip
 
 

@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.analysis.command import Command, Result, table_text
-from utils.analysis.commands import barrier, overlap, signs
+from utils.analysis.commands import barrier, drop, overlap, signs
 from utils.errors import report
 from utils.files import write_whole
 
 PROGRAM = "analyze"
 COMMANDS: dict[str, Command] = {
     "barrier": barrier.COMMAND,
+    "drop": drop.COMMAND,
     "overlap": overlap.COMMAND,
     "signs": signs.COMMAND,
 }

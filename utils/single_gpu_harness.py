@@ -53,6 +53,8 @@ class SingleProcess:
         e, p, model, initial_density = self.cfg.experiment_params, self.cfg.prune_params, self.model, 1.0
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
+            apply_masks(model)
+            _, pruned_accuracy = self.evaluate()
 
             first_epoch, state = 0, None
             if level == 0:
@@ -71,7 +73,7 @@ class SingleProcess:
 
             run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
-            run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
+            run.tables.add(SUMMARY, [summary_row(level, density(model), rows, pruned_accuracy)])
 
     def train_epoch(self, run: Run, level: int, epoch: int) -> Row:
         """Trains and evaluates an epoch; logs its row of the CSV."""

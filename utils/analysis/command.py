@@ -80,6 +80,12 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", help="only these levels, as in 0,5,10 (default: all finished ones)")
 
 
+def runs_arguments(parser: argparse.ArgumentParser) -> None:
+    """One or more runs, and --levels."""
+    parser.add_argument("sources", nargs="+", metavar="RUN", help="directory of a run, or a folder of runs")
+    parser.add_argument("--levels", help="only these levels, as in 0,5,10 (default: all that the runs share)")
+
+
 def network_arguments(parser: argparse.ArgumentParser) -> None:
     """--config and --data_root of the commands that evaluate networks."""
     parser.add_argument("--config", metavar="FILE", help="network and data of checkpoints that lie in no run")

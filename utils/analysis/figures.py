@@ -26,18 +26,18 @@ from utils.plots.style import (
 FEWER = "name fewer, or choose --levels"
 
 
-def over_pairs(frame: pd.DataFrame, column: str, keys: Sequence[str]) -> pd.DataFrame:
-    """Mean and range of a column over pairs: one row per combination of `keys`; seeds is the number of pairs."""
+def over_repetitions(frame: pd.DataFrame, column: str, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean and range of a column, one row per combination of `keys`; seeds is the number of pairs or runs."""
     by = frame.groupby(list(keys), sort=False)[column]
     return by.agg(mean="mean", least="min", largest="max", seeds="count").reset_index()
 
 
-def pairs_note(numbers: pd.Series) -> str:
-    """Head of a legend: what lines and bands show."""
+def repetitions_note(numbers: pd.Series, what: str = "pair") -> str:
+    """Head of a legend: over how many pairs or runs lines and bands are."""
     least, most = int(numbers.min()), int(numbers.max())
     if most == 1:
-        return "one pair"
-    return f"mean and range\nof {most if least == most else f'{least} to {most}'} pairs"
+        return f"one {what}"
+    return f"mean and range\nof {most if least == most else f'{least} to {most}'} {what}s"
 
 
 # --- overlap and signs -----------------------------------------------------------------------------------------------
@@ -57,8 +57,8 @@ def draw_overlap(frame: pd.DataFrame) -> Figure:
         else:
             figure, (above, below) = _panels(frame, 2)
             levels = whole.groupby("level")["density"].mean()
-            seen = over_pairs(whole, "iou", ["level"])
-            mean_line(above, 100 * levels, seen, label=f"masks, {pairs_note(seen['seeds'])}", **line_style(0))
+            seen = over_repetitions(whole, "iou", ["level"])
+            mean_line(above, 100 * levels, seen, label=f"masks, {repetitions_note(seen['seeds'])}", **line_style(0))
             for place, (column, label) in enumerate(RANDOM.items(), start=1):
                 values = whole.groupby("level")[column].mean()
                 above.plot(100 * levels, values, color=line_style(place)["color"], linestyle=":", label=label)
@@ -105,6 +105,25 @@ def _by_layer(figure: Figure, ax: Axes, frame: pd.DataFrame, column: str, expect
     layer_ticks(ax, names, "; dashes: random masks of these densities" if expected else "")
 
 
+def draw_drop(frame: pd.DataFrame) -> Figure:
+    """Test accuracy against density: right after pruning, and after training.
+
+    Args:
+        frame: rows of `drop`: run, level, density, pruned_test_acc, final_test_acc.
+    """
+    shown = {"final_test_acc": "after training", "pruned_test_acc": "right after pruning"}
+    with plt.style.context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        levels = frame.groupby("level")["density"].mean()
+        for place, (column, label) in enumerate(shown.items()):
+            line = over_repetitions(frame, column, ["level"])
+            mean_line(ax, 100 * levels, line, label=label, **line_style(place))
+        density_axis(ax, float(levels.min()))
+        ax.set_ylabel("Test accuracy (%)")
+        legend_beside(figure, ax, repetitions_note(line["seeds"], "run"))
+    return figure
+
+
 # --- barriers --------------------------------------------------------------------------------------------------------
 
 
@@ -146,9 +165,10 @@ def _against_density(frame: pd.DataFrame) -> Figure:
     with plt.style.context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         levels = found.groupby("level")["density"].mean()
-        line = over_pairs(found, "error_barrier", ["level"])
+        line = over_repetitions(found, "error_barrier", ["level"])
         mean_line(ax, 100 * levels, line, label="error barrier", **line_style(0))
         density_axis(ax, float(levels.min()))
         ax.set_ylabel("Error barrier (percentage points)")
-        legend_beside(figure, ax, pairs_note(line["seeds"]))
+        ax.set_ylim(bottom=0)
+        legend_beside(figure, ax, repetitions_note(line["seeds"]))
     return figure

@@ -64,9 +64,9 @@ def measured(bench: Bench, pairs: Callable[[], Iterator[Pair]], count: int, opti
 
 
 def _checked(bench: Bench, pair: Pair, options: LineOptions) -> tuple[State, State]:
-    for state, name in zip(pair.states, pair.names):
-        check_weights(bench.model, state, name)
-    return with_masks(*pair.states, pair.names, options.union)
+    for state, label in zip(pair.states, pair.labels):
+        check_weights(bench.model, state, label)
+    return with_masks(*pair.states, pair.labels, options.union)
 
 
 def _rows(pair: Pair, density: float, line: Sequence[Point]) -> list[Row]:

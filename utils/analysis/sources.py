@@ -48,6 +48,12 @@ class Pair:
     names: tuple[str, str]
     states: tuple[State, State]
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """What messages call the two."""
+        a, b = (name if self.level == CHECKPOINT else f"level {self.level} of {name}" for name in self.names)
+        return a, b
+
 
 def find_sources(words: Sequence[str]) -> list[Source]:
     """What the words name: .pt files, run directories, directories of run directories.
@@ -95,15 +101,24 @@ def find_pairs(words: Sequence[str]) -> list[Source]:
     return sources
 
 
+def find_runs_only(words: Sequence[str]) -> list[Source]:
+    """The runs that the words name. Errors as `find_sources`, and a ConfigError for checkpoints."""
+    sources = find_sources(words)
+    if not sources[0].is_run:
+        raise ConfigError(f"{sources[0].path}: a checkpoint: the directory of a run is expected")
+    return sources
+
+
 def one_run(word: str) -> Source:
     """The run that a word names.
 
     Raises:
-        DataError: it names none, a checkpoint, or several.
+        ConfigError: it names several, or a checkpoint.
+        DataError: it names none.
     """
-    sources = find_sources([word])
-    if len(sources) > 1 or not sources[0].is_run:
-        raise DataError(f"{word}: the directory of one run is expected")
+    sources = find_runs_only([word])
+    if len(sources) > 1:
+        raise ConfigError(f"{word}: a folder of {len(sources)} runs: the directory of one is expected")
     return sources[0]
 
 

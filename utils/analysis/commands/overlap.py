@@ -48,8 +48,8 @@ def _run(args: argparse.Namespace) -> Result:
     levels = common_levels(sources, asked)
     rows = []
     for pair in progress(pairs(sources, levels), count_pairs(sources, levels), "pairs"):
-        masks = [masks_in(state, name) for state, name in zip(pair.states, pair.names)]
-        for row in overlap_rows(masks[0], masks[1], pair.names):
+        masks = [masks_in(state, label) for state, label in zip(pair.states, pair.labels)]
+        for row in overlap_rows(masks[0], masks[1], pair.labels):
             total = row["total"]
             densities = {"density_a": row["kept_a"] / total, "density_b": row["kept_b"] / total}
             rows.append({"a": pair.names[0], "b": pair.names[1], "level": pair.level, **row, **densities})
