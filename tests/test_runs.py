@@ -42,7 +42,7 @@ def test_directory_is_as_the_contract_says(runs, kind):
     expected |= {f"metrics/epochwise_metrics/level_{i}_metrics.csv" for i in range(3)}
     expected |= {"checkpoints/model_rewind.pt"} if kind == "wr" else set()
     assert {f for f in files if not f.startswith("artifacts/")} == expected
-    columns = "level,density,sparsity,final_test_acc,max_test_acc,final_test_loss,epochs,seconds"
+    columns = "level,density,sparsity,final_test_acc,max_test_acc,final_test_loss,epochs,seconds,pruned_test_acc"
     assert (run.path / "metrics/summary.csv").read_text().splitlines()[0] == columns
     columns = "epoch,train_loss,test_loss,train_acc,test_acc,lr,seconds,images_per_second"
     assert (run.path / "metrics/epochwise_metrics/level_0_metrics.csv").read_text().splitlines()[0] == columns
