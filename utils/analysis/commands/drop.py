@@ -5,13 +5,13 @@ import argparse
 from utils.analysis.command import Command, Result, level_numbers, runs_arguments, selected
 
 TEXT = """\
-Test accuracy right after pruning, before rewinding and training: how much of what the network could
-do hangs on the weights that a level prunes (Han et al. 2015, "Learning both Weights and
+Test accuracy right after pruning, before rewinding and training: how much of what the network
+could do hangs on the weights that a level prunes (Han et al. 2015, "Learning both Weights and
 Connections for Efficient Neural Networks", figure 5: pruning with and without retraining). Each
 run records it in summary.csv:
 
-  pruned_test_acc  of level k: accuracy of the weights and BatchNorm statistics that end level k - 1,
-                   under the masks of level k. Of level 0: of the initial network, after pruning at
+  pruned_test_acc  of level k: accuracy of the weights and BatchNorm statistics that end level
+                   k - 1, under the masks of level k. Of level 0: of the initial network, after pruning at
                    initialization if there is any: the accuracy of chance.
   before           final_test_acc of level k - 1; level 0 has none
   drop             before - pruned_test_acc, in percentage points
