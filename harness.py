@@ -37,6 +37,7 @@ from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
+from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import cpu_copy, layer_rows
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
@@ -47,11 +48,14 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
     stop = StopRequest(ctx)
     data = load_data(cfg, ctx)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-    check_pruning(cfg, trainer.model, data)
+    model = build_model(cfg, data, ctx)
+    ticket = start_from_ticket(cfg, ctx, data, model)
+    check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
+    trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
-    with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
-        harness = Harness(cfg, ctx, trainer, run, stop)
+    record = ticket.record if ticket else None
+    with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
+        harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
             harness.take_up()
             while harness.position.level < cfg.prune_params.num_levels:
@@ -77,10 +81,13 @@ class Harness:
         trainer: network, data and optimizer.
         run: what is written; rank 0's alone, None on the others.
         position: where the run stands.
+        ticket: what level 0 starts from; None = a fresh network.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop):
-        self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
+    def __init__(
+        self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop, ticket: Ticket | None = None
+    ):
+        self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.saved_at = time.monotonic()
         hidden = not (ctx.is_main and sys.stdout.isatty())
@@ -112,7 +119,9 @@ class Harness:
         """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
         kind, level = self.cfg.experiment_params.training_type, self.position.level
         first_epoch, optimizer_state = 0, None
-        if level > 0 and kind != "lrr":
+        if level == 0 and self.ticket:
+            first_epoch, optimizer_state = self.ticket.first_epoch, self.ticket.optimizer
+        elif level > 0 and kind != "lrr":
             name = {"imp": "init", "wr": "rewind"}[kind]
             if self.run:
                 load_weights(self.model, self.run.load_checkpoint(name), str(self.run.checkpoint(name)))
@@ -126,6 +135,21 @@ class Harness:
         self.position.begun, self.position.epoch, self.position.tally = True, first_epoch, None
         if self.run:
             self.run.tables.start(epoch_table(level))
+        if level == 0 and self.ticket:
+            self._start_from_ticket()
+
+    def _start_from_ticket(self) -> None:
+        """Saves a rewind point where level 0 begins at k, and the first resume state: it needs the source no more."""
+        if self.position.epoch:
+            self._save_rewind_point()
+        self._save_state()
+
+    def _save_rewind_point(self) -> None:
+        """Saves what weight rewinding returns to, at the end of epoch k of level 0."""
+        p, e = self.cfg.prune_params, self.cfg.experiment_params
+        if self.run and e.training_type == "wr" and self.position.epoch == p.rewind_epoch:
+            self.run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
+            self.run.save_artifact("optimizer_rewind", cpu_copy(self.trainer.optimizer_state_dict()))
 
     def train_level(self) -> None:
         """Trains the level's remaining epochs; after each one a CSV row and, as often as asked for, a resume state.
@@ -164,13 +188,12 @@ class Harness:
         return row
 
     def _after_epoch(self, row: Row) -> None:
-        p, e, position = self.cfg.prune_params, self.cfg.experiment_params, self.position
+        e, position = self.cfg.experiment_params, self.position
         position.tally, position.epoch = None, position.epoch + 1
         if self.run:
             self.run.tables.add(epoch_table(position.level), [row])
-            if position.level == 0 and e.training_type == "wr" and position.epoch == p.rewind_epoch:
-                self.run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
-                self.run.save_artifact("optimizer_rewind", cpu_copy(self.trainer.optimizer_state_dict()))
+            if position.level == 0:
+                self._save_rewind_point()
             if position.epoch < e.epochs_per_level and self._due():
                 self._save_state()
         if self.stop.agreed():

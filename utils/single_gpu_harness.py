@@ -24,6 +24,7 @@ from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
+from utils.runs.tickets import start_from_ticket
 from utils.runs.weights import cpu_copy, layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
@@ -42,7 +43,8 @@ class SingleProcess:
         self.cfg, self.device = cfg, ctx.device
         self.data = load_data(cfg, ctx)
         self.model = build_model(cfg, self.data, ctx)
-        check_pruning(cfg, self.model, self.data)
+        self.ticket = start_from_ticket(cfg, ctx, self.data, self.model)
+        check_pruning(cfg, self.model, self.data, self.ticket.density if self.ticket else 1.0)
         limit_threads(cfg, ctx, self.model)
         compile_network(cfg, ctx, self.model)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
@@ -58,6 +60,8 @@ class SingleProcess:
             if level == 0:
                 initial_density = density(model)
                 run.save_checkpoint("init", cpu_copy(model.state_dict()))
+                if self.ticket:
+                    first_epoch, state = self.ticket.first_epoch, self.ticket.optimizer
             elif e.training_type == "imp":
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
@@ -66,6 +70,8 @@ class SingleProcess:
             apply_masks(model)
             # Fresh, or as at epoch k; its hook applies the masks after every step.
             self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
+            if level == 0 and first_epoch:
+                self.save_rewind_point(run, first_epoch)
 
             rows = [self.train_epoch(run, level, epoch) for epoch in range(first_epoch, e.epochs_per_level)]
 
@@ -108,10 +114,15 @@ class SingleProcess:
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
         row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
         run.tables.add(epoch_table(level), [row])
-        if level == 0 and e.training_type == "wr" and epoch + 1 == self.cfg.prune_params.rewind_epoch:
+        if level == 0:
+            self.save_rewind_point(run, epoch + 1)
+        return row
+
+    def save_rewind_point(self, run: Run, epoch: int) -> None:
+        """Saves what weight rewinding returns to, if `epoch` is k."""
+        if self.cfg.experiment_params.training_type == "wr" and epoch == self.cfg.prune_params.rewind_epoch:
             run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
             run.save_artifact("optimizer_rewind", cpu_copy(optimizer_state(self.optimizer, self.scaler)))
-        return row
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -137,7 +148,7 @@ def main() -> int:
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
         study = SingleProcess(cfg)
-        with contextlib.closing(study.data), open_run(cfg) as run:
+        with contextlib.closing(study.data), open_run(cfg, study.ticket.record if study.ticket else None) as run:
             study.run_levels(run)
             print_levels(run)
     except Exception as error:

@@ -28,6 +28,7 @@ def needs_processes(schema: Schema) -> tuple[str, ...]:
 def without_effect(c: Values, schema: Schema) -> Reasons:
     """Each option of the checked config `c` that has no effect, and why."""
     yield from _in_pruning(c, schema)
+    yield from _in_tickets(c)
     yield from _in_training(c)
     yield from _in_data(c)
     yield from _in_one_process(c, schema)
@@ -53,6 +54,18 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+
+
+def _in_tickets(c: Values) -> Reasons:
+    t = c.ticket_params
+    if not t.source:
+        for key in ("level", "mask", "weights"):
+            yield f"ticket_params.{key}", 'source is "": level 0 starts from a fresh network'
+    elif t.mask == "none" and t.weights == "reinit":
+        for key in ("source", "level"):
+            yield f"ticket_params.{key}", "neither mask none nor weights reinit takes anything from it"
+    elif t.mask == "none" and t.weights in ("init", "rewind", "init_signs"):
+        yield "ticket_params.level", f"mask is none, and weights {t.weights} are those of every level"
 
 
 def _in_training(c: Values) -> Reasons:

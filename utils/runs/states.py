@@ -20,7 +20,7 @@ class Position:
         begun: whether it has been pruned and rewound.
         epoch: the next epoch of its schedule to train; weight rewinding starts at epoch k.
         tally: counts of the epoch in progress; None between two epochs.
-        initial_density: d0, the density left by pruning at initialization, 0 to 1.
+        initial_density: d0, the density of level 0, left by pruning at initialization or the ticket, 0 to 1.
     """
 
     level: int = 0

@@ -1,0 +1,179 @@
+"""Where a ticket comes from: a run or a file, and whether it holds what ``ticket_params`` asks for. Reads no tensor."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness_params import Config, make_config
+from utils.config.sources import read_yaml
+from utils.errors import ConfigError, RunError
+from utils.runs.states import saved_states
+
+# Weights that a file can give: it holds one set of them, with no word on how they began.
+OF_A_FILE = ("final", "reinit")
+# The optimizer's options that its state belongs to.
+OPTIMIZER = ("optimizer_name", "momentum", "nesterov", "beta1", "beta2", "weight_decay", "no_decay_bn")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The run or the file that ``ticket_params.source`` names.
+
+    Attributes:
+        path: the run's directory, or the file.
+        cfg: the run's config; None for a file.
+        level: level of the run whose mask is taken; -1 for a file.
+        weights: ``ticket_params.weights``, never auto.
+    """
+
+    path: Path
+    cfg: Config | None
+    level: int
+    weights: str
+
+    def checkpoint(self, name: str) -> Path:
+        """``model_{name}.pt`` of the run; the file itself if it is one."""
+        return self.path / "checkpoints" / f"model_{name}.pt" if self.cfg else self.path
+
+    @property
+    def mask_file(self) -> Path:
+        """The checkpoint that holds the mask, and the final weights."""
+        return self.checkpoint(f"level_{self.level}")
+
+    @property
+    def optimizer_file(self) -> Path:
+        """The optimizer of the run's rewind point."""
+        return self.path / "artifacts" / "optimizer_rewind.pt"
+
+    @property
+    def rewind_epoch(self) -> int:
+        """k of the run: the epoch of its schedule at which its rewind point stands."""
+        return self.cfg.prune_params.rewind_epoch if self.cfg else 0
+
+
+def reads_source(cfg: Config) -> bool:
+    """Whether this start of the run reads its source: a resumed run does so only if it has no saved state yet."""
+    if not cfg.ticket_params.source:
+        return False
+    e = cfg.experiment_params
+    if not e.resume_expt_name:
+        return True
+    with contextlib.suppress(RunError):  # whoever loads the states reports it
+        return not saved_states(Path(e.base_dir) / e.resume_expt_name)
+    return False
+
+
+def find_source(cfg: Config) -> Source:
+    """The source of the ticket, checked as far as that needs no tensors.
+
+    Raises:
+        ConfigError: there is no such run or file; it lacks the level or the rewind point; it is of another network; the
+            options do not go together.
+    """
+    t, e = cfg.ticket_params, cfg.experiment_params
+    named, given = Path(e.base_dir) / t.source, Path(t.source)
+    path = named if named.exists() else given
+    own = Path(e.base_dir) / (e.resume_expt_name or e.expt_name or " ")
+    if not path.exists():
+        places = f"{named} or {given.absolute()}" if named.absolute() != given.absolute() else str(given)
+        raise ConfigError(f"ticket_params.source: {t.source}: no run and no file at {places}")
+    if path.resolve() == own.resolve():
+        raise ConfigError(f"ticket_params.source: {t.source} is this run itself")
+    source = _run_source(cfg, path) if path.is_dir() else _file_source(cfg, path)
+    if faults := _faults(cfg, source):
+        raise ConfigError(faults)
+    return source
+
+
+def _file_source(cfg: Config, path: Path) -> Source:
+    t = cfg.ticket_params
+    faults = []
+    if t.level != -1:
+        faults.append(f"ticket_params.level: {t.level} is not allowed: {path} is a file, which has no levels")
+    weights = "final" if t.weights == "auto" else t.weights
+    if weights not in OF_A_FILE:
+        allowed = f"{' or '.join(OF_A_FILE)}: {path} is a file, which holds one set of weights; {weights} needs a run"
+        faults.append(f"ticket_params.weights: {weights} is not allowed: {allowed}")
+    if faults:
+        raise ConfigError(faults)
+    return Source(path, None, -1, weights)
+
+
+def _run_source(cfg: Config, path: Path) -> Source:
+    t = cfg.ticket_params
+    if not (path / "expt_config.yaml").is_file():
+        raise ConfigError(f"ticket_params.source: {path} is no run: it has no expt_config.yaml")
+    try:
+        values, repeats = read_yaml(str(path / "expt_config.yaml"))
+        if repeats:
+            raise ConfigError(repeats)
+        saved = make_config(values)
+    except ConfigError as error:
+        raise ConfigError(f"ticket_params.source: {path}: expt_config.yaml: {error.faults[0]}") from error
+    finished = finished_levels(path)
+    level = finished - 1 if t.level == -1 else t.level
+    if level >= finished or finished == 0:
+        has = f"levels 0 to {finished - 1}" if finished else "no level"
+        raise ConfigError(f"ticket_params.level: {t.level} is not allowed: {path} has finished {has}")
+    return Source(path, saved, level, "init" if t.weights == "auto" else t.weights)
+
+
+def finished_levels(run: Path) -> int:
+    """Number of levels of a run that have a checkpoint, from level 0 on."""
+    level = 0
+    while (run / "checkpoints" / f"model_level_{level}.pt").is_file():
+        level += 1
+    return level
+
+
+def _faults(cfg: Config, source: Source) -> list[str]:
+    t = cfg.ticket_params
+    faults = []
+    if source.weights == "final" and t.mask.startswith("shuffle"):
+        why = "final weights are zero where they were pruned; a shuffled mask needs weights that were not"
+        faults.append(f"ticket_params.weights: {source.weights} is not allowed with ticket_params.mask {t.mask}: {why}")
+    if source.weights == "final_signs" and t.mask != "same":
+        why = "only kept weights have a final sign"
+        faults.append(f"ticket_params.weights: final_signs is not allowed with ticket_params.mask {t.mask}: {why}")
+    if source.cfg is None:
+        return faults
+    for path in ("model_params.model_name", "model_params.blurpool"):
+        here, there = cfg.value(path), source.cfg.value(path)
+        if here != there:
+            faults.append(f"{path}: {here!r} is not allowed: {source.path} holds another network, of {there!r}")
+    if source.weights == "rewind":
+        faults += _faults_of_rewinding(cfg, source)
+    return faults
+
+
+def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
+    """Level 0 goes on from epoch k of the source run, with its optimizer."""
+    assert source.cfg is not None
+    if not (source.checkpoint("rewind").is_file() and source.optimizer_file.is_file()):
+        kind = source.cfg.experiment_params.training_type
+        has = f"{source.path} has no rewind point: training_type is {kind} there, and only wr saves one"
+        return [f"ticket_params.weights: rewind is not allowed: {has}"]
+    k, e, p = source.rewind_epoch, cfg.experiment_params, cfg.prune_params
+    begins = f"{source.path} is rewound to epoch {k}, where level 0 begins"
+    faults = []
+    if k >= e.epochs_per_level:
+        faults.append(f"experiment_params.epochs_per_level: {e.epochs_per_level} is not allowed: over {k}: {begins}")
+    if e.training_type == "wr" and p.rewind_epoch < k:
+        faults.append(f"prune_params.rewind_epoch: {p.rewind_epoch} is not allowed: {k} or more: {begins}")
+    here, there = cfg.to_dict()["optimizer"], source.cfg.to_dict()["optimizer"]
+    for key in OPTIMIZER:
+        if key in here and here[key] != there[key]:
+            why = f"it is {there[key]!r} in {source.path}, with whose optimizer ticket_params.weights rewind goes on"
+            faults.append(f"optimizer.{key}: {here[key]!r} is not allowed: {why}")
+    return faults
+
+
+def saved_record(run: Path) -> dict[str, Any] | None:
+    """What a run's ``artifacts/environment.json`` says of its ticket; None if it says nothing."""
+    try:
+        entries = json.loads((run / "artifacts" / "environment.json").read_text())
+        return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
