@@ -35,12 +35,16 @@ class GridRun:
         words: the command line after ``harness.py``.
         cfg: the config that these words stand for, checked.
         processes: number of processes that the run starts.
+        after: name of the run of the same grid that it starts from; "" = it waits for none.
+        first_epoch: epoch of its schedule at which level 0 begins.
     """
 
     name: str
     words: tuple[str, ...]
     cfg: Config
     processes: int = 1
+    after: str = ""
+    first_epoch: int = 0
 
     @property
     def path(self) -> Path:
@@ -60,7 +64,7 @@ class GridRun:
         """Number of epochs over all levels."""
         e, p = self.cfg.experiment_params, self.cfg.prune_params
         later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
-        return e.epochs_per_level + (p.num_levels - 1) * later
+        return e.epochs_per_level - self.first_epoch + (p.num_levels - 1) * later
 
     def progress(self) -> Progress:
         """Progress from the run's CSVs; zeros before the first one exists.

@@ -16,10 +16,13 @@ from utils.runs.ticket_source import find_source, reads_source
 FREE_ON_RESUME = frozenset(SCHEMA.paths(lambda option: option.role.free_on_resume))
 
 
-def check_run_directory(cfg: Config) -> None:
+def check_run_directory(cfg: Config, source_exists: bool = True) -> None:
     """Checks before any work: a fresh run has a directory to itself, a resumed run is the same experiment.
 
     A run that starts from a ticket has a source that holds it.
+
+    Args:
+        source_exists: False if that source is still to be trained.
 
     Raises:
         ConfigError: one fault per option; nothing was created.
@@ -46,7 +49,7 @@ def check_run_directory(cfg: Config) -> None:
         faults = []
     if faults:
         raise ConfigError(faults)
-    if reads_source(cfg):
+    if source_exists and reads_source(cfg):
         find_source(cfg)
 
 

@@ -26,12 +26,14 @@ class Source:
         cfg: the run's config; None for a file.
         level: level of the run whose mask is taken; -1 for a file.
         weights: ``ticket_params.weights``, never auto.
+        planned: whether the run is still to be trained, in the same grid.
     """
 
     path: Path
     cfg: Config | None
     level: int
     weights: str
+    planned: bool = False
 
     def checkpoint(self, name: str) -> Path:
         """``model_{name}.pt`` of the run; the file itself if it is one."""
@@ -48,9 +50,21 @@ class Source:
         return self.path / "artifacts" / "optimizer_rewind.pt"
 
     @property
+    def has_rewind_point(self) -> bool:
+        """Whether the run holds a rewind point, or will."""
+        if self.planned:
+            return self.cfg is not None and self.cfg.experiment_params.training_type == "wr"
+        return self.checkpoint("rewind").is_file() and self.optimizer_file.is_file()
+
+    @property
     def rewind_epoch(self) -> int:
         """k of the run: the epoch of its schedule at which its rewind point stands."""
         return self.cfg.prune_params.rewind_epoch if self.cfg else 0
+
+    @property
+    def first_epoch(self) -> int:
+        """Epoch of its schedule at which level 0 begins."""
+        return self.rewind_epoch if self.weights == "rewind" else 0
 
 
 def reads_source(cfg: Config) -> bool:
@@ -102,7 +116,6 @@ def _file_source(cfg: Config, path: Path) -> Source:
 
 
 def _run_source(cfg: Config, path: Path) -> Source:
-    t = cfg.ticket_params
     if not (path / "expt_config.yaml").is_file():
         raise ConfigError(f"ticket_params.source: {path} is no run: it has no expt_config.yaml")
     try:
@@ -112,12 +125,29 @@ def _run_source(cfg: Config, path: Path) -> Source:
         saved = make_config(values)
     except ConfigError as error:
         raise ConfigError(f"ticket_params.source: {path}: expt_config.yaml: {error.faults[0]}") from error
-    finished = finished_levels(path)
-    level = finished - 1 if t.level == -1 else t.level
-    if level >= finished or finished == 0:
-        has = f"levels 0 to {finished - 1}" if finished else "no level"
+    return _with_level(cfg, path, saved, finished_levels(path))
+
+
+def _with_level(cfg: Config, path: Path, saved: Config, levels: int, planned: bool = False) -> Source:
+    t = cfg.ticket_params
+    level = levels - 1 if t.level == -1 else t.level
+    if not 0 <= level < levels:
+        has = f"levels 0 to {levels - 1}" if levels else "no level"
         raise ConfigError(f"ticket_params.level: {t.level} is not allowed: {path} has finished {has}")
-    return Source(path, saved, level, "init" if t.weights == "auto" else t.weights)
+    return Source(path, saved, level, "init" if t.weights == "auto" else t.weights, planned)
+
+
+def check_planned_source(cfg: Config, path: Path, planned: Config) -> Source:
+    """As `find_source`, for a source that a grid will have trained by the time that this run starts.
+
+    Args:
+        path: of its run.
+        planned: its config.
+    """
+    source = _with_level(cfg, path, planned, planned.prune_params.num_levels, planned=True)
+    if faults := _faults(cfg, source):
+        raise ConfigError(faults)
+    return source
 
 
 def finished_levels(run: Path) -> int:
@@ -151,7 +181,7 @@ def _faults(cfg: Config, source: Source) -> list[str]:
 def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
     """Level 0 goes on from epoch k of the source run, with its optimizer."""
     assert source.cfg is not None
-    if not (source.checkpoint("rewind").is_file() and source.optimizer_file.is_file()):
+    if not source.has_rewind_point:
         kind = source.cfg.experiment_params.training_type
         has = f"{source.path} has no rewind point: training_type is {kind} there, and only wr saves one"
         return [f"ticket_params.weights: rewind is not allowed: {has}"]

@@ -52,13 +52,16 @@ class Ticket:
 
     Attributes:
         record: where it comes from, in plain values, for ``artifacts/environment.json``.
-        first_epoch: of its schedule that level 0 trains; not 0 only with weights ``rewind``.
         optimizer: state to go on from; None = a fresh optimizer.
     """
 
     record: dict[str, Any]
-    first_epoch: int = 0
     optimizer: dict[str, Any] | None = None
+
+    @property
+    def first_epoch(self) -> int:
+        """Epoch of its schedule at which level 0 begins; not 0 only with weights ``rewind``."""
+        return int(self.record["first_epoch"])
 
     @property
     def density(self) -> float:
@@ -109,16 +112,14 @@ def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
         for name, tensor in {**state, **{f"{name}{MASK_SUFFIX}": mask for name, mask in masks.items()}}.items():
             own[name].copy_(tensor)
     apply_masks(model)
-    record |= {"density": density(model), "sha256": digest_of(model)}
+    record |= {"first_epoch": source.first_epoch, "density": density(model), "sha256": digest_of(model)}
     if before is not None and before["sha256"] != record["sha256"]:
         raise ConfigError(
             f"ticket_params.source: {source.path} holds other masks or weights than the run being resumed began with"
         )
     if dead := dead_layers(model):
         note("mask", f"no weight is kept in {', '.join(dead)}")
-    if source.weights != "rewind":
-        return Ticket(record)
-    return Ticket(record, source.rewind_epoch, _optimizer(cfg, source))
+    return Ticket(record, _optimizer(source) if source.weights == "rewind" else None)
 
 
 def _describe(source: Source) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def note(option: str, text: str) -> None:
     print(f"harness: note: ticket_params.{option}: {text}", file=sys.stderr)
 
 
-def _optimizer(cfg: Config, source: Source) -> dict[str, Any]:
+def _optimizer(source: Source) -> dict[str, Any]:
     """The optimizer of the source's rewind point."""
     state = load_checked(source.optimizer_file)
     if not isinstance(state, dict) or not {"sgd", "scaler"} <= state.keys():
