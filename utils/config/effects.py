@@ -9,6 +9,8 @@ from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
 IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
+# The others draw lots.
+SCORED = [name for name, method in METHODS.items() if method.score != "random_scores"]
 # Methods in rounds look at the shape of a batch alone.
 SCORED_ON_BATCHES = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
 
@@ -51,6 +53,8 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.rewind_epoch", f"training_type is {e.training_type}: only wr rewinds to an epoch"
     if not used & set(IN_ROUNDS):
         yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
+    if not used & set(SCORED):
+        yield "prune_params.invert_scores", "no method that scores weights is used"
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"

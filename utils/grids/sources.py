@@ -19,7 +19,8 @@ def with_sources(runs: Sequence[GridRun], names: Iterable[str], reader: GridRead
     """
     # Not at the top: it imports torch, which `--help` and a misspelt grid do not need.
     from utils.runs.directory import check_run_directory
-    from utils.runs.ticket_source import check_planned_source, find_source, reads_source, saved_record
+    from utils.runs.records import saved_ticket
+    from utils.runs.ticket_source import check_planned_source, find_source, reads_source
 
     by_name, checked = {run.name: run for run in runs}, []
     for run in runs:
@@ -40,7 +41,7 @@ def with_sources(runs: Sequence[GridRun], names: Iterable[str], reader: GridRead
         if source:
             first_epoch = source.first_epoch
         else:
-            first_epoch = (saved_record(run.path) or {}).get("first_epoch", 0)
+            first_epoch = (saved_ticket(run.path) or {}).get("first_epoch", 0)
         checked.append(replace(run, after=after if waits and source else "", first_epoch=first_epoch))
     reader.faults += [
         f"run {name}: its source starts from the run itself, by way of others" for name in _circles(checked)

@@ -61,6 +61,7 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: fl
             batches=data.train.score_batches(level, p.score_batches) if _needs_batches(method) else None,
             generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
             rounds=p.synflow_rounds,
+            invert_scores=p.invert_scores,
             dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
         )
     except ValueError as error:  # no such density, or scores that are not finite: the line says which

@@ -1,10 +1,8 @@
 """Where a ticket comes from: a run or a file, and whether it holds what ``ticket_params`` asks for. Reads no tensor."""
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness_params import Config, make_config
 from utils.config.sources import read_yaml
@@ -198,12 +196,3 @@ def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
             why = f"it is {there[key]!r} in {source.path}, with whose optimizer ticket_params.weights rewind goes on"
             faults.append(f"optimizer.{key}: {here[key]!r} is not allowed: {why}")
     return faults
-
-
-def saved_record(run: Path) -> dict[str, Any] | None:
-    """What a run's ``artifacts/environment.json`` says of its ticket; None if it says nothing."""
-    try:
-        entries = json.loads((run / "artifacts" / "environment.json").read_text())
-        return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None

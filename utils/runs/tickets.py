@@ -37,8 +37,9 @@ from utils.distributed import Context
 from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
+from utils.runs.records import saved_ticket
 from utils.runs.ticket_files import NetworkFiles, State, load_checked
-from utils.runs.ticket_source import Source, find_source, reads_source, saved_record
+from utils.runs.ticket_source import Source, find_source, reads_source
 from utils.seeds import stable_seed
 from utils.training.setup import new_network
 
@@ -98,7 +99,7 @@ def start_from_ticket(cfg: Config, ctx: Context, data: Data, model: nn.Module) -
 
 def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
     e = cfg.experiment_params
-    before = saved_record(Path(e.base_dir) / e.resume_expt_name) if e.resume_expt_name else None
+    before = saved_ticket(Path(e.base_dir) / e.resume_expt_name) if e.resume_expt_name else None
     if not reads_source(cfg):
         if before is None:
             raise RunError("artifacts/environment.json of the run does not say what ticket it started from")
@@ -131,7 +132,7 @@ def _describe(source: Source) -> dict[str, Any]:
         "experiment_params": {"training_type": e.training_type},
         "prune_params": source.cfg.to_dict()["prune_params"],
     }
-    return {"seed": e.seed, "options": method, "ticket": saved_record(source.path)}
+    return {"seed": e.seed, "options": method, "ticket": saved_ticket(source.path)}
 
 
 def digest_of(model: nn.Module) -> str:
