@@ -51,6 +51,9 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.er_method", "er_init is 1: nothing is pruned at initialization"
     if e.training_type != "wr":
         yield "prune_params.rewind_epoch", f"training_type is {e.training_type}: only wr rewinds to an epoch"
+        yield "prune_params.rewind_step", f"training_type is {e.training_type}: only wr rewinds to a step"
+    elif p.rewind_step:
+        yield "prune_params.rewind_epoch", f"rewind_step is {p.rewind_step}: wr rewinds to that step"
     if not used & set(IN_ROUNDS):
         yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
     if not used & set(SCORED):
@@ -63,9 +66,12 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
 def _in_tickets(c: Values) -> Reasons:
     t = c.ticket_params
     if not t.source:
-        for key in ("level", "mask", "weights"):
+        for key in ("level", "step", "mask", "weights"):
             yield f"ticket_params.{key}", 'source is "": level 0 starts from a fresh network'
-    elif t.mask == "none" and t.weights == "reinit":
+        return
+    if t.weights != "rewind":
+        yield "ticket_params.step", f"weights is {t.weights}: only rewind starts at a step of the source"
+    if t.mask == "none" and t.weights == "reinit":
         for key in ("source", "level"):
             yield f"ticket_params.{key}", "neither mask none nor weights reinit takes anything from it"
     elif t.mask == "none" and t.weights in ("init", "rewind", "init_signs"):

@@ -1,5 +1,6 @@
 """One run of a grid: its command line, its checked config, and its progress, read from its CSVs."""
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from harness_params import Config, Note, unused_alone
 from utils.errors import DataError
+from utils.runs.records import saved_ticket
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class GridRun:
         cfg: the config that these words stand for, checked.
         processes: number of processes that the run starts.
         after: name of the run of the same grid that it starts from; "" = it waits for none.
-        first_epoch: epoch of its schedule at which level 0 begins.
     """
 
     name: str
@@ -44,7 +45,6 @@ class GridRun:
     cfg: Config
     processes: int = 1
     after: str = ""
-    first_epoch: int = 0
 
     @property
     def path(self) -> Path:
@@ -61,10 +61,27 @@ class GridRun:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs over all levels."""
+        """Number of epochs over all levels.
+
+        With a ``rewind_step`` level 1 tells in which epoch it begins, and a ticket of a rewind point is read when the
+        run starts: until then, this is the most that it can be.
+        """
         e, p = self.cfg.experiment_params, self.cfg.prune_params
-        later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
-        return e.epochs_per_level - self.first_epoch + (p.num_levels - 1) * later
+        first = p.rewind_epoch if e.training_type == "wr" else 0
+        if e.training_type == "wr" and p.rewind_step:
+            first = self._first_epoch_of_level_1()
+        ticket = saved_ticket(self.path) if self.cfg.ticket_params.source else None
+        skipped = ticket["first_epoch"] if ticket else 0
+        return e.epochs_per_level - skipped + (p.num_levels - 1) * (e.epochs_per_level - first)
+
+    def _first_epoch_of_level_1(self) -> int:
+        """0 before the first epoch of level 1 has ended, and where the CSV is damaged, which `progress` reports."""
+        from utils.runs.tables import EPOCH_COLUMNS, epoch_table, table_file
+
+        with contextlib.suppress(DataError, ValueError, TypeError):
+            rows = _rows(table_file(self.path, epoch_table(1)), EPOCH_COLUMNS)
+            return int(rows[0]["epoch"]) if rows else 0
+        return 0
 
     def progress(self) -> Progress:
         """Progress from the run's CSVs; zeros before the first one exists.

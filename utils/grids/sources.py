@@ -19,30 +19,22 @@ def with_sources(runs: Sequence[GridRun], names: Iterable[str], reader: GridRead
     """
     # Not at the top: it imports torch, which `--help` and a misspelt grid do not need.
     from utils.runs.directory import check_run_directory
-    from utils.runs.records import saved_ticket
-    from utils.runs.ticket_source import check_planned_source, find_source, reads_source
+    from utils.runs.ticket_source import check_planned_source, reads_source
 
     by_name, checked = {run.name: run for run in runs}, []
     for run in runs:
         after = _source_in_grid(run, names)
         if after in names and after not in by_name:
             continue
-        waits = bool(after) and not by_name[after].finished
+        waits = bool(after) and not by_name[after].finished and reads_source(run.cfg)
         try:
             check_run_directory(run.cfg, source_exists=not waits)
-            source = None
-            if waits and reads_source(run.cfg):
-                source = check_planned_source(run.cfg, by_name[after].path, by_name[after].cfg)
-            elif reads_source(run.cfg):
-                source = find_source(run.cfg)
+            if waits:
+                check_planned_source(run.cfg, by_name[after].path, by_name[after].cfg)
         except ConfigError as error:
             reader.faults += [f"run {run.name}: {fault}" for fault in error.faults]
             continue
-        if source:
-            first_epoch = source.first_epoch
-        else:
-            first_epoch = (saved_ticket(run.path) or {}).get("first_epoch", 0)
-        checked.append(replace(run, after=after if waits and source else "", first_epoch=first_epoch))
+        checked.append(replace(run, after=after if waits else ""))
     reader.faults += [
         f"run {name}: its source starts from the run itself, by way of others" for name in _circles(checked)
     ]

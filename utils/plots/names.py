@@ -23,6 +23,8 @@ METHOD = {
 # What settles the density that a run starts from. A run of one level is one point on the density axis; a run that is
 # pruned further is a line of its own.
 AXES = {"prune_params.er_init", "ticket_params.level"}
+# k of weight rewinding: a run has one of them.
+K = {"prune_params.rewind_epoch", "prune_params.rewind_step"}
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
 # What was changed in a ticket.
@@ -34,8 +36,8 @@ WEIGHTS = {
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
-    "experiment_params.epochs_per_level": "E", "prune_params.rewind_epoch": "k", "dataset.augment": "augment",
-    "ticket_params.level": "ticket of level",
+    "experiment_params.epochs_per_level": "E", **dict.fromkeys(K, "k"), "dataset.augment": "augment",
+    "ticket_params.level": "ticket of level", "ticket_params.step": "from step",
 }  # fmt: skip
 
 
@@ -47,13 +49,15 @@ def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, An
             by the name of its method: sources that differ in their seed are the same.
     """
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
-    if cfg.prune_params.num_levels == 1:  # wr saves epoch k here, too, but nothing is rewound to it
-        unused = unused | {"prune_params.rewind_epoch"}
+    if cfg.prune_params.num_levels == 1:  # wr saves the state at k here, too, but nothing is rewound to it
+        unused = unused | K
+    if not cfg.prune_params.rewind_step:
+        unused = unused | {"prune_params.rewind_step"}
     if initial_density(cfg.prune_params) == 1:  # er_init 1 is the same as no er_method
         unused = unused | {"prune_params.er_init", "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
     if ticket:
-        flat |= {f"ticket_params.{key}": ticket[key] for key in ("level", "mask", "weights")}
+        flat |= {f"ticket_params.{key}": ticket[key] for key in ("level", "step", "mask", "weights")}
     options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
     }
@@ -119,14 +123,18 @@ def source_name(ticket: Ticket) -> str:
 
 
 def differing(options: Sequence[dict[str, Any]]) -> set[str]:
-    """Options with more than one value among the runs that have them, and files that only some runs have."""
+    """Options with more than one value among the runs that have them, and files that only some runs have.
+
+    An epoch k and a step k are two values of one thing.
+    """
     values: dict[str, list] = {}
     for chosen in options:
         for path, value in chosen.items():
             values.setdefault(path, []).append(value)
-    return {
+    differ = {
         path for path, found in values.items() if len(set(found)) > 1 or (path in FILES and len(found) < len(options))
     }
+    return differ | K if values.keys() >= K else differ
 
 
 def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:

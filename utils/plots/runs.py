@@ -107,7 +107,7 @@ def _ticket_of(path: Path) -> dict[str, Any]:
         DataError: it says nothing, or not enough.
     """
     ticket = saved_ticket(path)
-    if not ticket or not {"level", "mask", "weights"} <= ticket.keys():
+    if not ticket or not {"level", "step", "mask", "weights"} <= ticket.keys():
         raise DataError(f"{path}: artifacts/environment.json does not say what ticket the run started from")
     return ticket
 

@@ -1,6 +1,5 @@
 """Files of weights that a ticket may be taken from: ours, torchvision's, and such that other programs have wrapped."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from utils.conv_type import MASK_SUFFIX, masked_params
 from utils.errors import ConfigError, RunError
-from utils.files import sha256
+from utils.runs.run import read_saved
 from utils.runs.weights import load
 
 # Keys below which programs put their weights, and what wrappers put before each name.
@@ -43,7 +42,10 @@ class NetworkFiles:
             ConfigError: names or shapes are another network's.
             RunError: the file is missing or damaged, or holds no weights.
         """
-        state = unwrapped(load_checked(file), file)
+        return self.fitting(unwrapped(_load(file), file), file)
+
+    def fitting(self, state: State, file: Path) -> State:
+        """`state`, which is that of `file`, if it has the network's names and shapes. Raises as `read`."""
         wanted = set(self.shapes) if self.mask_names & state.keys() else self.shapes.keys() - self.mask_names
         wanted = {name for name in wanted if name in state or not name.endswith("num_batches_tracked")}
         if wrong := self._misfits(state, wanted):
@@ -83,17 +85,5 @@ def unwrapped(content: Any, file: Path) -> State:
     return content
 
 
-def load_checked(file: Path) -> Any:
-    """Content of a file; one of a run must be as the run wrote it.
-
-    Raises:
-        RunError: it is missing or damaged, holds more than tensors, or was changed since its run wrote it.
-    """
-    index = file.parent.parent / "artifacts" / "checkpoints.json"
-    try:
-        known = json.loads(index.read_text()).get(file.name)
-    except (OSError, ValueError, AttributeError):
-        known = None
-    if known and file.exists() and sha256(file) not in known:
-        raise RunError(f"{file} was changed since its run wrote it: it is damaged, or another checkpoint")
-    return load(file)
+def _load(file: Path) -> Any:
+    return read_saved(file) if file.parent.name == "checkpoints" else load(file)

@@ -11,8 +11,11 @@ from utils.runs.states import saved_states
 
 # Weights that a file can give: it holds one set of them, with no word on how they began.
 OF_A_FILE = ("final", "reinit")
-# The optimizer's options that its state belongs to.
-OPTIMIZER = ("optimizer_name", "momentum", "nesterov", "beta1", "beta2", "weight_decay", "no_decay_bn")
+# To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there.
+GOES_ON = (
+    "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "optimizer.optimizer_name", "optimizer.momentum",
+    "optimizer.nesterov", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Source:
         path: the run's directory, or the file.
         cfg: the run's config; None for a file.
         level: level of the run whose mask is taken; -1 for a file.
+        step: ``ticket_params.step``.
         weights: ``ticket_params.weights``, never auto.
         planned: whether the run is still to be trained, in the same grid.
     """
@@ -30,6 +34,7 @@ class Source:
     path: Path
     cfg: Config | None
     level: int
+    step: int
     weights: str
     planned: bool = False
 
@@ -43,26 +48,19 @@ class Source:
         return self.checkpoint(f"level_{self.level}")
 
     @property
-    def optimizer_file(self) -> Path:
-        """The optimizer of the run's rewind point."""
-        return self.path / "artifacts" / "optimizer_rewind.pt"
-
-    @property
-    def has_rewind_point(self) -> bool:
-        """Whether the run holds a rewind point, or will."""
+    def has_point(self) -> bool:
+        """Whether the run holds the step of level 0 to start at, or will."""
+        assert self.cfg is not None
         if self.planned:
-            return self.cfg is not None and self.cfg.experiment_params.training_type == "wr"
-        return self.checkpoint("rewind").is_file() and self.optimizer_file.is_file()
+            p, e = self.cfg.prune_params, self.cfg.experiment_params
+            return e.training_type == "wr" if self.step == -1 else self.step in p.save_steps
+        name = "rewind" if self.step == -1 else f"step_{self.step}"
+        return self.checkpoint(name).is_file() and (self.path / "artifacts" / f"optimizer_{name}.pt").is_file()
 
     @property
-    def rewind_epoch(self) -> int:
-        """k of the run: the epoch of its schedule at which its rewind point stands."""
-        return self.cfg.prune_params.rewind_epoch if self.cfg else 0
-
-    @property
-    def first_epoch(self) -> int:
-        """Epoch of its schedule at which level 0 begins."""
-        return self.rewind_epoch if self.weights == "rewind" else 0
+    def point(self) -> str:
+        """The step of level 0 to start at, in words."""
+        return "rewind point" if self.step == -1 else f"state of step {self.step}"
 
 
 def reads_source(cfg: Config) -> bool:
@@ -110,7 +108,7 @@ def _file_source(cfg: Config, path: Path) -> Source:
         faults.append(f"ticket_params.weights: {weights} is not allowed: {allowed}")
     if faults:
         raise ConfigError(faults)
-    return Source(path, None, -1, weights)
+    return Source(path, None, -1, t.step, weights)
 
 
 def _run_source(cfg: Config, path: Path) -> Source:
@@ -132,7 +130,7 @@ def _with_level(cfg: Config, path: Path, saved: Config, levels: int, planned: bo
     if not 0 <= level < levels:
         has = f"levels 0 to {levels - 1}" if levels else "no level"
         raise ConfigError(f"ticket_params.level: {t.level} is not allowed: {path} has finished {has}")
-    return Source(path, saved, level, "init" if t.weights == "auto" else t.weights, planned)
+    return Source(path, saved, level, t.step, "init" if t.weights == "auto" else t.weights, planned)
 
 
 def check_planned_source(cfg: Config, path: Path, planned: Config) -> Source:
@@ -177,22 +175,18 @@ def _faults(cfg: Config, source: Source) -> list[str]:
 
 
 def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
-    """Level 0 goes on from epoch k of the source run, with its optimizer."""
+    """Level 0 goes on from a step of the source run, with its optimizer."""
     assert source.cfg is not None
-    if not source.has_rewind_point:
-        kind = source.cfg.experiment_params.training_type
-        has = f"{source.path} has no rewind point: training_type is {kind} there, and only wr saves one"
-        return [f"ticket_params.weights: rewind is not allowed: {has}"]
-    k, e, p = source.rewind_epoch, cfg.experiment_params, cfg.prune_params
-    begins = f"{source.path} is rewound to epoch {k}, where level 0 begins"
+    if not source.has_point:
+        need = "training_type wr" if source.step == -1 else f"{source.step} in prune_params.save_steps"
+        return [
+            f"ticket_params.weights: rewind is not allowed: {source.path} has no {source.point}: it needs {need} there"
+        ]
     faults = []
-    if k >= e.epochs_per_level:
-        faults.append(f"experiment_params.epochs_per_level: {e.epochs_per_level} is not allowed: over {k}: {begins}")
-    if e.training_type == "wr" and p.rewind_epoch < k:
-        faults.append(f"prune_params.rewind_epoch: {p.rewind_epoch} is not allowed: {k} or more: {begins}")
-    here, there = cfg.to_dict()["optimizer"], source.cfg.to_dict()["optimizer"]
-    for key in OPTIMIZER:
-        if key in here and here[key] != there[key]:
-            why = f"it is {there[key]!r} in {source.path}, with whose optimizer ticket_params.weights rewind goes on"
-            faults.append(f"optimizer.{key}: {here[key]!r} is not allowed: {why}")
+    here, there = cfg.to_dict(), source.cfg.to_dict()
+    for path in GOES_ON:
+        section, key = path.split(".")
+        if key in here[section] and here[section][key] != there[section][key]:
+            why = f"it is {there[section][key]!r} in {source.path}, from whose {source.point} level 0 goes on"
+            faults.append(f"{path}: {here[section][key]!r} is not allowed: {why}")
     return faults

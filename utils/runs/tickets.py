@@ -4,9 +4,9 @@ What is taken by ``ticket_params.weights``. "The rest" are the parameters withou
 BatchNorm statistics:
 
 - ``init``: weights and the rest as the source run began with them: the lottery ticket (Frankle & Carbin 2019).
-- ``rewind``: both as at the source's rewind point k, with its optimizer; level 0 goes on at k of the schedule: what
-  weight rewinding does with this mask (Frankle et al. 2020), except for the order of the images, which depends on the
-  number of the level.
+- ``rewind``: both as at step k of the source's level 0 (its rewind point, or one of its ``save_steps``), with the
+  optimizer of that step. Level 0 goes on from there, at step k of the schedule: what weight rewinding does with this
+  mask (Frankle et al. 2020), except for the order of the images, which depends on the number of the level.
 - ``final``: both as at the end of the level; or as in the file.
 - ``reinit``: the network's own initialization, drawn anew, weights and the rest: the mask alone is taken, as in the
   reinitialization experiment of Frankle & Carbin 2019. Drawn from the seed and a constant, so never the weights of
@@ -37,8 +37,9 @@ from utils.distributed import Context
 from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
+from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
 from utils.runs.records import saved_ticket
-from utils.runs.ticket_files import NetworkFiles, State, load_checked
+from utils.runs.ticket_files import NetworkFiles, State
 from utils.runs.ticket_source import Source, find_source, reads_source
 from utils.seeds import stable_seed
 from utils.training.setup import new_network
@@ -60,9 +61,9 @@ class Ticket:
     optimizer: dict[str, Any] | None = None
 
     @property
-    def first_epoch(self) -> int:
-        """Epoch of its schedule at which level 0 begins; not 0 only with weights ``rewind``."""
-        return int(self.record["first_epoch"])
+    def first_step(self) -> int:
+        """Optimizer step of its schedule at which level 0 begins; not 0 only with weights ``rewind``."""
+        return int(self.record["first_step"])
 
     @property
     def density(self) -> float:
@@ -105,22 +106,29 @@ def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
             raise RunError("artifacts/environment.json of the run does not say what ticket it started from")
         return Ticket(before)
     source = find_source(cfg)
-    record = {"source": str(source.path.resolve()), "level": source.level, "mask": cfg.ticket_params.mask}
-    record |= {"weights": source.weights, **_describe(source)}
-    masks, state = _Reader(cfg, data, model, source).take()
+    record = {"source": str(source.path.resolve()), "level": source.level, "step": source.step}
+    record |= {"mask": cfg.ticket_params.mask, "weights": source.weights, **_describe(source)}
+    point = _point(cfg, data, source) if source.weights == "rewind" else None
+    masks, state = _Reader(cfg, data, model, source, point).take()
     with torch.no_grad():
         own = model.state_dict()
         for name, tensor in {**state, **{f"{name}{MASK_SUFFIX}": mask for name, mask in masks.items()}}.items():
             own[name].copy_(tensor)
     apply_masks(model)
-    record |= {"first_epoch": source.first_epoch, "density": density(model), "sha256": digest_of(model)}
+    step = point.step if point else 0
+    record |= {
+        "first_step": step,
+        "first_epoch": step // data.train.steps_per_epoch,
+        "density": density(model),
+        "sha256": digest_of(model),
+    }
     if before is not None and before["sha256"] != record["sha256"]:
         raise ConfigError(
             f"ticket_params.source: {source.path} holds other masks or weights than the run being resumed began with"
         )
     if dead := dead_layers(model):
         note("mask", f"no weight is kept in {', '.join(dead)}")
-    return Ticket(record, _optimizer(source) if source.weights == "rewind" else None)
+    return Ticket(record, point.optimizer if point else None)
 
 
 def _describe(source: Source) -> dict[str, Any]:
@@ -149,19 +157,32 @@ def note(option: str, text: str) -> None:
     print(f"harness: note: ticket_params.{option}: {text}", file=sys.stderr)
 
 
-def _optimizer(source: Source) -> dict[str, Any]:
-    """The optimizer of the source's rewind point."""
-    state = load_checked(source.optimizer_file)
-    if not isinstance(state, dict) or not {"sgd", "scaler"} <= state.keys():
-        raise RunError(f"{source.optimizer_file} holds no state of an optimizer")
-    return state
+def _point(cfg: Config, data: Data, source: Source) -> Point:
+    """The step of the source's level 0 that level 0 goes on from.
+
+    Raises:
+        ConfigError: the schedule ends before it, or weight rewinding would go back behind it.
+        RunError: its files are missing or damaged.
+    """
+    steps, p, e = data.train.steps_per_epoch, cfg.prune_params, cfg.experiment_params
+    if source.step == -1:
+        point = read_rewind_point(source.path, steps)
+    else:
+        point = read_point(source.path, source.step)
+    begins = f"level 0 begins at step {point.step}, the {source.point} of {source.path} ({steps} steps per epoch)"
+    if point.step >= e.epochs_per_level * steps:
+        raise ConfigError(f"experiment_params.epochs_per_level: {e.epochs_per_level} is not allowed: {begins}")
+    if e.training_type == "wr" and p.num_levels > 1 and rewind_step(cfg, steps) < point.step:
+        key = "rewind_step" if p.rewind_step else "rewind_epoch"
+        raise ConfigError(f"prune_params.{key}: {getattr(p, key)} is not allowed: {begins}")
+    return point
 
 
 class _Reader:
     """Reads masks and weights of one ticket, as CPU tensors by the names of the network's parameters."""
 
-    def __init__(self, cfg: Config, data: Data, model: nn.Module, source: Source):
-        self.cfg, self.data, self.source = cfg, data, source
+    def __init__(self, cfg: Config, data: Data, model: nn.Module, source: Source, point: Point | None):
+        self.cfg, self.data, self.source, self.point = cfg, data, source, point
         self.files = NetworkFiles(model)
 
     def take(self) -> tuple[dict[str, Tensor], State]:
@@ -169,11 +190,12 @@ class _Reader:
         masks, weights = self._masks(), self.source.weights
         if weights == "reinit":
             return masks, self._fresh()
-        if weights in ("rewind", "final"):
-            file = self.source.checkpoint("rewind") if weights == "rewind" else self.source.mask_file
-            state = self.files.read(file)
-            self._check_unpruned(state, masks, file)
-            return masks, state
+        if self.point:
+            file = self.source.checkpoint("rewind" if self.source.step == -1 else f"step_{self.source.step}")
+            return masks, self._checked(self.files.fitting(self.point.weights, file), masks, file)
+        if weights == "final":
+            file = self.source.mask_file
+            return masks, self._checked(self.files.read(file), masks, file)
         init = self._init(masks)
         if weights == "init_signs":
             return masks, self._signed(self._fresh(), init)
@@ -232,8 +254,8 @@ class _Reader:
         """Sizes and the rest of one state, signs of the masked weights of another; the sign of zero is plus."""
         return {**sizes, **{name: sizes[name].abs().copysign(signs[name]) for name in self.files.masked}}
 
-    def _check_unpruned(self, state: State, masks: dict[str, Tensor], file: Path) -> None:
-        """Weights are zero where their own checkpoint has them pruned: no shuffled mask may keep them.
+    def _checked(self, state: State, masks: dict[str, Tensor], file: Path) -> State:
+        """The state. Weights are zero where their own checkpoint has them pruned: no shuffled mask may keep them.
 
         Raises:
             ConfigError: it would.
@@ -241,12 +263,13 @@ class _Reader:
         own = self.files.masks_in(state) or {}
         lost = sum(int((masks[name] & ~mask).sum()) for name, mask in own.items())
         if not lost:
-            return
+            return state
         kept = sum(int(mask.sum()) for mask in masks.values())
         zeros = f"{lost} of {kept} weights are 0 in {file}, which has them pruned"
         if self.cfg.ticket_params.mask != "none":
             raise ConfigError(f"ticket_params.mask: {self.cfg.ticket_params.mask} is not allowed: {zeros}")
         note("mask", f"none keeps all weights: {zeros}")
+        return state
 
 
 def same(masks: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

@@ -17,6 +17,13 @@ OPTIONS = {
     "level": Option(
         Int(-1), default=-1, unit="level", meaning="level of the source run whose mask is taken; -1 = the last finished"
     ),
+    "step": Option(
+        Int(-1),
+        default=-1,
+        unit="steps",
+        meaning="with weights rewind: step of the source's level 0 to start at, one of its save_steps; -1 = its "
+        "rewind point, of training_type wr",
+    ),
     "mask": Option(
         Choice(MASKS),
         default="same",
