@@ -177,7 +177,7 @@ def test_a_crop_and_a_flip_by_hand():
     plan = {"batch_size": 2, "drop_last": False, "seed": 0, "rank": 0, "world": 1}
     loader = MemoryTrainLoader(np.repeat(image, 2, 0), np.array([0, 1]), normalize, True, True, **plan)
     corner = (CROP_PADDING + 1) * (2 + 2 * CROP_PADDING) + CROP_PADDING - 1
-    draw = loader._draw(0, 0)._replace(corners=torch.tensor([corner, corner]), flips=torch.tensor([0, 1]))
+    draw = loader._draw(0, 0, 0)._replace(corners=torch.tensor([corner, corner]), flips=torch.tensor([0, 1]))
     images, _ = loader._batch(draw, slice(0, 2))
     # Rows from 1 on, columns from -1 on: [[., 3], [., .]], and its mirror image.
     assert images.tolist() == [[[[0, 3], [0, 0]]], [[[3, 0], [0, 0]]]]

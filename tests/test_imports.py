@@ -45,7 +45,14 @@ TORCH_FREE = [
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.
-TABLES_ONLY = ["utils.runs.tables", "utils.plots", "utils.grids", "utils.plot_results", "utils.run_grid"]
+TABLES_ONLY = [
+    "utils.runs.tables",
+    "utils.runs.records",
+    "utils.plots",
+    "utils.grids",
+    "utils.plot_results",
+    "utils.run_grid",
+]
 TORCH = {"torch", "torchvision"}
 # Names that hold a config in the product.
 CONFIGS = {"cfg", "c", "config"}

@@ -198,19 +198,19 @@ class FolderTrainLoader(EpochPlan):
         super().__init__(num_images=len(split.files), **plan)
         self.reader = _Reader(FolderImages(split, size, crop, flip), normalize, num_workers)
 
-    def _keys(self, level: int, epoch: int, parts: list[slice]) -> Iterator[list[Key]]:
-        order = epoch_order(self.num_images, self.seed, level, epoch).tolist()
+    def _keys(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[list[Key]]:
+        order = epoch_order(self.num_images, seed, level, epoch).tolist()
         for part in parts:
             places = range(part.start, part.stop)
-            yield [(order[place], stable_seed(self.seed, level, epoch, place)) for place in places]
+            yield [(order[place], stable_seed(seed, level, epoch, place)) for place in places]
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
-        return self.reader.read(self._keys(level, epoch, self.places(start_step)))
+        return self.reader.read(self._keys(level, epoch, self.places(start_step), self.seed))
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches))))
+        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches), self.score_seed)))
 
     def close(self) -> None:
         self.reader.close()

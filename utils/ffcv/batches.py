@@ -91,12 +91,12 @@ class FFCVTrainLoader(EpochPlan):
         super().__init__(num_images=reader.beton.num_images, **plan)
         self.reader, self.sizes, self.crop, self.flip = reader, sizes, crop, flip
 
-    def _read(self, level: int, epoch: int, parts: list[slice]) -> Iterator[Batch]:
-        order = epoch_order(self.num_images, self.seed, level, epoch).numpy()
+    def _read(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[Batch]:
+        order = epoch_order(self.num_images, seed, level, epoch).numpy()
         batches, size, beton = [order[part] for part in parts], self.sizes(epoch), self.reader.beton
 
         def views(k: int) -> Geometry:
-            seeds = [stable_seed(self.seed, level, epoch, place) for place in range(parts[k].start, parts[k].stop)]
+            seeds = [stable_seed(seed, level, epoch, place) for place in range(parts[k].start, parts[k].stop)]
             heights, widths = beton.heights[batches[k]], beton.widths[batches[k]]
             return training_views(heights, widths, size, self.crop, self.flip, seeds)
 
@@ -104,11 +104,11 @@ class FFCVTrainLoader(EpochPlan):
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
-        return self._read(level, epoch, self.places(start_step))
+        return self._read(level, epoch, self.places(start_step), self.seed)
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        return list(self._read(level, 0, self.score_places(num_batches)))
+        return list(self._read(level, 0, self.score_places(num_batches), self.score_seed))
 
     def close(self) -> None:
         self.reader.close()

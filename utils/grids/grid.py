@@ -11,7 +11,8 @@ from utils.config.options import show
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError
 from utils.grids.grid_run import GridRun, begun
-from utils.grids.reader import GRID_KEYS, GridReader, RunEntry
+from utils.grids.reader import GRID_KEYS, GridReader, RunEntry, of_seed
+from utils.grids.sources import with_sources
 
 MOST_RUNS = 100_000  # a longer grid is a slip in a product of lists
 
@@ -62,13 +63,13 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     if not reader.faults and len(entries) * len(seeds) > MOST_RUNS:
         reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {MOST_RUNS}")
     base_dir = str(values.get("base_dir") or "./experiments")
-    runs = []
-    for seed in seeds if not reader.faults else ():
-        for entry in entries:
-            fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
-            named = RunEntry(f"{entry.name}_seed{seed}", entry.config, common | overrides | entry.options | fixed)
-            run = _checked_run(named, threads, bool(gpus), reader)
-            runs += [run] if run else []
+    named = [
+        of_seed(entry, seed, base_dir, common | overrides)
+        for seed in (seeds if not reader.faults else ())
+        for entry in entries
+    ]
+    checked = [_checked_run(entry, threads, bool(gpus), reader) for entry in named]
+    runs = with_sources([run for run in checked if run], {entry.name for entry in named}, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
     return Grid(tuple(runs), parallel, threads, gpus)
@@ -95,15 +96,13 @@ def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[RunEntr
 
 
 def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReader) -> GridRun | None:
-    """The run, checked as harness.py will check it; None if it has faults, which go to `reader`.
+    """The run, its options checked as harness.py will check them; None if they have faults, which go to `reader`.
 
     Args:
         threads: divided among the run's processes, unless its options set dist_params.threads; 0 = left to the harness.
         one_gpu: whether the run will see exactly one GPU.
     """
-    # Imported here: they import torch, which `--help` and a misspelt grid do not need.
-    from utils.distributed import default_nproc
-    from utils.runs.directory import check_run_directory
+    from utils.distributed import default_nproc  # not at the top: torch, which `--help` and a misspelt grid do not need
 
     words = ["--config", entry.config, *(f"--{key}={value}" for key, value in entry.options.items())]
     try:
@@ -116,7 +115,6 @@ def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReade
             # As an option, because a small MLP ignores OMP_NUM_THREADS.
             words.append(f"--dist_params.threads={max(1, threads // processes)}")
             cfg = load_config(words)
-        check_run_directory(cfg)
     except ConfigError as error:
         reader.faults += [f"run {entry.name}: {fault}" for fault in error.faults]
         return None

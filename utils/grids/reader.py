@@ -34,6 +34,16 @@ class RunEntry:
     options: dict[str, str]
 
 
+SEED = "{seed}"  # in an option of a run: the run's seed
+
+
+def of_seed(entry: RunEntry, seed: int, base_dir: str, common: Mapping[str, str]) -> RunEntry:
+    """The run of one seed, named for it, with `common` options below its own."""
+    fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
+    options = {key: text.replace(SEED, str(seed)) for key, text in {**common, **entry.options}.items()}
+    return RunEntry(f"{entry.name.replace(SEED, str(seed))}_seed{seed}", entry.config, options | fixed)
+
+
 @dataclass
 class GridReader:
     """Reads the values of a grid file; collects their faults, so that all are printed at once."""

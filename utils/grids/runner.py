@@ -45,9 +45,8 @@ class GridRunner:
         try:
             while (waiting and not self.stopping) or self.running:
                 free = [slot for slot in range(self.grid.parallel) if slot not in self.running]
-                while free and waiting and not self.stopping:
+                while free and not self.stopping and (run := self._next(waiting)):
                     slot = free.pop(0)
-                    run = waiting.pop(0)
                     try:
                         active = RunProcess(run, self.grid, slot, self.terminal)
                     except DataError as error:  # the fault of this run: the others go on
@@ -66,6 +65,21 @@ class GridRunner:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
         return self._end()
+
+    def _next(self, waiting: list[GridRun]) -> GridRun | None:
+        """Take the next run out of `waiting` that can start; None if all of them wait for runs in progress.
+
+        Those whose source failed are taken out and fail.
+        """
+        while lost := next((run for run in waiting if run.after in self.failed), None):
+            waiting.remove(lost)
+            self.failed.append(lost.name)
+            self._say(f"{lost.name}: FAILED, {lost.after}, which it starts from, failed")
+        unfinished = {run.name for run in waiting} | {active.run.name for active in self.running.values()}
+        ready = next((run for run in waiting if run.after not in unfinished), None)
+        if ready:
+            waiting.remove(ready)
+        return ready
 
     def _collect(self) -> int:
         """Show the progress of running processes and remove ended ones; return how many runs have just finished."""

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from harness_params import Config
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name
 from utils.pruning.methods import initial_density
+from utils.runs.records import saved_ticket
 from utils.runs.saved import is_run, read_summary, saved_config
 from utils.runs.tables import SUMMARY, table_file
 
@@ -19,7 +21,8 @@ class SavedRun:
     """One run directory.
 
     Attributes:
-        start: density left by pruning at initialization (1 without it).
+        seed: its seed, or "seed/data_seed" where the second is one of its own.
+        start: density that it starts from, left by pruning at initialization or the ticket (1 without either).
         planned: number of levels that its config asks for.
         options: {section.key: value} of what defines the experiment, without options that have no effect.
         method: name of its pruning method.
@@ -29,7 +32,7 @@ class SavedRun:
     path: Path
     dataset: str
     model: str
-    seed: int
+    seed: int | str
     start: float
     planned: int
     options: dict[str, Any]
@@ -77,7 +80,26 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     if len(summary) < planned and not (partial and len(summary)):
         hint = "; use --partial to include them" if len(summary) else ""
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
+    ticket = _ticket_of(path) if cfg.ticket_params.source else None
+    start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed,
-        initial_density(cfg.prune_params), planned, effective_options(cfg), method_name(cfg), summary,
+        path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
+        effective_options(cfg, ticket), method_name(cfg, ticket), summary,
     )  # fmt: skip
+
+
+def _seed_of(cfg: Config) -> int | str:
+    e = cfg.experiment_params
+    return e.seed if e.data_seed in (-1, e.seed) else f"{e.seed}/{e.data_seed}"
+
+
+def _ticket_of(path: Path) -> dict[str, Any]:
+    """What a run says of its ticket.
+
+    Raises:
+        DataError: it says nothing, or not enough.
+    """
+    ticket = saved_ticket(path)
+    if not ticket or not {"level", "step", "mask", "weights"} <= ticket.keys():
+        raise DataError(f"{path}: artifacts/environment.json does not say what ticket the run started from")
+    return ticket

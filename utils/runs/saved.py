@@ -12,7 +12,7 @@ from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
 
 CONFIG_FILE = "expt_config.yaml"
 # Columns that hold text, in any of the tables that are read here.
-TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run"}
+TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run", "seed"}
 
 
 def is_run(path: Path) -> bool:

@@ -7,6 +7,12 @@ OPTIONS = {
     "seed": Option(
         Int(0, 2**32 - 1), default=0, role=REPLICATE, meaning="seed: weights, data order, augmentation, random pruning"
     ),
+    "data_seed": Option(
+        Int(-1, 2**32 - 1),
+        default=-1,
+        role=REPLICATE,
+        meaning="seed of data order and augmentation alone, in training (not dropout, not pruning); -1 = as seed",
+    ),
     "base_dir": Option(FilePath(), default="./experiments", role=PLACE, meaning="folder of all runs"),
     "expt_name": Option(
         RunName(), default="", role=PLACE, meaning='name of this run; "" = experiment_<date>_<time>_<id>'
