@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.analysis.command import Command, Result, table_text
-from utils.analysis.commands import barrier, drop, overlap, signs
+from utils.analysis.commands import barrier, drop, overlap, signs, stability
 from utils.errors import report
 from utils.files import write_whole
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Command] = {
     "drop": drop.COMMAND,
     "overlap": overlap.COMMAND,
     "signs": signs.COMMAND,
+    "stability": stability.COMMAND,
 }
 
 

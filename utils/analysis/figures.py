@@ -160,6 +160,39 @@ def _along_lines(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def draw_stability(frame: pd.DataFrame) -> Figure:
+    """Error barrier against density, a line per step; against the step where there is one density alone.
+
+    Args:
+        frame: rows of `utils.analysis.lines.measured`, with the column step.
+
+    Raises:
+        ConfigError: too many steps for one figure.
+    """
+    found = barriers_of(frame, ["step"])
+    levels = found.groupby("level")["density"].mean()
+    with plt.style.context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+        if len(levels) == 1:
+            line = over_repetitions(found, "error_barrier", ["step"])
+            mean_line(ax, line["step"], line, label=f"{100 * levels.iloc[0]:.3g}%", **line_style(0))
+            ax.set_xlabel("Optimizer step from which the two networks differ")
+            title = "density"
+        else:
+            steps = list(found["step"].drop_duplicates())
+            check_lines(len(steps), "choose fewer --steps")
+            line = over_repetitions(found, "error_barrier", ["step", "level"])
+            for place, step in enumerate(steps):
+                own = line[line["step"] == step].set_index("level")
+                mean_line(ax, 100 * levels[own.index], own, label=str(step), **line_style(place))
+            density_axis(ax, float(levels.min()))
+            title = "from step"
+        ax.set_ylabel("Error barrier (percentage points)")
+        ax.set_ylim(bottom=0)
+        legend_beside(figure, ax, f"{title}\n({repetitions_note(line['seeds'])})")
+    return figure
+
+
 def _against_density(frame: pd.DataFrame) -> Figure:
     found = barriers_of(frame)
     with plt.style.context(STYLE):

@@ -68,8 +68,29 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         for seed in (seeds if not reader.faults else ())
         for entry in entries
     ]
-    checked = [_checked_run(entry, threads, bool(gpus), reader) for entry in named]
-    runs = with_sources([run for run in checked if run], {entry.name for entry in named}, reader)
+    return grid_of(named, parallel, threads, gpus, reader)
+
+
+def grid_of(
+    entries: Sequence[RunEntry],
+    parallel: int = 1,
+    threads: int = 0,
+    gpus: tuple[str, ...] = (),
+    reader: GridReader | None = None,
+) -> Grid:
+    """The grid of these runs, each of them checked.
+
+    Args:
+        entries: runs with their final names and all of their options, base_dir and seed included.
+        parallel, threads, gpus: as in `Grid`.
+        reader: has the faults that were found so far.
+
+    Raises:
+        ConfigError: all faults; nothing has been started or created.
+    """
+    reader = reader or GridReader()
+    checked = [_checked_run(entry, threads, bool(gpus), reader) for entry in entries]
+    runs = with_sources([run for run in checked if run], {entry.name for entry in entries}, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
     return Grid(tuple(runs), parallel, threads, gpus)
