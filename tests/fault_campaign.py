@@ -136,7 +136,7 @@ class Campaign:
             victim.process.join(rng.uniform(0.5, 3))
             workers = workers_of(victim.pid)  # now: to look for them takes longer than a file
             while parts_of(path) <= left and victim.process.exitcode is None:
-                pass  # a file of this size is there for some milliseconds
+                time.sleep(0.0005)  # a file is there for some milliseconds
         else:
             before = _progress(path)
             while _progress(path) == before and victim.process.exitcode is None:
