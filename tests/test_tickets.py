@@ -18,7 +18,8 @@ from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.runs.points import read_rewind_point
 from utils.runs.ticket_files import NetworkFiles
-from utils.runs.tickets import Ticket, shuffle_global, shuffle_layer, start_from_ticket
+from utils.runs.ticket_weights import shuffle_global, shuffle_layer
+from utils.runs.tickets import Ticket, start_from_ticket
 from utils.training.setup import build_model, new_network
 
 WEIGHTS = ("fc1.weight", "fc2.weight", "fc3.weight")
