@@ -16,7 +16,7 @@ from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
 from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
-from utils.runs.records import saved_ticket
+from utils.runs.records import environment_file, saved_ticket
 from utils.runs.ticket_files import State
 from utils.runs.ticket_source import Source, find_source, reads_source
 from utils.runs.ticket_weights import TicketReader, note
@@ -74,10 +74,11 @@ def start_from_ticket(cfg: Config, ctx: Context, data: Data, model: nn.Module) -
 
 def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
     e = cfg.experiment_params
-    before = saved_ticket(Path(e.base_dir) / e.resume_expt_name) if e.resume_expt_name else None
+    own = Path(e.base_dir) / e.resume_expt_name
+    before = saved_ticket(own) if e.resume_expt_name else None
     if not reads_source(cfg):
         if before is None:
-            raise RunError("artifacts/environment.json of the run does not say what ticket it started from")
+            raise RunError(f"{environment_file(own)} does not say what ticket the run started from")
         return Ticket(before)
     source = find_source(cfg)
     point = _point(cfg, data, source) if source.weights == "rewind" else None
