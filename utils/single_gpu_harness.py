@@ -2,8 +2,8 @@
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, and an
-answer to signals.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, CUDA
+graphs, and an answer to signals.
 """
 
 import contextlib
@@ -135,6 +135,8 @@ def main() -> int:
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
+        if cfg.experiment_params.cuda_graphs == "on":
+            print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
         with contextlib.closing(study.data), open_run(cfg) as run:
             study.run_levels(run)
