@@ -168,9 +168,9 @@ class StepGraphs:
         self.masks = MaskVersions(self.model)
         self.pool = self.graphs.new_pool()  # torch refuses a pool whose graphs are all gone
 
-    def new_tally(self) -> Tally:
-        """Zeros, for the start of an epoch; the tensors are those that the graphs count in."""
-        return Tally(self.losses.zero_(), self.correct.zero_())
+    def new_tally(self, first: int) -> Tally:
+        """Zeros, for an epoch trained from step `first` on; the tensors are those that the graphs count in."""
+        return Tally(self.losses.zero_(), self.correct.zero_(), first, first)
 
     def steps(
         self, level: int, epoch: int, rates: Sequence[float], optimizer: torch.optim.SGD, tally: Tally
