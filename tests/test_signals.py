@@ -106,10 +106,10 @@ class SlowSaving(MustBeMet):
         signals.multiprocessing.parent_process = self.met  # which returns None
         plain = Run._write_state
 
-        def write(run, name, state) -> None:
-            if state["mid_epoch"]:
+        def write(run, name, state, tables) -> None:
+            if state.content()["mid_epoch"]:
                 time.sleep(2)
-            plain(run, name, state)
+            plain(run, name, state, tables)
 
         Run._write_state = write
 
