@@ -186,11 +186,7 @@ class Harness:
         return row
 
     def _after_step(self, steps: int) -> bool:
-        """Saves the points of level 0 reached with `steps` steps of the epoch, and a state if one is due.
-
-        Returns:
-            whether to stop.
-        """
+        """Whether to stop after `steps` steps of the epoch; saves the points of level 0 and the state if one is due."""
         self.points.keep(self.run, self.position)
         if self.stop(steps):
             return True

@@ -134,7 +134,7 @@ def test_stop_of_one_worker_leaves_the_others_time_to_save(fork, when):
 class Ranks:
     """Two ranks that say the same; notes at which steps they were asked."""
 
-    world, steps = 2, 0
+    world, steps, is_main = 2, 0, True
 
     def __init__(self):
         self.asked = []

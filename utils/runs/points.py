@@ -80,7 +80,7 @@ class Point:
 def save_points(
     run: Run, names: Iterable[str], step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]
 ) -> None:
-    """Queues the files of the points `names` of optimizer step `step`; tensors are copied first, once for all names."""
+    """Queues the files of the points `names` of optimizer step `step`; tensors are copied first."""
     snapshot = Snapshot({"weights": weights, "optimizer": {**optimizer, "step": step}})
     for name in names:
         run.save_checkpoint(name, snapshot["weights"])

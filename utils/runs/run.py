@@ -82,7 +82,14 @@ class Run:
         """Digest first, beside the one before, so after a crash the old and the new file both pass the check."""
         with whole_file(path) as file:
             save(content.content(), file)
-            _note_digest(path, file.finish())
+            self._note_digest(path.name, file.finish())
+
+    def _note_digest(self, name: str, digest: str) -> None:
+        file = _digests_file(self.path)
+        digests = _digests(file)
+        old = [known for known in digests.get(name, []) if known != digest]
+        digests[name] = [digest, *old][:2]
+        write_whole(file, json.dumps(digests, indent=1).encode())
 
     def _read(self, path: Path) -> Any:
         if path in self._queued:
@@ -169,11 +176,3 @@ def _digests(file: Path) -> dict[str, list[str]]:
     if not isinstance(digests, dict):
         raise RunError(f"{file} is damaged; remove it to go on unchecked")
     return digests
-
-
-def _note_digest(path: Path, digest: str) -> None:
-    file = _digests_file(path.parent.parent)
-    digests = _digests(file)
-    old = [known for known in digests.get(path.name, []) if known != digest]
-    digests[path.name] = [digest, *old][:2]
-    write_whole(file, json.dumps(digests, indent=1).encode())
