@@ -118,7 +118,15 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--prune_params.prune_method=snip", "--prune_params.num_levels=1"], "prune_params.prune_method"),
         (["--prune_params.prune_rate=0.5", "--prune_params.num_levels=1"], "prune_params.prune_rate"),
         (["--experiment_params.training_type=lrr", "--prune_params.num_levels=1"], "experiment_params.training_type"),
-        (["--experiment_params.save_every_minutes=5.0"], "experiment_params.save_every_minutes"),
+        (["--experiment_params.save_every_epochs=20"], "experiment_params.save_every_epochs"),
+        (
+            [
+                "--experiment_params.eval_every_epochs=2",
+                "--experiment_params.epochs_per_level=1",
+                "--optimizer.warmup_epochs=0",
+            ],
+            "experiment_params.eval_every_epochs",
+        ),
         (
             ["--experiment_params.expt_name=a", "--experiment_params.resume_expt_name=b"],
             "experiment_params.expt_name",

@@ -71,6 +71,7 @@ BAD_VALUES = [  # YAML section body, the option at fault, the value as the fault
     ("experiment_params: {training_type: IMP}", "experiment_params.training_type", "IMP", "did you mean imp?"),
     ("experiment_params: {precision: float16}", "experiment_params.precision", "float16", "fp16"),
     ("experiment_params: {compile: true}", "experiment_params.compile", "true", "auto, on, off"),
+    ("experiment_params: {eval_every_epochs: 0}", "experiment_params.eval_every_epochs", "0", ">= 1"),
     ("experiment_params: {save_every_minutes: -1}", "experiment_params.save_every_minutes", "-1", ">= 0"),
     ("experiment_params: {base_dir: ''}", "experiment_params.base_dir", "''", "a path"),
     ("experiment_params: {expt_name: ../x}", "experiment_params.expt_name", "../x", "no /"),

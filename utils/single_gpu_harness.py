@@ -24,8 +24,9 @@ from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
 from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows
+from utils.runs.snapshots import Snapshot
+from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
@@ -61,7 +62,7 @@ class SingleProcess:
             begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
                 initial_density = density(model)
-                run.save_checkpoint("init", cpu_copy(model.state_dict()))
+                run.save_checkpoint("init", Snapshot(model.state_dict()))
             elif e.training_type == "imp":
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
@@ -78,7 +79,7 @@ class SingleProcess:
             for epoch in range(begin // self.steps, e.epochs_per_level):
                 rows.append(self.train_epoch(run, level, epoch, max(0, begin - epoch * self.steps)))
 
-            run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
+            run.save_checkpoint(f"level_{level}", Snapshot(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
 
@@ -113,7 +114,7 @@ class SingleProcess:
         finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
-        test_loss, test_acc = self.evaluate()
+        test_loss, test_acc = self.evaluate() if is_evaluated(self.cfg, epoch) else (math.nan, math.nan)
         rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)

@@ -68,8 +68,10 @@ def _in_training(c: Values) -> Reasons:
             yield "optimizer.lr_min", "the rate is constant"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
-    if e.save_every_epochs == 1:
-        yield "experiment_params.save_every_minutes", "the state is saved at the end of every epoch already"
+    if e.save_every_epochs >= e.epochs_per_level:
+        yield "experiment_params.save_every_epochs", "a state is saved at the end of every level anyway"
+    if e.epochs_per_level == 1:
+        yield "experiment_params.eval_every_epochs", "epochs_per_level is 1, and a level's last epoch is evaluated"
 
 
 def _in_data(c: Values) -> Reasons:

@@ -18,7 +18,7 @@ class Progress:
         levels: number of finished levels.
         epochs: number of epochs trained so far, over all levels.
         density: of the last finished level, a fraction; None before the first level ends.
-        accuracy: on the test set after the last epoch, in percent; None before the first epoch ends.
+        accuracy: on the test set after the last evaluated epoch, in percent; None before the first one.
     """
 
     levels: int = 0
@@ -129,7 +129,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _accuracy(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]) -> float | None:
-    """Test accuracy after the last epoch that has ended, in percent; an empty cell is not-a-number."""
-    if epochs:
-        return float(epochs[-1]["test_acc"] or "nan")
+    """Test accuracy after the last epoch that was evaluated, in percent; the cells of the others are empty."""
+    cells = [row["test_acc"] for row in epochs if row["test_acc"] != ""]
+    if cells:
+        return float(cells[-1])
     return float(levels[-1]["final_test_acc"] or "nan") if levels else None
