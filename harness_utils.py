@@ -23,6 +23,7 @@ from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
+from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS
 
@@ -108,7 +109,7 @@ def _record_levels(file: Path, levels: int) -> None:
 
 def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
     """Appends one entry per start to ``artifacts/environment.json``."""
-    file = path / "artifacts" / "environment.json"
+    file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):

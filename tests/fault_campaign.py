@@ -1,6 +1,6 @@
 """kill -9 at random moments: 2-process runs on real digits, killed and resumed over and over, against undisturbed ones.
 
-    python -m tests.fault_campaign [--kinds imp wr lrr synflow ticket] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
+    python -m tests.fault_campaign [--kinds KIND ...] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
 
 A kill falls on the launcher or on one of its workers, while it starts, at any moment of its work, or while a checkpoint
 or a state is written (its temporary file is what triggers the kill, and what is left of it the proof). Each start saves

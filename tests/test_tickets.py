@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness_params import Config, make_config
 from tests.conftest import SMALL
+from tests.test_saved_by_older_code import unpack
 from tests.traps import SHORT
 from utils.conv_type import masked_params
 from utils.dataset import load_data
@@ -18,7 +19,8 @@ from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.runs.points import read_rewind_point
 from utils.runs.ticket_files import NetworkFiles
-from utils.runs.tickets import Ticket, shuffle_global, shuffle_layer, start_from_ticket
+from utils.runs.ticket_weights import shuffle_global, shuffle_layer
+from utils.runs.tickets import Ticket, start_from_ticket
 from utils.training.setup import build_model, new_network
 
 WEIGHTS = ("fc1.weight", "fc2.weight", "fc3.weight")
@@ -268,6 +270,15 @@ def test_a_damaged_checkpoint_of_a_run_is_refused(source, tmp_path):
     torch.save(source.checkpoint("level_1"), tmp_path / "copy" / "checkpoints" / "model_init.pt")
     with pytest.raises(RunError, match=r"model_init\.pt was changed since this run wrote it"):
         taken(tmp_path, "copy")
+
+
+def test_a_run_of_older_code_is_a_source(tmp_path):
+    """Its rewind point does not say its step, and level 0 is pruned at initialization."""
+    run = unpack(tmp_path)
+    ticket, state = taken(tmp_path, "run", weights="rewind", **{"dataset.batch_size": 128, "optimizer.nesterov": True})
+    there = torch.load(run / "checkpoints" / "model_rewind.pt", weights_only=True)
+    assert ticket.first_step == 12 and all(torch.equal(state[name], there[name]) for name in there)
+    assert ticket.density == pytest.approx(0.5, abs=1e-3)
 
 
 def test_taking_a_ticket_draws_nothing_from_the_global_generator(source):

@@ -19,6 +19,11 @@ A grid file:
         prune_params.er_method: snip
         each: {prune_params.er_init: [0.5, 0.1]}   # one run per value: snip_0.5_seed0, snip_0.1_seed0, ...
       other: {config: configs/another.yaml}
+      reinit:                                      # level 0 starts from a run of this grid, which is waited for
+        ticket_params.source: imp_seed{seed}       # {seed} stands for the run's seed in any option
+        ticket_params.weights: reinit
+        prune_params.num_levels: 1
+        each: {ticket_params.level: [1, 2, 3]}     # reinit_1_seed0, ...
 
 Command-line options override `set`. They may not change an option that a run sets itself, directly or in `each`.
 Paths are relative to the current directory.

@@ -71,7 +71,7 @@ class GridRun:
         if e.training_type == "wr" and p.rewind_step:
             first = self._first_epoch_of_level_1()
         ticket = saved_ticket(self.path) if self.cfg.ticket_params.source else None
-        skipped = ticket["first_epoch"] if ticket else 0
+        skipped = ticket.get("first_epoch", 0) if ticket else 0
         return e.epochs_per_level - skipped + (p.num_levels - 1) * (e.epochs_per_level - first)
 
     def _first_epoch_of_level_1(self) -> int:

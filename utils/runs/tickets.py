@@ -1,28 +1,6 @@
-"""Tickets: masks and weights that level 0 takes from a run or a file, unchanged or with one thing changed on purpose.
-
-What is taken by ``ticket_params.weights``. "The rest" are the parameters without masks (biases, BatchNorm) and the
-BatchNorm statistics:
-
-- ``init``: weights and the rest as the source run began with them: the lottery ticket (Frankle & Carbin 2019).
-- ``rewind``: both as at step k of the source's level 0 (its rewind point, or one of its ``save_steps``), with the
-  optimizer of that step. Level 0 goes on from there, at step k of the schedule: what weight rewinding does with this
-  mask (Frankle et al. 2020), except for the order of the images, which depends on the number of the level.
-- ``final``: both as at the end of the level; or as in the file.
-- ``reinit``: the network's own initialization, drawn anew, weights and the rest: the mask alone is taken, as in the
-  reinitialization experiment of Frankle & Carbin 2019. Drawn from the seed and a constant, so never the weights of
-  init, not with the same seed either.
-- ``init_signs``: sizes and the rest of ``reinit``; each masked weight has the sign that it has in ``init``
-  ("reinit, constant sign" of Zhou et al. 2019).
-- ``final_signs``: sizes and the rest of ``init``; each masked weight has the sign that it has in ``final``.
-
-Masks are permuted within each layer, which keeps the count of each layer, or over all layers, which keeps the total
-(Frankle et al. 2021). All random numbers are drawn on the CPU of rank 0 by (seed, a constant of their own): the
-permutation, too, so the shuffled masks of two levels are nested as the masks are.
-"""
+"""Tickets: masks and weights that level 0 takes from a run or a file, unchanged or with one thing changed."""
 
 import hashlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,21 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, apply_masks, density, density_of
+from utils.conv_type import MASK_SUFFIX, apply_masks, density
 from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
 from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
-from utils.runs.records import saved_ticket
-from utils.runs.ticket_files import NetworkFiles, State
+from utils.runs.records import environment_file, saved_ticket
+from utils.runs.ticket_files import State
 from utils.runs.ticket_source import Source, find_source, reads_source
-from utils.seeds import stable_seed
-from utils.training.setup import new_network
-
-# Take the place of the level in a seed; PRUNING_DRAWS and FLIP_DRAWS take that of the epoch.
-REINIT_DRAWS, SHUFFLE_DRAWS = -3, -4
+from utils.runs.ticket_weights import TicketReader, note
 
 
 @dataclass(frozen=True)
@@ -100,23 +74,19 @@ def start_from_ticket(cfg: Config, ctx: Context, data: Data, model: nn.Module) -
 
 def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
     e = cfg.experiment_params
-    before = saved_ticket(Path(e.base_dir) / e.resume_expt_name) if e.resume_expt_name else None
+    own = Path(e.base_dir) / e.resume_expt_name
+    before = saved_ticket(own) if e.resume_expt_name else None
     if not reads_source(cfg):
         if before is None:
-            raise RunError("artifacts/environment.json of the run does not say what ticket it started from")
+            raise RunError(f"{environment_file(own)} does not say what ticket the run started from")
         return Ticket(before)
     source = find_source(cfg)
-    record = {"source": str(source.path.resolve()), "level": source.level, "step": source.step}
-    record |= {"mask": cfg.ticket_params.mask, "weights": source.weights, **_describe(source)}
     point = _point(cfg, data, source) if source.weights == "rewind" else None
-    masks, state = _Reader(cfg, data, model, source, point).take()
-    with torch.no_grad():
-        own = model.state_dict()
-        for name, tensor in {**state, **{f"{name}{MASK_SUFFIX}": mask for name, mask in masks.items()}}.items():
-            own[name].copy_(tensor)
-    apply_masks(model)
+    masks, state = TicketReader(cfg, data, model, source, point).take()
+    _put(model, masks, state)
     step = point.step if point else 0
-    record |= {
+    record = _describe(source) | {
+        "mask": cfg.ticket_params.mask,
         "first_step": step,
         "first_epoch": step // data.train.steps_per_epoch,
         "density": density(model),
@@ -131,16 +101,31 @@ def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
     return Ticket(record, point.optimizer if point else None)
 
 
+@torch.no_grad()
+def _put(model: nn.Module, masks: dict[str, Tensor], state: State) -> None:
+    """Weights, statistics and masks into `model`, in place."""
+    own = model.state_dict()
+    for name, tensor in [*state.items(), *((name + MASK_SUFFIX, mask) for name, mask in masks.items())]:
+        own[name].copy_(tensor)
+    apply_masks(model)
+
+
 def _describe(source: Source) -> dict[str, Any]:
-    """Facts about the source run for the record, which outlives it: its seed, its method, its own ticket."""
+    """The source for the record, which outlives it: of a run, also its seed, its method, its own ticket."""
+    record = {
+        "source": str(source.path.resolve()),
+        "level": source.level,
+        "step": source.step,
+        "weights": source.weights,
+    }
     if source.cfg is None:
-        return {"sha256_of_file": sha256(source.path)}
+        return {**record, "sha256_of_file": sha256(source.path)}
     e = source.cfg.experiment_params
     method = {
         "experiment_params": {"training_type": e.training_type},
         "prune_params": source.cfg.to_dict()["prune_params"],
     }
-    return {"seed": e.seed, "options": method, "ticket": saved_ticket(source.path)}
+    return {**record, "seed": e.seed, "options": method, "ticket": saved_ticket(source.path)}
 
 
 def digest_of(model: nn.Module) -> str:
@@ -150,11 +135,6 @@ def digest_of(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def note(option: str, text: str) -> None:
-    """Print a note on an option of ``ticket_params``."""
-    print(f"harness: note: ticket_params.{option}: {text}", file=sys.stderr)
 
 
 def _point(cfg: Config, data: Data, source: Source) -> Point:
@@ -176,122 +156,3 @@ def _point(cfg: Config, data: Data, source: Source) -> Point:
         key = "rewind_step" if p.rewind_step else "rewind_epoch"
         raise ConfigError(f"prune_params.{key}: {getattr(p, key)} is not allowed: {begins}")
     return point
-
-
-class _Reader:
-    """Reads masks and weights of one ticket, as CPU tensors by the names of the network's parameters."""
-
-    def __init__(self, cfg: Config, data: Data, model: nn.Module, source: Source, point: Point | None):
-        self.cfg, self.data, self.source, self.point = cfg, data, source, point
-        self.files = NetworkFiles(model)
-
-    def take(self) -> tuple[dict[str, Tensor], State]:
-        """(masks, all weights and statistics), as ``ticket_params`` asks for them."""
-        masks, weights = self._masks(), self.source.weights
-        if weights == "reinit":
-            return masks, self._fresh()
-        if self.point:
-            file = self.source.checkpoint("rewind" if self.source.step == -1 else f"step_{self.source.step}")
-            return masks, self._checked(self.files.fitting(self.point.weights, file), masks, file)
-        if weights == "final":
-            file = self.source.mask_file
-            return masks, self._checked(self.files.read(file), masks, file)
-        init = self._init(masks)
-        if weights == "init_signs":
-            return masks, self._signed(self._fresh(), init)
-        if weights == "final_signs":
-            return masks, self._signed(init, self.files.read(self.source.mask_file))
-        return masks, init
-
-    # --- masks -------------------------------------------------------------------------------------------------------
-
-    def _masks(self) -> dict[str, Tensor]:
-        kind = self.cfg.ticket_params.mask
-        if kind == "none":
-            return {name: torch.ones(self.files.shapes[name], dtype=torch.bool) for name in self.files.masked}
-        state = self.files.read(self.source.mask_file)
-        masks = self.files.masks_in(state)
-        if masks is None:
-            masks = {name: state[name] != 0 for name in self.files.masked}
-            share = f"density {density_of(list(masks.values())):.4g}"
-            note("mask", f"{self.source.path} holds no masks: {kind} keeps its weights that are not 0: {share}")
-        generator = torch.Generator().manual_seed(stable_seed(self.cfg.experiment_params.seed, SHUFFLE_DRAWS))
-        return SHUFFLES[kind](masks, generator)
-
-    # --- weights -----------------------------------------------------------------------------------------------------
-
-    def _fresh(self) -> State:
-        """The network's own initialization, drawn anew."""
-        return self._drawn(self.cfg, stable_seed(self.cfg.experiment_params.seed, REINIT_DRAWS))
-
-    def _drawn(self, cfg: Config, seed: int) -> State:
-        with torch.random.fork_rng(devices=[]):
-            return new_network(cfg, self.data, seed).state_dict()
-
-    def _init(self, masks: dict[str, Tensor]) -> State:
-        """The weights that the source run began with, also those that it pruned at initialization.
-
-        Its checkpoint holds zeros there. Where other weights are to be kept, they are drawn again from the run's seed
-        and compared with those that it has.
-        """
-        file = self.source.checkpoint("init")
-        init = self.files.read(file)
-        own = self.files.masks_in(init) or {}
-        if not any((masks[name] & ~mask).any() for name, mask in own.items()):
-            return init
-        assert self.source.cfg is not None
-        drawn = self._drawn(self.source.cfg, self.source.cfg.experiment_params.seed)
-        expected = {name: tensor * own[name] if name in own else tensor for name, tensor in drawn.items()}
-        weights = [name for name in init if not name.endswith(MASK_SUFFIX)]
-        if not all(name in expected and torch.equal(expected[name], init[name]) for name in weights):
-            raise ConfigError(
-                f"ticket_params.mask: {self.cfg.ticket_params.mask} is not allowed: {file} holds no weights where its "
-                "run was pruned at initialization, and they cannot be drawn again from its seed"
-            )
-        return {name: drawn[name] for name in weights}
-
-    def _signed(self, sizes: State, signs: State) -> State:
-        """Sizes and the rest of one state, signs of the masked weights of another; the sign of zero is plus."""
-        return {**sizes, **{name: sizes[name].abs().copysign(signs[name]) for name in self.files.masked}}
-
-    def _checked(self, state: State, masks: dict[str, Tensor], file: Path) -> State:
-        """The state. Weights are zero where their own checkpoint has them pruned: no shuffled mask may keep them.
-
-        Raises:
-            ConfigError: it would.
-        """
-        own = self.files.masks_in(state) or {}
-        lost = sum(int((masks[name] & ~mask).sum()) for name, mask in own.items())
-        if not lost:
-            return state
-        kept = sum(int(mask.sum()) for mask in masks.values())
-        zeros = f"{lost} of {kept} weights are 0 in {file}, which has them pruned"
-        if self.cfg.ticket_params.mask != "none":
-            raise ConfigError(f"ticket_params.mask: {self.cfg.ticket_params.mask} is not allowed: {zeros}")
-        note("mask", f"none keeps all weights: {zeros}")
-        return state
-
-
-def same(masks: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """The masks as they are."""
-    return masks
-
-
-def shuffle_layer(masks: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Each layer's mask permuted: the same count in each layer."""
-    return {
-        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view(mask.shape)
-        for name, mask in masks.items()
-    }
-
-
-def shuffle_global(masks: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """All masks permuted as one: the same count in all."""
-    flat = torch.cat([mask.flatten() for mask in masks.values()])
-    flat = flat[torch.randperm(len(flat), generator=generator)]
-    parts = flat.split([mask.numel() for mask in masks.values()])
-    return {name: part.view(mask.shape) for (name, mask), part in zip(masks.items(), parts)}
-
-
-Shuffle = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
-SHUFFLES: dict[str, Shuffle] = {"same": same, "shuffle_layer": shuffle_layer, "shuffle_global": shuffle_global}
