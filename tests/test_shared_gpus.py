@@ -12,6 +12,7 @@ import yaml
 
 from tests.conftest import ROOT, SMALL
 from tests.mps_double import GPUS, Doubles, compile_driver
+from tests.processes import _CONTEXT
 from utils.errors import ConfigError
 from utils.grids import process
 from utils.grids.grid import read_grid, runs_per_gpu
@@ -68,7 +69,7 @@ def grid_file(folder: Path, **grid) -> str:
     return str(path)
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -208,15 +209,9 @@ def test_faults(tmp_path, doubles):
     assert read_grid(grid_file(tmp_path), {"mps": "off"}).mps == "off"
 
 
-# --- through the command line, with real runs ------------------------------------------------------------------------
-
+# --- with real runs --------------------------------------------------------------------------------------------------
 
 KINDS = {"run": str(ROOT / "harness.py"), "keeper": "utils.grids.mps_daemon"}
-
-
-def start_grid(path: str) -> subprocess.Popen:
-    words = [sys.executable, "-m", "utils.run_grid", path]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def children(pid: int) -> dict[str, int]:
@@ -229,29 +224,53 @@ def children(pid: int) -> dict[str, int]:
 
 
 def test_a_grid_of_real_runs(tmp_path, doubles):
-    grid = start_grid(grid_file(tmp_path))
-    out, _ = grid.communicate(timeout=120)
-    assert grid.returncode == 0, out
+    assert main([grid_file(tmp_path)]) == 0
     assert order(doubles) == ["start", "get_server_list", "quit", "daemon ended"]
-    assert out.splitlines()[-1] == "run_grid: all 2 runs are finished"
 
 
 def test_a_stopped_grid_ends_its_daemon(tmp_path, doubles):
-    grid = start_grid(grid_file(tmp_path, set={"experiment_params.epochs_per_level": 100000}))
-    wait_for(lambda: any((tmp_path / "runs").rglob("level_0*.csv")))
-    grid.send_signal(signal.SIGINT)
-    out, _ = grid.communicate(timeout=60)
+    path = grid_file(tmp_path, set={"experiment_params.epochs_per_level": 100000})
+    words = [sys.executable, "-m", "utils.run_grid", path]
+    grid = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(lambda: any((tmp_path / "runs").rglob("level_0*.csv")))
+        grid.send_signal(signal.SIGINT)
+        out, _ = grid.communicate(timeout=60)
+    finally:
+        grid.kill()
     assert grid.returncode == 130, out
+    assert "run_grid: 2 runs share a GPU through MPS, each with at most 100% of its threads" in out.splitlines()
     assert order(doubles) == ["start", "get_server_list", "quit", "daemon ended"]
 
 
-def test_a_killed_grid_leaves_no_daemon(tmp_path, doubles, stand_in):
+def _run_grid(path: str, env: dict[str, str]) -> None:
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    os.environ.update(env)
+    main([path])
+
+
+@pytest.fixture
+def start_grid(doubles):
+    """start_grid(path): a grid in a process of its own, whose start costs no import of torch."""
+    started = []
+
+    def start(path: str):
+        started.append(_CONTEXT.Process(target=_run_grid, args=(path, doubles.env)))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process_ in started:
+        process_.kill()
+        process_.join()
+
+
+def test_a_killed_grid_leaves_no_daemon(tmp_path, doubles, start_grid, stand_in):
     """Its keeper ends it; where that was killed too, the next grid does, before it starts its own."""
     path = grid_file(tmp_path, set={"experiment_params.epochs_per_level": 100000})
     grid = start_grid(path)
     wait_for(lambda: "run" in children(grid.pid))
     grid.kill()
-    grid.communicate(timeout=60)
     wait_for(lambda: doubles.records("daemon ended"))
     [first] = doubles.records("start")
     wait_for(lambda: not Path(first["pipes"]).exists())
@@ -260,7 +279,7 @@ def test_a_killed_grid_leaves_no_daemon(tmp_path, doubles, stand_in):
     wait_for(lambda: "run" in children(grid.pid))
     for pid in (children(grid.pid)["keeper"], grid.pid):
         os.kill(pid, signal.SIGKILL)
-    grid.communicate(timeout=60)
+    grid.join()
     assert len(doubles.records("daemon ended")) == 1
     second = doubles.records("start")[-1]
     assert Path(second["pipes"]).exists()

@@ -29,9 +29,9 @@ Paths are relative to the current directory.
 MPS (Multi-Process Service): runs on one GPU work at the same time instead of in turns, which is worth most for small
 networks. The grid starts a daemon of its own, tries it out, and ends it with the last run, also when it is stopped or
 killed; a daemon that answers already is used and left alone. Each of n runs may use 200/n percent of a GPU's threads
-(set CUDA_MPS_ACTIVE_THREAD_PERCENTAGE for another share). A note says why `auto` does without. A run that makes the GPU
-itself fail ends the others that share it: start the grid again. `off` starts nothing; a daemon of the machine's own
-still serves the runs.
+(set CUDA_MPS_ACTIVE_THREAD_PERCENTAGE for another share); kernels may depend on the share, and with them the last bits
+of a result. A note says why `auto` does without MPS. A run that makes the GPU itself fail ends the others that share
+it; start the grid again then. `off` starts nothing; a daemon of the machine's own still serves the runs.
 
 The whole grid is checked before any run starts. Started again, the command skips finished runs and resumes unfinished
 ones. A run that fails is reported with its last line of stderr and does not stop the others. The stderr of each run,

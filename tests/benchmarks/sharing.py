@@ -3,9 +3,9 @@
     python tests/benchmarks/sharing.py --config configs/cifar10_resnet20_fast.yaml [--jobs 1,4] [--epochs 10]
                                        [--section.key=value ...]
 
-Per number of jobs, `utils.run_grid` runs so many seeds of the config at a time, one level each, with `mps: off` and then
+Per number of jobs, `utils.run_grid` runs so many seeds of the config at a time, one level each, with `mps: off`, then
 `mps: on`. A run's figure is the median of its epochs' images_per_second, without the first third, in which runs still
-start and compile; the sum over the runs is what the GPU does. On a machine without MPS the second is left out.
+start and compile; the sum over the runs is what the GPU does. A row without MPS shows the exit status of its grid.
 """
 
 import argparse
