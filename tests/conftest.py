@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if Path("/dev/nvidiactl").exists() else ""
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# scikit-learn's real digits, small enough that a level of two epochs takes well under a second.
+# scikit-learn's real digits, small enough that a level of two epochs takes well under a second. So short a level would
+# leave no state within it: most tests want one per epoch.
 SMALL = {
     "model_params.model_name": "lenet_300_100",
     "dataset.dataset_name": "Digits",
@@ -26,6 +27,7 @@ SMALL = {
     "prune_params.prune_rate": 0.5,
     "experiment_params.epochs_per_level": 3,
     "experiment_params.precision": "fp32",
+    "experiment_params.save_every_epochs": 1,
     "optimizer.lr": 0.1,
     "optimizer.warmup_epochs": 1,
     "dist_params.nproc": 1,

@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import GPU, ROOT
 from tests.traps import StopAt
+from utils.runs.snapshots import Snapshot
 
 pytestmark = pytest.mark.skipif(not GPU, reason="no GPU: nothing of the harness was run on one")
 
@@ -129,3 +130,22 @@ def steps_watched(device: str, *words: str) -> dict[str, int]:
                                     "optimizer.grad_clip=1"])  # fmt: skip
 def test_no_step_waits_for_the_device(option):
     assert in_process(f"steps_watched('cuda', '--{option}')")["steps"] == 12
+
+
+def snapshot_behind_work() -> bool:
+    """A snapshot taken while the device is busy, of tensors that are overwritten before it has been copied."""
+    weight, mask = torch.zeros(4096, 4096, device="cuda"), torch.ones(4096, device="cuda", dtype=torch.bool)
+    factor = torch.eye(4096, device="cuda")
+    for _ in range(50):
+        weight = weight @ factor + 1
+    snapshot = Snapshot({"weight": weight, "optimizer": [mask, torch.arange(3), 0.5]})
+    weight.fill_(-1)
+    mask.fill_(False)
+    content = snapshot.content()
+    copied, step, rate = content["optimizer"]
+    same = bool((content["weight"] == 50).all() and copied.all()) and step.tolist() == [0, 1, 2] and rate == 0.5
+    return same and content["weight"].is_pinned() and copied.is_pinned()
+
+
+def test_a_snapshot_is_taken_in_the_order_of_the_device():
+    assert in_process("snapshot_behind_work()")
