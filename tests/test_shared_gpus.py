@@ -1,10 +1,14 @@
 """Grids whose runs share a GPU through MPS, with doubles of NVIDIA's programs (tests/mps_double.py)."""
 
+import contextlib
+import multiprocessing.util
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,11 @@ from utils.errors import ConfigError
 from utils.grids import process
 from utils.grids.grid import read_grid, runs_per_gpu
 from utils.grids.mps import thread_share
+from utils.grids.mps_daemon import pipes_place
 from utils.run_grid import main
 
 FIRST, SECOND = (f"GPU-{uuid}" for uuid in GPUS)
+PROGRAM = "nvidia-cuda-mps-control"
 SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY", SHARE)
 # In the harness's stead: notes its environment, and when it ends.
@@ -41,14 +47,22 @@ def driver(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def doubles(tmp_path, driver, monkeypatch) -> Doubles:
-    """The doubles, found by this process and what it starts: one GPU, and no daemon."""
+def doubles(tmp_path, driver, monkeypatch) -> Iterator[Doubles]:
+    """The doubles, found by this process and what it starts: one GPU, no daemon, and an own folder for pipes."""
+    multiprocessing.util.get_temp_dir()  # of the fork server, which outlives this test
     installed = Doubles(tmp_path, driver)
+    short = tempfile.TemporaryDirectory(dir="/tmp")  # a socket's path is short
+    installed.env["TMPDIR"] = short.name
+    monkeypatch.setattr(tempfile, "tempdir", short.name)
     for name, value in installed.env.items():
         monkeypatch.setenv(name, value)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    return installed
+    yield installed
+    for start in installed.records("start"):  # daemons that a failed test has left
+        with contextlib.suppress(OSError):
+            os.kill(int((Path(start["pipes"]) / f"{PROGRAM}.pid").read_text()), signal.SIGKILL)
+    short.cleanup()
 
 
 @pytest.fixture
@@ -94,7 +108,7 @@ def test_runs_share_a_gpu_through_a_daemon_of_the_grid(tmp_path, doubles, stand_
     folder = Path(start["pipes"])
     for run in doubles.records("run"):
         assert [run[name] for name in VARIABLES] == [FIRST, str(folder), start["logs"], "50"]
-    assert not folder.exists() and len(str(folder)) < 80, "a socket's path is short"
+    assert not folder.exists() and str(folder.parent) == tempfile.gettempdir()
     out, err = capsys.readouterr()
     assert "run_grid: 4 runs share a GPU through MPS, each with at most 50% of its threads" in out.splitlines()
     assert "mps" not in err
@@ -134,6 +148,13 @@ def test_shares_of_threads():
     assert [runs_per_gpu(*case) for case in ((4, "0"), (5, "01"), (2, "01"), (3, ""), (0, ""))] == [4, 3, 1, 3, 0]
 
 
+def test_pipes_lie_where_their_paths_are_short(monkeypatch):
+    """A socket's path has at most 107 characters; TMPDIR may be longer."""
+    for usual, place in (("/scratch/me", "/scratch/me"), ("/scratch/" + 50 * "m", "/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", usual)
+        assert pipes_place() == place
+
+
 def test_a_daemon_of_somebody_else_is_used_and_left_alone(tmp_path, doubles, stand_in, capsys):
     theirs = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": doubles.env["FAKE_DEFAULT_PIPES"]}
     subprocess.run([doubles.program, "-d"], env=theirs, check=True, timeout=20)
@@ -150,7 +171,6 @@ def test_a_daemon_of_somebody_else_is_used_and_left_alone(tmp_path, doubles, sta
 
 # --- no daemon -------------------------------------------------------------------------------------------------------
 
-PROGRAM = "nvidia-cuda-mps-control"
 REFUSALS = {
     "no program": ({"PATH": "/nowhere"}, f"there is no {PROGRAM} on PATH"),
     "not permitted": ({"FAKE_REFUSAL": "not allowed for this user"}, f"{PROGRAM} -d: not allowed for this user"),
@@ -246,6 +266,7 @@ def test_a_stopped_grid_ends_its_daemon(tmp_path, doubles):
 def _run_grid(path: str, env: dict[str, str]) -> None:
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     os.environ.update(env)
+    tempfile.tempdir = None
     main([path])
 
 

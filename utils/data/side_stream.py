@@ -58,7 +58,6 @@ class SideStream:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
         for tensor in sent:
-            tensor.record_stream(
-                computing
-            )  # its memory belongs to the side stream, which may reuse it once it is freed
+            # The memory is the side stream's: freed, it is reused there only when this stream is done with it.
+            tensor.record_stream(computing)
         return sent

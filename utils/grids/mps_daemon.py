@@ -94,7 +94,7 @@ def own_daemon(gpus: str) -> Iterator[dict[str, str]]:
     end_leftovers()
     with contextlib.ExitStack() as stack:
         try:
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place()))
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=pipes_place()))
             lock = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -137,7 +137,7 @@ def _keep(folder: Path) -> None:
 
 def end_leftovers() -> None:
     """End the daemons of this user whose grid and keeper were killed."""
-    for folder in Path(_place()).glob(f"{PREFIX}*"):
+    for folder in Path(pipes_place()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # in use, or gone meanwhile
             if folder.stat().st_uid != os.getuid():
                 continue
@@ -173,8 +173,8 @@ def _alive(folder: Path) -> bool:
         return False
 
 
-def _place() -> str:
-    """The folder for temporary files, unless its path is too long for sockets."""
+def pipes_place() -> str:
+    """The folder for temporary files; /tmp if its path is too long for sockets."""
     usual = tempfile.gettempdir()
     return usual if len(usual) <= LONGEST_PLACE else "/tmp"
 
