@@ -176,12 +176,10 @@ class Harness:
         finished = self.trainer.train_epoch(level, epoch, tally, self._after_step)
         if not finished or self.stop.agreed():
             self._save_and_stop()
-        train_loss, train_acc = self.trainer.epoch_result(level, epoch, tally)
-        trained = time.perf_counter() - self.began
-        test_loss, test_acc = self.trainer.evaluate() if is_evaluated(self.cfg, epoch) else (math.nan, math.nan)
-        images = sum(map(self.data.train.global_batch, range(tally.first, tally.step)))
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, self.trainer.rate(epoch, tally.first))
-        row = dict(zip(EPOCH_COLUMNS, (*values, time.perf_counter() - self.began, images / trained)))
+        result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
+        values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
+        rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
+        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second)))
         self._after_epoch(row)
         return row
 

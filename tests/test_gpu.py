@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import GPU, ROOT
-from tests.traps import StopAt
+from tests.traps import Both, Dropout, StopAt
 from utils.runs.snapshots import Snapshot
 
 pytestmark = pytest.mark.skipif(not GPU, reason="no GPU: nothing of the harness was run on one")
@@ -58,14 +58,19 @@ def test_stopped_and_resumed_runs_are_equal(fork, env, compiled):
     fork("parts", env=env, resume=True, timeout=600, **options).assert_same_figures(whole)
 
 
-def test_cuda_graphs_train_as_without(fork, env):
-    options = {**OPTIONS, "experiment_params.precision": "fp32", "experiment_params.compile": "on"}
-    plain = fork("plain", env=env, timeout=600, **options)
-    options["experiment_params.cuda_graphs"] = True
-    graphs = fork("graphs", env=env, timeout=600, **options)
-    one, other = plain.csv("summary"), graphs.csv("summary")
-    assert list(one["density"]) == list(other["density"])
-    assert (one["final_test_acc"] - other["final_test_acc"]).abs().max() < 5
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_graphs_train_as_without(fork, env, compiled, precision):
+    """Deterministic kernels: the same bits, also after a stop in the middle of an epoch; with dropout."""
+    options = {
+        **OPTIONS, "experiment_params.precision": precision, "experiment_params.compile": compiled,
+        "experiment_params.deterministic": True, "optimizer.grad_clip": 1.0,
+    }  # fmt: skip
+    plain = fork("plain", env=env, timeout=600, trap=Dropout(), **options, **{"experiment_params.cuda_graphs": "off"})
+    options["experiment_params.cuda_graphs"] = "on"
+    fork("graphs", env=env, trap=Both(Dropout(), StopAt(30)), status=143, timeout=600, **options)
+    resumed = fork("graphs", env=env, resume=True, timeout=600, trap=Dropout(), **options)
+    resumed.assert_same_figures(plain)
 
 
 def overlaps(device: str) -> dict[str, float]:
@@ -127,6 +132,7 @@ def steps_watched(device: str, *words: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("option", ["experiment_params.precision=bf16", "experiment_params.precision=fp16",
+                                    "experiment_params.cuda_graphs=off",
                                     "optimizer.grad_clip=1"])  # fmt: skip
 def test_no_step_waits_for_the_device(option):
     assert in_process(f"steps_watched('cuda', '--{option}')")["steps"] == 12

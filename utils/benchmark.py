@@ -74,7 +74,7 @@ def heading(cfg: Config, ctx: Context, data: Data, threads: dict[str, int], args
     each = ", ".join(f"{name} {number}" for name, number in threads.items())
     yield f"{machine()}; {ctx.world} process(es), threads of each: {each}"
     images = f"{args.synthetic} random images of its shape" if args.synthetic else f"{data.train.num_images} images"
-    graphs = ", CUDA graphs" if cfg.experiment_params.cuda_graphs else ""
+    graphs = "" if cfg.experiment_params.cuda_graphs == "off" else f", CUDA graphs {cfg.experiment_params.cuda_graphs}"
     yield (
         f"{cfg.model_params.model_name} on {cfg.dataset.dataset_name} ({images}), batch {cfg.dataset.batch_size}, "
         f"{_precision(cfg, ctx)}, compile {cfg.experiment_params.compile}{graphs}, masks at density {DENSITY}, "

@@ -2,8 +2,8 @@
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, and an
-answer to signals.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, CUDA
+graphs, and an answer to signals.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
-from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
+from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses
 
 
@@ -92,8 +92,7 @@ class SingleProcess:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
         for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline)
+            set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
@@ -151,6 +150,8 @@ def main() -> int:
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
+        if cfg.experiment_params.cuda_graphs == "on":
+            print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
         with contextlib.closing(study.data), open_run(cfg) as run:
             study.run_levels(run)

@@ -21,7 +21,7 @@ from harness_params import Config
 from utils.bench import usual_harness
 from utils.bench.data import Arrays, OneBatch
 from utils.conv_type import apply_masks
-from utils.data.loaders import Data, TrainLoader, augment_recipe
+from utils.data.loaders import Data, augment_recipe
 from utils.data.specs import DATASETS
 from utils.distributed import Context
 from utils.models import create_model
@@ -42,20 +42,19 @@ class Ours:
 
     def __init__(self, cfg: Config, ctx: Context, data: Data):
         before = torch.get_num_threads()
-        self.data, self.trainer = data, Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
+        self.trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
         self.threads = torch.get_num_threads()  # the trainer's choice, made for the whole process
         torch.set_num_threads(before)
         prune(self.trainer.model, "mag", DENSITY)
         apply_masks(self.trainer.model)
 
-    def train(self, loader: TrainLoader, steps: int) -> tuple[int, float]:
+    def train(self, steps: int) -> tuple[int, float]:
         """Trains the first `steps` steps of an epoch and reads its counts; returns (images of all ranks, seconds)."""
         torch.set_num_threads(self.threads)
-        self.trainer.data = dataclasses.replace(self.data, train=loader)
         start, tally = time.perf_counter(), self.trainer.new_tally()
         self.trainer.train_epoch(0, 0, tally, stop=lambda done: done == steps)
-        self.trainer.epoch_result(0, 0, tally)
-        return sum(map(loader.global_batch, range(tally.step))), time.perf_counter() - start
+        self.trainer.finish_epoch(0, 0, tally, evaluate=False)
+        return sum(map(self.trainer.data.train.global_batch, range(tally.step))), time.perf_counter() - start
 
 
 class PlainLoop:
@@ -130,13 +129,15 @@ def contenders(
     Returns:
         ({name: {"step": timed, "epoch": timed}}, {name: CPU threads}).
     """
-    ours, plain, settings = Ours(cfg, ctx, data), PlainLoop(cfg, ctx, data), usual_settings(cfg, data)
+    plain, settings = PlainLoop(cfg, ctx, data), usual_settings(cfg, data)
     loader = usual_harness.make_loader(*arrays, settings, ctx.rank, ctx.world)
     usual = usual_harness.UsualHarness(settings, ctx.device, ctx.world)
     usual_harness.prune(usual.model, DENSITY)
     one, contiguous = OneBatch(data.train), OneBatch(data.train, channels_last=False)
+    # A trainer each: both may launch their steps as CUDA graphs, which belong to a loader.
+    ours, repeating = Ours(cfg, ctx, data), Ours(cfg, ctx, dataclasses.replace(data, train=one))
     made: dict[str, dict[str, Timed]] = {
-        "ours": {"step": lambda: ours.train(one, steps), "epoch": lambda: ours.train(data.train, epoch_steps)},
+        "ours": {"step": lambda: repeating.train(steps), "epoch": lambda: ours.train(epoch_steps)},
         "plain loop": {
             "step": lambda: plain.train(one.batches(), steps),
             "epoch": lambda: plain.train(data.train.batches(0, 0), epoch_steps),

@@ -41,6 +41,9 @@ class Few:
     def global_batch(self, step: int) -> int:
         return self.loader.global_batch(step)
 
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        self.loader.draw_ahead(level, epoch)
+
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for _, batch in zip(range(self.steps_per_epoch - start_step), self.loader.batches(level, epoch, start_step)):
             yield batch

@@ -64,7 +64,7 @@ def _train_on_loader(cfg: Config, ctx: Context, name: str, synthetic: int) -> No
     steps = min(STEPS, data.train.steps_per_epoch)
     forget_peak(ctx)
     if name == "ours":
-        Ours(cfg, ctx, data).train(data.train, steps)
+        Ours(cfg, ctx, data).train(steps)
     else:
         PlainLoop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
 

@@ -17,19 +17,14 @@ MOST_GRAPHS = 64
 
 
 def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
-    """Compiles the network in place, as ``experiment_params.compile`` and ``cuda_graphs`` ask: names stay the same.
+    """Compiles the network in place, as ``experiment_params.compile`` asks: names stay the same.
 
     All ranks call it together; rank 0's machine decides what auto means.
-
-    Raises:
-        ConfigError: graphs are asked for where there can be none.
     """
     e = cfg.experiment_params
     if e.compile == "off":
         return
     reason = ctx.broadcast_object(_not_on_a_gpu(cfg, ctx))
-    if e.cuda_graphs and reason:
-        raise ConfigError([f"experiment_params.cuda_graphs: true is not allowed here: {reason}"])
     if e.compile == "auto" and reason:
         if ctx.device.type == "cuda" and ctx.is_main:
             print(f"harness: note: experiment_params.compile: auto is off here: {reason}", file=sys.stderr)
@@ -38,7 +33,7 @@ def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
 
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
     # dynamic=False: the last, smaller batch of an epoch gets graphs of its own and leaves the others as they are.
-    model.compile(dynamic=False, mode="reduce-overhead" if e.cuda_graphs else None)
+    model.compile(dynamic=False)
 
 
 def _not_on_a_gpu(cfg: Config, ctx: Context) -> str:
