@@ -13,9 +13,11 @@ from harness_utils import load_run
 from tests.conftest import ROOT
 from tests.processes import Forks
 from utils.analysis.barrier import evaluate
+from utils.analysis.sharpness import Hessian, top_eigenvalue, trace
 from utils.analyze import COMMANDS, main
 from utils.conv_type import apply_masks, masked_params
 from utils.errors import DataError, RunError
+from utils.runs.loading import build_network
 
 RUNS = {
     "wr_0": {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1},
@@ -245,3 +247,77 @@ except SystemExit as end:
     assert "--out" in done.stdout and any(f"{year})" in done.stdout or f"{year} (" in done.stdout or f"{year}," in
                                           done.stdout for year in range(1900, 2030))  # fmt: skip
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+# --- what a network costs, and how sharp its minimum is --------------------------------------------------------------
+
+
+def test_flops_of_lenet_worked_by_hand(runs, tmp_path, capsys):
+    """64-300-100-10: one multiply-add per weight. Bytes: 4 per value; biases 410 values; CSR: 8 per kept weight and
+    4 for each of 300 + 1, 100 + 1 and 10 + 1 pointers; bitmask: 1 bit per weight."""
+    out, figure = tmp_path / "f.csv", tmp_path / "f.png"
+    analyze("flops", runs / "wr_0", "--out", out, "--figure", figure)
+    assert figure.exists() and len(capsys.readouterr().out.splitlines()) == 4
+    rows = pd.read_csv(out).set_index(["level", "layer"])
+    for level, kept in ((0, 50200), (1, 25100), (2, 12550)):
+        whole = rows.loc[(level, "all")]
+        assert (whole["multiply_adds"], whole["kept_multiply_adds"]) == (50200, kept)
+        assert whole["dense_bytes"] == 4 * (50200 + 410)
+        assert whole["sparse_bytes"] == 8 * kept + 4 * (301 + 101 + 11) + 4 * 410
+        assert whole["bitmask_bytes"] == 50200 // 8 + 4 * kept + 4 * 410
+    mask = checkpoint(runs / "wr_0", "level_2")["fc2.weight_mask"]
+    assert rows.loc[(2, "fc2.weight")]["kept_multiply_adds"] == mask.sum()
+
+
+def test_sharpness_of_the_levels_of_a_run(runs, tmp_path, capsys):
+    out = tmp_path / "s.csv"
+    words = ["--levels=0,2", "--images=128", "--samples=3", "--tolerance=0.01"]
+    analyze("sharpness", runs / "wr_0", *words, "--out", out)
+    rows = pd.read_csv(out)
+    assert list(rows["parameters"]) == [50200 + 410, 12550 + 410] and set(rows["images"]) == {128}
+    loaded = load_run(runs / "wr_0", 2)
+    cfg = loaded.cfg.replace({"experiment_params": {"seed": 0}, "dataset": {"augment": "none"}})
+    _, data = build_network(cfg)
+    hessian = Hessian(loaded.model, [next(iter(data.train.batches(0, 2)))])
+    assert rows["eigenvalue"][1] == pytest.approx(top_eigenvalue(hessian, 0, 0.01).value, rel=1e-4)
+    assert rows["trace"][1] == pytest.approx(trace(hessian, 3).value, rel=1e-4)
+    analyze("sharpness", runs / "wr_0/checkpoints/model_level_0.pt", "--images=128", "--samples=1", "--most=1")
+    assert "has not converged" in capsys.readouterr().err
+
+
+# --- stability -------------------------------------------------------------------------------------------------------
+
+
+def test_stability_from_training_to_barriers(forks, tmp_path, capfd):
+    """Two branches of step 6 under the mask of level 1; what is finished is not trained again."""
+    run = forks("kept", **{"prune_params.save_steps": "0,6", "prune_params.num_levels": 2}).path
+    into, out, figure = tmp_path / "pairs", tmp_path / "s.csv", tmp_path / "s.png"
+    command = ["stability", run, "--steps=6", "--data_seeds=1,2", "--levels=1", "--points=3"]
+    files = ["--jobs=2", "--into", into, "--out", out, "--figure", figure]
+    analyze(*command, *files)
+    names = [f"step6_level1_data{seed}" for seed in (1, 2)]
+    assert sorted(path.name for path in into.iterdir() if not path.name.startswith(".")) == names
+    rows = pd.read_csv(out)
+    assert rows[["step", "level", "a", "b"]].drop_duplicates().to_numpy().tolist() == [[6, 1, *names]]
+    ends = [pd.read_csv(into / name / "metrics/summary.csv")["final_test_acc"][0] for name in names]
+    assert [100 - rows["error"].iloc[0], 100 - rows["error"].iloc[-1]] == pytest.approx(ends, abs=1e-9)
+    assert ends[0] != ends[1] or rows["loss"].iloc[0] != rows["loss"].iloc[-1]  # other orders, other networks
+    masks = [checkpoint(into / name, "level_0")["fc1.weight_mask"] for name in names]
+    assert all(torch.equal(mask, checkpoint(run, "level_1")["fc1.weight_mask"]) for mask in masks)
+    start = checkpoint(into / names[0], "init")["fc1.weight"]
+    assert torch.equal(start, checkpoint(run, "step_6")["fc1.weight"] * masks[0])
+
+    before = {path: path.stat().st_mtime_ns for path in into.rglob("*.pt")}
+    first = out.read_bytes()
+    capfd.readouterr()
+    analyze(*command, *files)
+    assert {path: path.stat().st_mtime_ns for path in into.rglob("*.pt")} == before
+    assert out.read_bytes() == first and "run_grid" not in capfd.readouterr().out
+
+    for words, status, part in [
+        (["stability", run, "--steps=5", "--data_seeds=1,2"], 2, "step"),  # not kept
+        (["stability", run, "--steps=6", "--data_seeds=1"], 2, "--data_seeds: 1 is not allowed: two or more"),
+        (["stability", run, "--steps=6", "--data_seeds=1,2", "--levels=4"], 1, "level 4 is not finished"),
+    ]:
+        analyze(*words, "--into", tmp_path / "none", status=status)
+        assert part in capfd.readouterr().err and not (tmp_path / "none").exists()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.analysis.command import Command, Result, table_text
-from utils.analysis.commands import barrier, drop, overlap, signs, stability
+from utils.analysis.commands import barrier, drop, flops, overlap, sharpness, signs, stability
 from utils.errors import report
 from utils.files import write_whole
 
@@ -24,7 +24,9 @@ PROGRAM = "analyze"
 COMMANDS: dict[str, Command] = {
     "barrier": barrier.COMMAND,
     "drop": drop.COMMAND,
+    "flops": flops.COMMAND,
     "overlap": overlap.COMMAND,
+    "sharpness": sharpness.COMMAND,
     "signs": signs.COMMAND,
     "stability": stability.COMMAND,
 }

@@ -1,1 +1,1 @@
-"""What is asked of finished runs: how masks agree, where signs change, whether networks are connected."""
+"""What is asked of finished runs: masks, signs, connected networks, cost, sharpness."""

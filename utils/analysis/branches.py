@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.analysis.sources import Pair
-from utils.grids.grid import Grid, grid_of
+from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry
 from utils.pruning.methods import NO_METHOD
 from utils.runs.loading import level_checkpoint, read_state
@@ -63,7 +63,7 @@ def branch_grid(
         own["experiment_params.data_seed"] = branch.data_seed
         options = fixed | {key: str(value) for key, value in own.items()}
         entries.append(RunEntry(branch.name, str(run / CONFIG_FILE), options))
-    return grid_of(entries, jobs, threads)
+    return Grid(checked_runs(entries, threads), jobs, threads)
 
 
 def branch_pairs(found: Sequence[Branch], into: Path) -> Iterator[Pair]:

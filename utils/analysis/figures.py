@@ -105,6 +105,20 @@ def _by_layer(figure: Figure, ax: Axes, frame: pd.DataFrame, column: str, expect
     layer_ticks(ax, names, "; dashes: random masks of these densities" if expected else "")
 
 
+def draw_costs(frame: pd.DataFrame) -> Figure:
+    """Multiply-adds of the kept weights, by layer, a line per level.
+
+    Args:
+        frame: rows of `flops`: level, layer, density, kept_multiply_adds.
+    """
+    with plt.style.context(STYLE):
+        figure, ax = _panels(frame, 1)
+        _by_layer(figure, ax, frame, "kept_multiply_adds")
+        ax.set_yscale("symlog")
+        ax.set_ylabel("Multiply-adds of kept weights, per image")
+    return figure
+
+
 def draw_drop(frame: pd.DataFrame) -> Figure:
     """Test accuracy against density: right after pruning, and after training.
 

@@ -33,12 +33,12 @@ class Bench:
     Attributes:
         model: in evaluation mode, on the GPU if there is one.
         data: its loaders; training images are not augmented.
-        last_epoch: an epoch whose training images have their final size.
+        cfg: the config of the sources, as `plain` changes it.
     """
 
     model: nn.Module
     data: Data
-    last_epoch: int
+    cfg: Config
 
     def images(self, split: str, at_least: int = 0) -> Batches:
         """The batches of ``test`` or ``train`` images; training images in one fixed random order.
@@ -48,7 +48,8 @@ class Bench:
         """
         if split == "test":
             return self.data.test.batches
-        return lambda: whole_batches(self.data.train.batches(0, self.last_epoch), at_least)
+        last = self.cfg.experiment_params.epochs_per_level - 1  # there, training images have their final size
+        return lambda: whole_batches(self.data.train.batches(0, last), at_least)
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
     share_out_threads(1, cfg.dist_params.threads)
     model, data = build_network(cfg)
     with contextlib.closing(data):
-        yield Bench(model, data, cfg.experiment_params.epochs_per_level - 1)
+        yield Bench(model, data, cfg)
 
 
 def common_config(sources: Sequence[Source], config: str | None, moved: bool = False) -> Config:

@@ -91,7 +91,7 @@ def _train(grid) -> None:
 
     if all(run.finished for run in grid.runs):
         return
-    status = GridRunner(grid, terminal=sys.stdout.isatty()).run()
+    status = GridRunner(grid, terminal=sys.stdout.isatty(), notes=False).run()
     if status:
         raise SystemExit(status)
 
