@@ -144,7 +144,8 @@ def table_text(frame: pd.DataFrame) -> str:
 
 
 def _text(frame: pd.DataFrame) -> str:
-    return frame.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-")
+    shown = frame.astype(object).where(frame.notna(), "-")
+    return shown.to_string(index=False, float_format=lambda value: f"{value:.4g}")
 
 
 def _shortened(name: str, room: int) -> str:
