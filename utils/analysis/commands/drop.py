@@ -11,8 +11,8 @@ Connections for Efficient Neural Networks", figure 5: pruning with and without r
 run records it in summary.csv:
 
   pruned_test_acc  of level k: accuracy of the weights and BatchNorm statistics that end level
-                   k - 1, under the masks of level k. Of level 0: of the initial network, after pruning at
-                   initialization if there is any: the accuracy of chance.
+                   k - 1, under the masks of level k. Of level 0: of the initial network, after
+                   pruning at initialization if there is any: the accuracy of chance.
   before           final_test_acc of level k - 1; level 0 has none
   drop             before - pruned_test_acc, in percentage points
   recovered        final_test_acc of level k - pruned_test_acc
