@@ -29,6 +29,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
+from utils.data.side_stream import SideStream
 from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
@@ -138,7 +139,8 @@ class _Reader:
     """One DataLoader and its workers, shared by all passes, one after the other."""
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
-        self.normalize, self.device = normalize, normalize.factor.device
+        self.normalize, device = normalize, normalize.factor.device
+        self.side = SideStream(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
             images,
@@ -147,7 +149,7 @@ class _Reader:
             persistent_workers=num_workers > 0,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.side is not None,
             # DataLoader draws a seed per pass; its own generator leaves the global one untouched.
             generator=torch.Generator(),
         )
@@ -169,7 +171,8 @@ class _Reader:
             if isinstance(batch, DataError):
                 with naming("dataset.data_root"):
                     raise batch
-            pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            # A step is launched long before the GPU gets to it: the batch after it is copied meanwhile.
+            pixels, labels = self.side.send(batch) if self.side else batch
             yield self.normalize(pixels), labels
             # Persistent workers serve one pass at a time: an older pass would now get batches of the newer one.
             if self.passes != this_pass:

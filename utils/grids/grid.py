@@ -26,12 +26,14 @@ class Grid:
         parallel: number of runs at a time.
         threads: CPU threads per run, all its processes together; 0 = an equal share of the cores.
         gpus: CUDA_VISIBLE_DEVICES of the parallel slots, in turn; empty = every run sees all GPUs.
+        mps: whether runs that share a GPU do so through MPS: auto, on or off.
     """
 
     runs: tuple[GridRun, ...]
     parallel: int = 1
     threads: int = 0
     gpus: tuple[str, ...] = ()
+    mps: str = "auto"
 
 
 def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
@@ -57,7 +59,7 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     common = reader.options(reader.mapping(values, "set"), "set")
     if "threads" in given:  # on the command line, which wins over the file
         common.pop("dist_params.threads", None)
-    parallel, threads, gpus = _resources(values, reader)
+    parallel, threads, gpus, mps = _resources(values, reader)
     entries = reader.entries(values)
     reader.faults += _faults_of_overrides(overrides, entries)
     if not reader.faults and len(entries) * len(seeds) > MOST_RUNS:
@@ -72,16 +74,24 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     runs = with_sources([run for run in checked if run], {entry.name for entry in named}, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
-    return Grid(tuple(runs), parallel, threads, gpus)
+    return Grid(tuple(runs), parallel, threads, gpus, mps)
 
 
-def _resources(values: Mapping[str, Any], reader: GridReader) -> tuple[int, int, tuple[str, ...]]:
-    """(runs at a time, threads per run, GPUs)."""
+def runs_per_gpu(parallel: int, gpus: Sequence[str]) -> int:
+    """Number of runs that share a GPU, of `parallel` at a time; without `gpus` each run sees, and may use, all GPUs."""
+    return -(-parallel // max(1, len(gpus)))
+
+
+def _resources(values: Mapping[str, Any], reader: GridReader) -> tuple[int, int, tuple[str, ...], str]:
+    """(runs at a time, threads per run, GPUs, whether through MPS)."""
     threads, gpus = reader.integer(values, "threads", 0, 0), reader.devices(values, "gpus")
     parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
     if parallel < len(gpus):
         reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
-    return parallel, threads, gpus
+    mps = reader.choice(values, "mps", ("auto", "on", "off"))
+    if mps == "on" and runs_per_gpu(parallel, gpus) < 2:
+        reader.faults.append(f"mps: on is not allowed: no GPU is shared by runs (jobs: {parallel}, {len(gpus)} gpus)")
+    return parallel, threads, gpus, mps
 
 
 def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[RunEntry]) -> list[str]:
