@@ -27,7 +27,8 @@ from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, 
 from utils.runs.weights import cpu_copy, layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
 from utils.training.tally import finite_losses
 
@@ -44,7 +45,7 @@ class SingleProcess:
         self.model = build_model(cfg, self.data, ctx)
         check_pruning(cfg, self.model, self.data)
         limit_threads(cfg, ctx, self.model)
-        compile_network(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
 

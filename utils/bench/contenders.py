@@ -26,7 +26,8 @@ from utils.data.specs import DATASETS
 from utils.distributed import Context
 from utils.models import create_model
 from utils.pruning_utils import prune
-from utils.training.hardware import autocast_dtype, compile_network
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
@@ -74,7 +75,7 @@ class PlainLoop:
         m = cfg.model_params
         model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool)
         self.model = model.to(ctx.device).to(memory_format=layout)
-        compile_network(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model, data)
         self.net = ctx.wrap(self.model)
         o = cfg.optimizer
         self.optimizer = torch.optim.SGD(

@@ -15,7 +15,8 @@ from utils.data.loaders import Batch, Data
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, limit_threads
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
 from utils.training.tally import Tally, finite_losses
@@ -27,6 +28,7 @@ class Trainer:
     Attributes:
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
+        compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
         optimizer: SGD of the level in progress; `restart` makes a fresh one.
     """
 
@@ -35,7 +37,7 @@ class Trainer:
         # Rank 0's, so that machines of unlike hardware train one network.
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
         limit_threads(cfg, ctx, model)
-        compile_network(cfg, ctx, model)
+        self.compiled = compile_network(cfg, ctx, model, data)
         self.params = list(model.parameters())
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
