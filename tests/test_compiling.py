@@ -234,6 +234,7 @@ print(json.dumps({**counters["inductor"], **counters["aot_autograd"]}))
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_second_process_finds_the_kernels(tmp_path):
     """Through the default folder: nothing is compiled again, neither by inductor nor by AOTAutograd."""

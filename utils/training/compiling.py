@@ -156,8 +156,8 @@ def _compile(model: nn.Module, parts: Collection[str], whole: int, mode: str | N
 def keep_kernels() -> None:
     """Keeps compiled kernels in the user's cache folder, where a later run finds them, also after a reboot.
 
-    Torch's default is a folder in /tmp. TORCHINDUCTOR_CACHE_DIR, if the user has set it, is kept; where the cache folder
-    cannot be written, torch's default is.
+    Torch's default is a folder in /tmp. TORCHINDUCTOR_CACHE_DIR, if the user has set it, is obeyed; where the cache
+    folder cannot be written, torch's default stays.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
