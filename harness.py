@@ -154,12 +154,10 @@ class Harness:
         tally.seconds = time.perf_counter() - start
         if not finished or self.stop.agreed():
             self._save_and_stop()
-        train_loss, train_acc = self.trainer.epoch_result(level, epoch, tally)
-        trained = time.perf_counter() - start
-        test_loss, test_acc = self.trainer.evaluate()
-        images = sum(map(self.data.train.global_batch, range(tally.step)))
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, self.trainer.rate(epoch))
-        row = dict(zip(EPOCH_COLUMNS, (*values, time.perf_counter() - start, images / trained)))
+        result = self.trainer.finish_epoch(level, epoch, tally, evaluate=True)
+        values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
+        seconds = time.perf_counter() - start
+        row = dict(zip(EPOCH_COLUMNS, (*values, self.trainer.rate(epoch), seconds, result.images_per_second)))
         self._after_epoch(row)
         return row
 

@@ -60,6 +60,22 @@ def test_booleans_are_read_strictly(in_file, word, value):
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("auto", "auto"), ("on", "on"), ("off", "off"), ("true", "on"), ("False", "off"), ("1", "on"), ("0", "off")],
+)
+def test_a_switch_takes_the_booleans_of_older_files(in_file, word, value):
+    def graphs(words: list[str]) -> str:
+        return load_config(words).experiment_params.cuda_graphs
+
+    assert graphs([f"--experiment_params.cuda_graphs={word}"]) == value
+    assert graphs(in_file(f"experiment_params:\n  cuda_graphs: {word}")) == value
+    assert graphs(in_file(f"experiment_params: {{cuda_graphs: '{word}'}}")) == value
+    if word.lower() in ("true", "false"):
+        given = {"experiment_params": {"cuda_graphs": word == "true"}}
+        assert make_config(given).experiment_params.cuda_graphs == value
+
+
 def test_command_line_wins_and_leaves_the_rest(in_file):
     words = in_file("optimizer: {lr: 0.3, momentum: 0.8}\nprune_params: {prune_rate: 0.5}")
     cfg = load_config(

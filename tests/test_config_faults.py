@@ -181,16 +181,25 @@ BAD_TOGETHER = [  # several options, each fine alone
     ({"optimizer": {"lr_min": 0.2}}, "optimizer.lr_min", "0.2", "0.1"),
     ({"optimizer": {"nesterov": True, "momentum": 0}}, "optimizer.nesterov", "true", "momentum > 0"),
     (
-        {"experiment_params": {"cuda_graphs": True, "compile": "off"}},
+        {"experiment_params": {"cuda_graphs": True}, "dist_params": {"nproc": 2}},
         "experiment_params.cuda_graphs",
-        "true",
-        "compile auto or on",
+        "on",
+        "several processes (dist_params.nproc is 2)",
     ),
     (
-        {"experiment_params": {"cuda_graphs": True}, "dist_params": {"sync_bn": True}},
+        {"experiment_params": {"cuda_graphs": "on", "precision": "fp16"}},
         "experiment_params.cuda_graphs",
-        "true",
-        "not with dist_params.sync_bn",
+        "on",
+        "precision fp16",
+    ),
+    (
+        {
+            "experiment_params": {"cuda_graphs": "on"},
+            "dataset": {"dataset_name": "ImageFolder", "loader": "torchvision"},
+        },
+        "experiment_params.cuda_graphs",
+        "on",
+        "held in memory",
     ),
     (
         {"experiment_params": {"num_levels": 3}, "prune_params": {"num_levels": 4}},

@@ -29,7 +29,7 @@ from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.compiling import compile_network
 from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
-from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
+from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses
 
 
@@ -83,8 +83,7 @@ class SingleProcess:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
         for step, (images, labels) in enumerate(train.batches(level, epoch)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline)
+            set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)

@@ -69,7 +69,7 @@ class Ours:
         torch.set_num_threads(self.threads)
         start, tally = time.perf_counter(), self.trainer.new_tally()
         self.trainer.train_epoch(0, 0, tally, stop=lambda done: done == steps)
-        self.trainer.epoch_result(0, 0, tally)
+        self.trainer.finish_epoch(0, 0, tally, evaluate=False)
         return sum(map(self.trainer.data.train.global_batch, range(tally.step))), time.perf_counter() - start
 
 

@@ -75,6 +75,15 @@ class OneBatch:
         self.size, self.steps_per_epoch = loader.global_batch(0), loader.steps_per_epoch
         self.batch_size, self.num_images = loader.batch_size, self.size * loader.steps_per_epoch
 
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        pass
+
+    def draws(self, level: int, epoch: int) -> Tensor:
+        return self.batch[1].new_zeros((1, self.num_images))
+
+    def gather(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return self.batch
+
     def global_batch(self, step: int) -> int:
         return self.size
 

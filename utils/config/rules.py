@@ -126,11 +126,16 @@ def check_resume_level(c: Values) -> Faults:
 
 
 def check_cuda_graphs(c: Values) -> Faults:
-    """CUDA graphs need torch.compile, and cannot go with some options."""
-    if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
-        yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
-    if c.experiment_params.cuda_graphs and c.dist_params.sync_bn and c.dist_params.nproc != 1:
-        yield "experiment_params.cuda_graphs", "not with dist_params.sync_bn, which waits for the GPU in every layer"
+    """CUDA graphs need one process, images held in memory, and no loss scale."""
+    d, e, dist = c.dataset, c.experiment_params, c.dist_params
+    if e.cuda_graphs != "on":
+        return
+    if dist.distributed and dist.nproc > 1:
+        yield "experiment_params.cuda_graphs", f"auto or off with several processes (dist_params.nproc is {dist.nproc})"
+    if e.precision == "fp16":
+        yield "experiment_params.cuda_graphs", "auto or off with precision fp16, whose loss scale the CPU reads"
+    if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
+        yield "experiment_params.cuda_graphs", "auto or off unless the images are held in memory (dataset.loader)"
 
 
 def check_milestones(c: Values) -> Faults:

@@ -124,6 +124,12 @@ class EpochPlan:
             for step in range(start_step, self.steps_per_epoch)
         ]
 
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        """Called while the device is at work, before the epoch is needed: time to draw it. It changes no draw.
+
+        Loaders whose workers draw do nothing.
+        """
+
     def score_places(self, num_batches: int) -> list[slice]:
         """Places of the first full global batches, whole: the same on every rank. Raises as `score_steps`."""
         steps = score_steps(num_batches, self.num_images, self.batch_size)

@@ -55,7 +55,7 @@ def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
         "precision": str(trainer.dtype or torch.float32).removeprefix("torch."),
         "compile": e.compile,
         "compiled": ", ".join(trainer.compiled) or "nothing",  # what auto has decided
-        "cuda_graphs": e.cuda_graphs,
+        "cuda_graphs": trainer.graphs is not None,
         "channels_last": e.channels_last,
         "deterministic": e.deterministic,
         "sparse_allreduce": cfg.dist_params.sparse_allreduce,

@@ -18,7 +18,6 @@ from harness_params import Config
 from utils.data.epochs import share
 from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.errors import ConfigError
 from utils.training.work import Work, count_work
 
 # Compiled graphs of one network: whole and last batches, training and evaluation, each size of progressive resizing.
@@ -46,16 +45,11 @@ def compile_network(cfg: Config, ctx: Context, model: nn.Module, data: Data) -> 
 
     Returns:
         those of `PARTS` that run compiled. Each is a graph of its own, and with auto compiled only if it pays.
-
-    Raises:
-        ConfigError: graphs are asked for where there can be none.
     """
     e = cfg.experiment_params
     if e.compile == "off":
         return ()
     reason = ctx.broadcast_object(_not_on_a_gpu(cfg, ctx))
-    if e.cuda_graphs and reason:
-        raise ConfigError([f"experiment_params.cuda_graphs: true is not allowed here: {reason}"])
     if e.compile == "on":
         parts: Collection[str] = PARTS
     elif reason:
@@ -69,7 +63,7 @@ def compile_network(cfg: Config, ctx: Context, model: nn.Module, data: Data) -> 
         _note(ctx, explain(work, shares[STEPS], parts))
     if parts:
         whole = share(data.train.batch_size, ctx.rank, ctx.world)
-        _compile(model, parts, whole.stop - whole.start, "reduce-overhead" if e.cuda_graphs else None)
+        _compile(model, parts, whole.stop - whole.start)
     return parts
 
 
@@ -134,7 +128,7 @@ def _note(ctx: Context, text: str) -> None:
 # --- torch.compile ---------------------------------------------------------------------------------------------------
 
 
-def _compile(model: nn.Module, parts: Collection[str], whole: int, mode: str | None) -> None:
+def _compile(model: nn.Module, parts: Collection[str], whole: int) -> None:
     """Compiles the network's forward pass for `parts`; the others stay plain. whole: images of a whole batch, here."""
     keep_kernels()
     import torch._dynamo  # takes a second; imported here alone
@@ -142,9 +136,9 @@ def _compile(model: nn.Module, parts: Collection[str], whole: int, mode: str | N
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
     # dynamic=False: the last, smaller batch of an epoch gets a graph of its own and leaves the others as they are.
     if set(parts) == set(PARTS):
-        model.compile(dynamic=False, mode=mode)
+        model.compile(dynamic=False)
         return
-    plain, compiled = model.forward, torch.compile(model.forward, dynamic=False, mode=mode)
+    plain, compiled = model.forward, torch.compile(model.forward, dynamic=False)
 
     def forward(images: Tensor) -> Tensor:
         part = EVALUATION if not model.training else STEPS if len(images) == whole else LAST_BATCHES

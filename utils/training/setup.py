@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,8 +47,14 @@ def start_optimizer(
 
 
 def optimizer_state(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-    """Momentum and loss scale: what `start_optimizer` needs to go on."""
-    return {"sgd": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    """Momentum and loss scale: what `start_optimizer` needs to go on.
+
+    The learning rate in it is the peak rate: that of a step is a function of the step.
+    """
+    sgd = optimizer.state_dict()
+    for group in sgd["param_groups"]:
+        group["lr"] = optimizer.defaults["lr"]
+    return {"sgd": sgd, "scaler": scaler.state_dict()}
 
 
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
@@ -76,6 +83,18 @@ def load_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
     for param, values in optimizer.state.items():
         if values.get("momentum_buffer") is not None:
             values["momentum_buffer"] = torch.empty_like(param).copy_(values["momentum_buffer"])
+
+
+def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+    """Sets the learning rate of the next step.
+
+    On a GPU it is rounded to float32, the type in which a step captured as a CUDA graph reads it: the bits are the same
+    with and without graphs.
+    """
+    if optimizer.param_groups[0]["params"][0].device.type == "cuda":
+        rate = float(np.float32(rate))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def make_timeline(cfg: Config, data: Data) -> Timeline:

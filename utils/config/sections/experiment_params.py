@@ -1,6 +1,6 @@
 """Options of the section ``experiment_params``: the run."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName, Switch
 from utils.config.options import EXECUTION, EXTENT, PLACE, REPLICATE, Option
 
 OPTIONS = {
@@ -42,7 +42,11 @@ OPTIONS = {
         meaning="torch.compile; auto = on GPUs, without sync_bn, what saves twice the time that compiling it takes",
     ),
     "cuda_graphs": Option(
-        Bool(), default=False, role=EXECUTION, meaning="run the compiled network as CUDA graphs: faster if it is small"
+        Switch(),
+        default="auto",
+        role=EXECUTION,
+        meaning="launch each training step, and each evaluation, as one CUDA graph; auto = with one process on a GPU, "
+        "images in memory, and bf16 or fp32",
     ),
     "channels_last": Option(
         Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"
