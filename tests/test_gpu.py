@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from harness_params import make_config
 from tests.conftest import ROOT, SMALL, Finished, Launcher
@@ -66,11 +65,9 @@ class OnGpu:
         return done
 
     def answer(self, call: str) -> dict:
-        """What `call`, a function of this module and its arguments, returns in a new process."""
-        # The variables are set after the import, which hides the GPU, as it does from the tests.
-        program = f"import json, os; from tests.test_gpu import *; os.environ.update({self.env!r}); "
-        words = [sys.executable, "-c", program + f"print(json.dumps({call}))"]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        """What `call`, a function of tests/gpu_process.py and its arguments, returns in a new process."""
+        words = [sys.executable, "-c", f"import json; from tests.gpu_process import *; print(json.dumps({call}))"]
+        done = subprocess.run(words, env=os.environ | self.env, capture_output=True, text=True, cwd=ROOT, timeout=300)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -184,36 +181,11 @@ def test_graphs_are_refused_with_a_loss_scale(on_gpu):
     assert "experiment_params.cuda_graphs: " in done.err and "fp16" in done.err and not done.path.exists()
 
 
-@pytest.mark.parametrize("compiled", ["off", "on"])
-def test_half_precision_runs_launch_by_launch(on_gpu, compiled):
+def test_half_precision_runs_launch_by_launch(on_gpu):
     """cuda_graphs: auto with a loss scale."""
-    options = {"experiment_params.precision": "fp16", "experiment_params.compile": compiled}
-    run = on_gpu("run", **options, **{"experiment_params.cuda_graphs": "auto"})
+    run = on_gpu("run", **{"experiment_params.precision": "fp16", "experiment_params.cuda_graphs": "auto"})
+    assert "note: experiment_params.cuda_graphs: auto is off here: precision is fp16" in run.err
     assert run.csv("summary")["final_test_acc"].min() > 80
-
-
-def overlaps(device: str) -> dict[str, float]:
-    """{method: share of the weights kept on the CPU to 10% that are kept on `device` too}."""
-    from utils.conv_type import insert_masks, masked_params
-    from utils.models import create_model
-    from utils.pruning_utils import CRITERIA, prune
-
-    draws = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(64, 3, 32, 32, generator=draws), torch.randint(10, (64,), generator=draws)
-
-    def kept(where: str, method: str) -> torch.Tensor:
-        torch.manual_seed(0)
-        model = insert_masks(create_model("resnet20", 10, (3, 32, 32))).to(where, memory_format=torch.channels_last)
-        batch = images.to(where, memory_format=torch.channels_last), labels.to(where)
-        prune(model, method, 0.1, [batch], torch.Generator().manual_seed(1), rounds=10, dtype=torch.float64)
-        return torch.cat([mask.cpu().flatten() for _, _, mask in masked_params(model)])
-
-    found = {}
-    for method in CRITERIA:
-        here, there = kept("cpu", method), kept(device, method)
-        assert here.sum() == there.sum()
-        found[method] = (here & there).sum().item() / here.sum().item()
-    return found
 
 
 def test_masks_are_those_of_the_cpu(on_gpu):
@@ -221,30 +193,6 @@ def test_masks_are_those_of_the_cpu(on_gpu):
     for method, share in on_gpu.answer("overlaps('cuda')").items():
         exact = method == "mag" or "random" in method or method.startswith("er_")
         assert share == 1 if exact else share > 0.999, f"{method}: {share}"
-
-
-def steps_watched(device: str, *words: str) -> dict[str, int]:
-    """Trains the second epoch of a pruned network with every wait for the device forbidden; the number of its steps."""
-    from harness_params import load_config
-    from utils.distributed import join
-    from utils.pruning_utils import prune
-
-    cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off", *words])
-    with join() as ctx:
-        assert ctx.device.type == device
-        data = load_data(cfg, ctx)
-        trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-        prune(trainer.model, "mag", 0.2)
-        trainer.train_epoch(0, 0, trainer.new_tally(), lambda steps: False)
-        tally = trainer.new_tally()
-
-        def stop(steps: int) -> bool:  # from the first step's end: an epoch's order and draws come from the CPU
-            if device == "cuda":
-                torch.cuda.set_sync_debug_mode("error" if steps < trainer.timeline.steps_per_epoch else "default")
-            return False
-
-        trainer.train_epoch(0, 1, tally, stop)
-        return {"steps": tally.step}
 
 
 WATCHED = [
