@@ -20,7 +20,8 @@ SHOWN = os.environ.setdefault("GPUS_SHOWN_TO_TESTS", os.environ.get("CUDA_VISIBL
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 COUNT_GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 
-# scikit-learn's real digits, small enough that a level of two epochs takes well under a second.
+# scikit-learn's real digits, small enough that a level of two epochs takes well under a second. So short a level would
+# leave no state within it: most tests want one per epoch.
 SMALL = {
     "model_params.model_name": "lenet_300_100",
     "dataset.dataset_name": "Digits",
@@ -29,6 +30,7 @@ SMALL = {
     "prune_params.prune_rate": 0.5,
     "experiment_params.epochs_per_level": 3,
     "experiment_params.precision": "fp32",
+    "experiment_params.save_every_epochs": 1,
     "optimizer.lr": 0.1,
     "optimizer.warmup_epochs": 1,
     "dist_params.nproc": 1,

@@ -8,6 +8,7 @@ from utils.dataset import load_data
 from utils.distributed import join
 from utils.models import create_model
 from utils.pruning_utils import CRITERIA, prune
+from utils.runs.snapshots import Snapshot
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
@@ -50,3 +51,18 @@ def steps_watched(device: str, *words: str) -> dict[str, int]:
 
         trainer.train_epoch(0, 1, tally, stop)
         return {"steps": tally.step}
+
+
+def snapshot_behind_work() -> bool:
+    """A snapshot taken while the device is busy, of tensors that are overwritten before it has been copied."""
+    weight, mask = torch.zeros(4096, 4096, device="cuda"), torch.ones(4096, device="cuda", dtype=torch.bool)
+    factor = torch.eye(4096, device="cuda")
+    for _ in range(50):
+        weight = weight @ factor + 1
+    snapshot = Snapshot({"weight": weight, "optimizer": [mask, torch.arange(3), 0.5]})
+    weight.fill_(-1)
+    mask.fill_(False)
+    content = snapshot.content()
+    copied, step, rate = content["optimizer"]
+    same = bool((content["weight"] == 50).all() and copied.all()) and step.tolist() == [0, 1, 2] and rate == 0.5
+    return same and content["weight"].is_pinned() and copied.is_pinned()

@@ -98,15 +98,20 @@ def test_what_pays_goes_on_paying(operations, elementwise, images, more):
         ({"num_levels": 1, "epochs_per_level": 1}, (1408, 29, 360)),
         ({"num_levels": 3, "epochs_per_level": 4}, (12 * 1408, 12 * 29, 12 * 360)),
         ({"num_levels": 3, "epochs_per_level": 4, "training_type": "wr"}, (10 * 1408, 10 * 29, 10 * 360)),
+        (
+            {"num_levels": 3, "epochs_per_level": 4, "training_type": "wr", "rewind_step": 30},
+            (8 * 1408, 8 * 29, 8 * 360),
+        ),
+        ({"num_levels": 1, "epochs_per_level": 4, "eval_every_epochs": 2}, (4 * 1408, 4 * 29, 2 * 360)),
         ({"num_levels": 1, "epochs_per_level": 2, "drop_last": True}, (2 * 1408, 0, 720)),
         ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 479}, (1437, 0, 360)),
         ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 5000}, (1437, 0, 360)),
     ],
 )
 def test_images_of_a_run(options, images):
-    """wr starts at epoch 1 in levels 1 and 2, so it trains 4 + 3 + 3 epochs."""
+    """wr starts at epoch 1 in levels 1 and 2, so it trains 4 + 3 + 3 epochs; from step 30 of 12 per epoch, 4 + 2 + 2."""
     sections: dict[str, dict] = {"dataset": {"batch_size": 128}, "prune_params": {"rewind_epoch": 1}}
-    of = {"num_levels": "prune_params", "drop_last": "dataset", "batch_size": "dataset"}
+    of = {"num_levels": "prune_params", "rewind_step": "prune_params", "drop_last": "dataset", "batch_size": "dataset"}
     for key, value in options.items():
         sections.setdefault(of.get(key, "experiment_params"), {})[key] = value
     cfg = make_config({**sections, "optimizer": {"warmup_epochs": 0}})

@@ -326,13 +326,20 @@ class Emulated(MustBeMet):
 
 
 def test_a_run_by_graphs_stopped_and_resumed(fork):
-    options = {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1}
+    """Twelve steps per epoch; levels begin at step 17, in the middle of the second epoch."""
+    options = {"experiment_params.training_type": "wr", "prune_params.rewind_step": 17}
     plain = fork("plain", trap=Rounded(), **options)
     options["experiment_params.cuda_graphs"] = "on"
     fork("graphs", trap=Both(Rounded(), Emulated(), StopAt(30)), status=143, **options)
     resumed = fork("graphs", resume=True, trap=Both(Rounded(), Emulated()), **options)
     resumed.assert_same_figures(plain)
     assert "note" not in resumed.err
+
+
+def test_the_plain_harness_says_that_it_has_none(launch):
+    options = {"prune_params.num_levels": 1, "experiment_params.cuda_graphs": "on"}
+    run = launch("one", program=("-m", "utils.single_gpu_harness"), **options)
+    assert "single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here" in run.err
 
 
 # --- the emulation itself --------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, and an
-answer to signals.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, CUDA
+graphs, and an answer to signals.
 """
 
 import contextlib
@@ -22,9 +22,11 @@ from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
+from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows
+from utils.runs.snapshots import Snapshot
+from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.compiling import compile_network
@@ -48,6 +50,9 @@ class SingleProcess:
         compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
+        self.steps = self.data.train.steps_per_epoch
+        check_points(cfg, self.steps)
+        self.points = points_of(cfg, self.steps)
 
     def run_levels(self, run: Run) -> None:
         """Every level: prune, rewind, train, log."""
@@ -55,34 +60,39 @@ class SingleProcess:
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
 
-            first_epoch, state = 0, None
+            begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
                 initial_density = density(model)
-                run.save_checkpoint("init", cpu_copy(model.state_dict()))
+                run.save_checkpoint("init", Snapshot(model.state_dict()))
             elif e.training_type == "imp":
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
                 load_weights(model, run.load_checkpoint("rewind"), "model_rewind.pt")
-                first_epoch, state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
+                begin, state = rewind_step(self.cfg, self.steps), run.load_artifact("optimizer_rewind")
             apply_masks(model)
-            # Fresh, or as at epoch k; its hook applies the masks after every step.
+            # Fresh, or as at step k; its hook applies the masks after every step.
             self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
 
-            rows = [self.train_epoch(run, level, epoch) for epoch in range(first_epoch, e.epochs_per_level)]
+            if level == 0:
+                self.keep_points(run, 0)
 
-            run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
+            rows = []
+            for epoch in range(begin // self.steps, e.epochs_per_level):
+                rows.append(self.train_epoch(run, level, epoch, max(0, begin - epoch * self.steps)))
+
+            run.save_checkpoint(f"level_{level}", Snapshot(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
 
-    def train_epoch(self, run: Run, level: int, epoch: int) -> Row:
-        """Trains and evaluates an epoch; logs its row of the CSV."""
+    def train_epoch(self, run: Run, level: int, epoch: int, first: int) -> Row:
+        """Trains from step `first` to the epoch's end and evaluates; logs the epoch's row of the CSV."""
         e, o, train = self.cfg.experiment_params, self.cfg.optimizer, self.data.train
         torch.manual_seed(stable_seed(e.seed, level, epoch, 0))
-        start, steps = time.perf_counter(), train.steps_per_epoch
+        start, steps = time.perf_counter(), self.steps
         losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
-        for step, (images, labels) in enumerate(train.batches(level, epoch)):
+        for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
             set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.model(images)
@@ -97,21 +107,26 @@ class SingleProcess:
             self.optimizer.zero_grad(set_to_none=True)
             losses[step] = loss.detach()
             correct += (logits.argmax(1) == labels).sum()
+            if level == 0:
+                self.keep_points(run, epoch * steps + step + 1)
 
-        sizes = [train.global_batch(step) for step in range(steps)]
-        finite = finite_losses(self.ctx, self.model, losses, level, epoch)
+        sizes = [train.global_batch(step) for step in range(first, steps)]
+        finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
-        test_loss, test_acc = self.evaluate()
-        rate = learning_rate(o.scheduler_type, o.lr, epoch * steps, self.timeline)
+        test_loss, test_acc = self.evaluate() if is_evaluated(self.cfg, epoch) else (math.nan, math.nan)
+        rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
         row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
         run.tables.add(epoch_table(level), [row])
-        if level == 0 and e.training_type == "wr" and epoch + 1 == self.cfg.prune_params.rewind_epoch:
-            run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
-            run.save_artifact("optimizer_rewind", cpu_copy(optimizer_state(self.optimizer, self.scaler)))
         return row
+
+    def keep_points(self, run: Run, step: int) -> None:
+        """Saves the state that is to be kept after `step` steps of level 0, if any is: where wr rewinds to, say."""
+        if step in self.points:
+            optimizer = optimizer_state(self.optimizer, self.scaler)
+            save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -136,6 +151,8 @@ def main() -> int:
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
+        if cfg.experiment_params.cuda_graphs == "on":
+            print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
         with contextlib.closing(study.data), open_run(cfg) as run:
             study.run_levels(run)

@@ -22,6 +22,7 @@ from utils.bench.data import random_images
 from utils.bench.usual_harness import Settings, lay_out
 from utils.data.loaders import Data
 from utils.distributed import Context
+from utils.runs.saving import SaveClock
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
@@ -31,10 +32,10 @@ PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
 class Clock:
     """A `Stop` that never stops, and notes when each step ends."""
 
-    signum = 0
+    signum, save_due = 0, False
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.clock = device, SaveClock()
         self.ends: list[float] = []
 
     def __call__(self, steps: int) -> bool:

@@ -48,6 +48,9 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.er_method", "er_init is 1: nothing is pruned at initialization"
     if e.training_type != "wr":
         yield "prune_params.rewind_epoch", f"training_type is {e.training_type}: only wr rewinds to an epoch"
+        yield "prune_params.rewind_step", f"training_type is {e.training_type}: only wr rewinds to a step"
+    elif p.rewind_step:
+        yield "prune_params.rewind_epoch", f"rewind_step is {p.rewind_step}: wr rewinds to that step"
     if not used & set(IN_ROUNDS):
         yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
     if not used & set(SCORED_ON_BATCHES):
@@ -65,8 +68,10 @@ def _in_training(c: Values) -> Reasons:
             yield "optimizer.lr_min", "the rate is constant"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
-    if e.save_every_epochs == 1:
-        yield "experiment_params.save_every_minutes", "the state is saved at the end of every epoch already"
+    if e.save_every_epochs >= e.epochs_per_level:
+        yield "experiment_params.save_every_epochs", "a state is saved at the end of every level anyway"
+    if e.epochs_per_level == 1:
+        yield "experiment_params.eval_every_epochs", "epochs_per_level is 1, and a level's last epoch is evaluated"
 
 
 def _in_data(c: Values) -> Reasons:

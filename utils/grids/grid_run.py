@@ -1,5 +1,6 @@
 """One run of a grid: its command line, its checked config, and its progress, read from its CSVs."""
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Progress:
         levels: number of finished levels.
         epochs: number of epochs trained so far, over all levels.
         density: of the last finished level, a fraction; None before the first level ends.
-        accuracy: on the test set after the last epoch, in percent; None before the first epoch ends.
+        accuracy: on the test set after the last evaluated epoch, in percent; None before the first one.
     """
 
     levels: int = 0
@@ -57,10 +58,24 @@ class GridRun:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs over all levels."""
+        """Number of epochs over all levels.
+
+        With a ``rewind_step`` level 1 tells in which epoch it begins: until then, this is the most that it can be.
+        """
         e, p = self.cfg.experiment_params, self.cfg.prune_params
-        later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
-        return e.epochs_per_level + (p.num_levels - 1) * later
+        first = p.rewind_epoch if e.training_type == "wr" else 0
+        if e.training_type == "wr" and p.rewind_step:
+            first = self._first_epoch_of_level_1()
+        return e.epochs_per_level + (p.num_levels - 1) * (e.epochs_per_level - first)
+
+    def _first_epoch_of_level_1(self) -> int:
+        """0 before the first epoch of level 1 has ended, and where the CSV is damaged, which `progress` reports."""
+        from utils.runs.tables import EPOCH_COLUMNS, epoch_table, table_file
+
+        with contextlib.suppress(DataError, ValueError, TypeError):
+            rows = _rows(table_file(self.path, epoch_table(1)), EPOCH_COLUMNS)
+            return int(rows[0]["epoch"]) if rows else 0
+        return 0
 
     def progress(self) -> Progress:
         """Progress from the run's CSVs; zeros before the first one exists.
@@ -114,7 +129,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _accuracy(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]) -> float | None:
-    """Test accuracy after the last epoch that has ended, in percent; an empty cell is not-a-number."""
-    if epochs:
-        return float(epochs[-1]["test_acc"] or "nan")
+    """Test accuracy after the last epoch that was evaluated, in percent; the cells of the others are empty."""
+    cells = [row["test_acc"] for row in epochs if row["test_acc"] != ""]
+    if cells:
+        return float(cells[-1])
     return float(levels[-1]["final_test_acc"] or "nan") if levels else None

@@ -73,12 +73,13 @@ def compile_network(cfg: Config, ctx: Context, model: nn.Module, data: Data) -> 
 def images_of(cfg: Config, data: Data) -> dict[str, int]:
     """{part of `PARTS`: images that the whole run, from its first level, takes through it}."""
     p, e, train = cfg.prune_params, cfg.experiment_params, data.train
-    rewound = p.rewind_epoch if e.training_type == "wr" else 0
+    rewound = (p.rewind_step // train.steps_per_epoch if p.rewind_step else p.rewind_epoch) * (e.training_type == "wr")
     epochs = e.epochs_per_level + (p.num_levels - 1) * (e.epochs_per_level - rewound)
     sizes = [train.global_batch(step) for step in (0, train.steps_per_epoch - 1)]
     last = sizes[1] if sizes[1] < sizes[0] else 0
     whole = (train.steps_per_epoch - bool(last)) * sizes[0]
-    return {STEPS: epochs * whole, LAST_BATCHES: epochs * last, EVALUATION: epochs * data.test.num_images}
+    tests = epochs // e.eval_every_epochs * data.test.num_images
+    return {STEPS: epochs * whole, LAST_BATCHES: epochs * last, EVALUATION: tests}
 
 
 def saved_seconds(work: Work, images: int) -> float:

@@ -31,7 +31,6 @@ from utils.training.tally import Tally
 # optimizer and its hook keep from one step to the next.
 WARM_UP = 3
 
-
 TrainOn = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -99,13 +98,14 @@ class CudaGraphs:
     def note_waits(self) -> Iterator[list[str]]:
         """A list of the waits for the device inside, which is complete at the end."""
         waits: list[str] = []
+        mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield waits
             finally:
-                torch.cuda.set_sync_debug_mode("default")
+                torch.cuda.set_sync_debug_mode(mode)
         messages = [str(warning.message) for warning in caught]
         waits += [message for message in messages if "synchronizing CUDA operation" in message]
 
@@ -157,6 +157,7 @@ class StepGraphs:
         self.rates = torch.zeros(steps, device=device)  # of the epoch's steps
         self.rate = torch.zeros(1, device=device)  # of the step in progress: what the optimizer reads
         self.step = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
+        self.numbers = torch.arange(steps, device=device)
         self.losses = torch.zeros(steps, dtype=torch.float64, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.drop()
@@ -167,9 +168,9 @@ class StepGraphs:
         self.masks = MaskVersions(self.model)
         self.pool = self.graphs.new_pool()  # torch refuses a pool whose graphs are all gone
 
-    def new_tally(self) -> Tally:
-        """Zeros, for the start of an epoch; the tensors are those that the graphs count in."""
-        return Tally(self.losses.zero_(), self.correct.zero_())
+    def new_tally(self, first: int) -> Tally:
+        """Zeros, for an epoch trained from step `first` on; the tensors are those that the graphs count in."""
+        return Tally(self.losses.zero_(), self.correct.zero_(), first, first)
 
     def steps(
         self, level: int, epoch: int, rates: Sequence[float], optimizer: torch.optim.SGD, tally: Tally
@@ -203,7 +204,7 @@ class StepGraphs:
         images, labels = self.loader.gather(self.draws.index_select(1, places))
         torch.index_select(self.rates, 0, self.step, out=self.rate)
         loss, logits = self.train_on((images, labels))
-        self.losses.index_copy_(0, self.step, loss.detach().double().view(1))
+        torch.where(self.numbers == self.step, loss.detach().double(), self.losses, out=self.losses)
         self.correct += (logits.detach().argmax(1) == labels).sum()
         self.step += 1
 

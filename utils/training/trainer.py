@@ -115,12 +115,12 @@ class Trainer:
 
     # --- an epoch ------------------------------------------------------------------------------------------------
 
-    def new_tally(self) -> Tally:
-        """Zeros, for the start of an epoch; the tally before is no longer valid."""
+    def new_tally(self, first: int = 0) -> Tally:
+        """Zeros, for an epoch that is trained from step `first` on; the tally before is no longer valid."""
         if self.graphs:
-            return self.graphs.new_tally()
+            return self.graphs.new_tally(first)
         losses = torch.zeros(self.timeline.steps_per_epoch, dtype=torch.float64, device=self.ctx.device)
-        return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device))
+        return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device), first, first)
 
     def train_epoch(self, level: int, epoch: int, tally: Tally, stop: Callable[[int], bool]) -> bool:
         """Trains from step ``tally.step`` to the epoch's end; counts into `tally`.
@@ -233,7 +233,7 @@ class Trainer:
     def finish_epoch(self, level: int, epoch: int, tally: Tally, evaluate: bool) -> EpochResult:
         """Evaluates, if asked to, and reads what the epoch came to: the one time that an epoch waits for the device.
 
-        All ranks call it together.
+        All ranks call it together. Training's figures are those of the steps trained.
 
         Raises:
             RunError: see `check_finite`.
@@ -244,8 +244,8 @@ class Trainer:
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
         right, test_loss, test_right, *answer = counts.tolist()
-        losses = check.losses(answer, level, epoch)
-        sizes = [self.data.train.global_batch(step) for step in range(len(losses))]
+        losses = check.losses(answer, level, epoch)[tally.first :]
+        sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
         speed = sum(sizes) / tally.training_seconds()
         return EpochResult(train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed)

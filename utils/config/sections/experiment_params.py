@@ -18,7 +18,7 @@ OPTIONS = {
         Choice(["imp", "wr", "lrr"]),
         default="imp",
         needs_several="levels",
-        meaning="weights at the start of a level: imp = initial, wr = those of epoch k, lrr = unchanged",
+        meaning="weights at the start of a level: imp = initial, wr = those at k, lrr = unchanged",
     ),
     "resume_level": Option(
         Int(0),
@@ -51,15 +51,26 @@ OPTIONS = {
     "channels_last": Option(
         Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"
     ),
+    "eval_every_epochs": Option(
+        Int(1),
+        default=1,
+        unit="epochs",
+        meaning="epochs of a level between two evaluations on the test set; the last epoch is always evaluated",
+    ),
     "save_every_epochs": Option(
-        Int(0), default=1, unit="epochs", role=EXECUTION, meaning="epochs between saved resume states; 0 = off"
+        Int(0),
+        default=0,
+        unit="epochs",
+        role=EXECUTION,
+        meaning="save a resume state at the end of every so many epochs; 0 = off; the end of a level is always saved",
     ),
     "save_every_minutes": Option(
         Float("[0,]"),
-        default=0.0,
+        default=1.0,
         unit="minutes",
         role=EXECUTION,
-        meaning="at the end of an epoch, save if the last state is older than this; 0 = off",
+        meaning="save a resume state, also within an epoch, when the last one is older than this and than 50 times "
+        "what training waited for it (2% of the time); 0 = off",
     ),
     "deterministic": Option(
         Bool(),
