@@ -109,7 +109,7 @@ def test_what_pays_goes_on_paying(operations, elementwise, images, more):
     ],
 )
 def test_images_of_a_run(options, images):
-    """wr starts at epoch 1 in levels 1 and 2, so it trains 4 + 3 + 3 epochs; from step 30 of 12, 4 + 2 + 2."""
+    """wr starts at epoch 1 in levels 1 and 2, so it trains 4 + 3 + 3 epochs; from step 30, 4 + 2 + 2."""
     sections: dict[str, dict] = {"dataset": {"batch_size": 128}, "prune_params": {"rewind_epoch": 1}}
     of = {"num_levels": "prune_params", "rewind_step": "prune_params", "drop_last": "dataset", "batch_size": "dataset"}
     for key, value in options.items():

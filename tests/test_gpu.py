@@ -159,8 +159,8 @@ def test_a_state_is_of_one_moment(on_gpu, level):
 def test_rewinding_into_an_epoch_by_graphs(on_gpu):
     """Levels 1 and 2 begin with the sixth step of an epoch; every second epoch is evaluated."""
     options = {
-        "experiment_params.training_type": "wr", "prune_params.rewind_step": 17,
-        "experiment_params.eval_every_epochs": 2,
+        "experiment_params.training_type": "wr", "experiment_params.eval_every_epochs": 2,
+        "prune_params.rewind_step": 17,
     }  # fmt: skip
     on_gpu("graphs", **options, **GRAPHS).assert_same_figures(on_gpu("launches", **options, **NO_GRAPHS))
 
