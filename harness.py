@@ -42,6 +42,7 @@ from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
@@ -52,12 +53,15 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
     stop = StopRequest(ctx, SaveClock(cfg.experiment_params.save_every_minutes))
     data = load_data(cfg, ctx)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-    check_pruning(cfg, trainer.model, data)
+    model = build_model(cfg, data, ctx)
+    ticket = start_from_ticket(cfg, ctx, data, model)
+    check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
     check_points(cfg, data.train.steps_per_epoch)
+    trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
-    with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
-        harness = Harness(cfg, ctx, trainer, run, stop)
+    record = ticket.record if ticket else None
+    with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
+        harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
             harness.take_up()
             while harness.position.level < cfg.prune_params.num_levels:
@@ -83,11 +87,14 @@ class Harness:
         trainer: network, data and optimizer.
         run: what is written; rank 0's alone, None on the others.
         position: where the run stands.
+        ticket: what level 0 starts from; None = a fresh network.
         points: states of level 0 that are kept.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop):
-        self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
+    def __init__(
+        self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop, ticket: Ticket | None = None
+    ):
+        self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.points = Points(cfg, trainer)
         self.began = 0.0  # when the epoch in progress would have begun, had it not been stopped
@@ -121,7 +128,9 @@ class Harness:
         """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
         kind, level = self.cfg.experiment_params.training_type, self.position.level
         step, optimizer_state = 0, None
-        if level > 0 and kind != "lrr":
+        if level == 0 and self.ticket:
+            step, optimizer_state = self.ticket.first_step, self.ticket.optimizer
+        elif level > 0 and kind != "lrr":
             name = {"imp": "init", "wr": "rewind"}[kind]
             if self.run:
                 load_weights(self.model, self.run.load_checkpoint(name), str(self.run.checkpoint(name)))
@@ -132,6 +141,8 @@ class Harness:
                 step = rewind_step(self.cfg, self.data.train.steps_per_epoch)
                 optimizer_state = self.ctx.broadcast_object(optimizer_state)
         self.begin_level(step, optimizer_state)
+        if level == 0 and self.ticket:
+            self._save_state()  # from here on the run needs the ticket's source no more
 
     def begin_level(self, step: int = 0, optimizer_state: dict[str, Any] | None = None) -> None:
         """Starts the training of a level, whose weights and masks are in place, at any step of its schedule.
@@ -143,6 +154,7 @@ class Harness:
         """
         self.trainer.restart(optimizer_state)
         self.position.begin_level(self.trainer, step)
+        self.began = time.perf_counter()
         if self.run:
             self.run.tables.start(epoch_table(self.position.level))
         self.points.keep(self.run, self.position)

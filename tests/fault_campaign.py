@@ -1,6 +1,6 @@
 """kill -9 at random moments: 2-process runs on real digits, killed and resumed over and over, against undisturbed ones.
 
-    python -m tests.fault_campaign [--kinds imp wr lrr synflow] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
+    python -m tests.fault_campaign [--kinds KIND ...] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
 
 A kill falls on the launcher or on one of its workers, while it starts, at any moment of its work, or while a checkpoint
 or a state is written (its temporary file is what triggers the kill, and what is left of it the proof). Each start saves
@@ -42,6 +42,14 @@ KINDS = {
         "prune_params.er_init": 0.3,
         "prune_params.synflow_rounds": 20,
     },
+    "ticket": {
+        "experiment_params.training_type": "wr",
+        "prune_params.rewind_epoch": 2,
+        "ticket_params.source": "ticket_source",
+        "ticket_params.weights": "rewind",
+        "ticket_params.mask": "shuffle_layer",
+        "ticket_params.level": 1,
+    },
 }
 
 # How often a start saves: at the ends of levels alone, every 100 ms (hence within epochs, too), after every epoch.
@@ -82,6 +90,8 @@ class Campaign:
         self.options = {**LONG, **KINDS[kind]}
         self.forks, self.commands = Forks(folder), commands
         self.rng = random.Random(f"{kind} {seed}")
+        if "ticket_params.source" in self.options:
+            self.forks("ticket_source", **LONG, **KINDS["wr"])
         self.undisturbed = self.forks(f"{kind}_whole", **self.options)
 
     def run(self, kills: int) -> Outcome:

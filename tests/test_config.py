@@ -348,6 +348,7 @@ def test_what_an_option_is_follows_from_its_declaration():
     free = {
         "dataset": "num_workers data_root download os_cache train_beton val_beton",
         "prune_params": "num_levels",
+        "ticket_params": "source",
         "experiment_params": "base_dir expt_name resume_level resume_expt_name compile cuda_graphs channels_last "
         "save_every_epochs save_every_minutes deterministic",
         "dist_params": "threads distributed nproc backend address port sparse_allreduce timeout_minutes",
@@ -356,7 +357,7 @@ def test_what_an_option_is_follows_from_its_declaration():
     assert free_paths == FREE_ON_RESUME
     assert free_paths | {
         "model_params.conv_type", "dataset.num_classes", "dataset.loader", "experiment_params.seed",
-        "prune_params.save_steps",
+        "experiment_params.data_seed", "prune_params.save_steps",
     } == IGNORED  # fmt: skip
     assert set(needs_processes(SCHEMA)) == {
         f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")

@@ -26,10 +26,12 @@ from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.snapshots import Snapshot
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tickets import start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses
 
@@ -44,9 +46,10 @@ class SingleProcess:
         self.cfg, self.device = cfg, ctx.device
         self.data = load_data(cfg, ctx)
         self.model = build_model(cfg, self.data, ctx)
-        check_pruning(cfg, self.model, self.data)
+        self.ticket = start_from_ticket(cfg, ctx, self.data, self.model)
+        check_pruning(cfg, self.model, self.data, self.ticket.density if self.ticket else 1.0)
         limit_threads(cfg, ctx, self.model)
-        compile_network(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
@@ -63,6 +66,8 @@ class SingleProcess:
             if level == 0:
                 initial_density = density(model)
                 run.save_checkpoint("init", Snapshot(model.state_dict()))
+                if self.ticket:
+                    begin, state = self.ticket.first_step, self.ticket.optimizer
             elif e.training_type == "imp":
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
@@ -71,9 +76,8 @@ class SingleProcess:
             apply_masks(model)
             # Fresh, or as at step k; its hook applies the masks after every step.
             self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
-
             if level == 0:
-                self.keep_points(run, 0)
+                self.keep_points(run, begin)
 
             rows = []
             for epoch in range(begin // self.steps, e.epochs_per_level):
@@ -153,7 +157,7 @@ def main() -> int:
         if cfg.experiment_params.cuda_graphs == "on":
             print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
-        with contextlib.closing(study.data), open_run(cfg) as run:
+        with contextlib.closing(study.data), open_run(cfg, study.ticket.record if study.ticket else None) as run:
             study.run_levels(run)
             print_levels(run)
     except Exception as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import initial_density, level_density
+from utils.pruning.methods import NO_METHOD, initial_density, level_density
 from utils.schedulers import SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
@@ -43,6 +43,13 @@ def check_density(c: Values) -> Faults:
             "prune_params.num_levels",
             f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
         )
+
+
+def check_ticket(c: Values) -> Faults:
+    """A ticket brings its mask, so that only a dense one is pruned at initialization."""
+    t, p = c.ticket_params, c.prune_params
+    if t.source and t.mask != "none" and p.er_method != NO_METHOD:
+        yield "ticket_params.mask", f"only none with prune_params.er_method (it is {p.er_method}): one mask at a time"
 
 
 def check_classes(c: Values) -> Faults:
@@ -189,6 +196,7 @@ CHECKS = (
     check_levels,
     check_save_steps,
     check_density,
+    check_ticket,
     check_classes,
     check_loader,
     check_ffcv_only,

@@ -100,21 +100,21 @@ class MemoryTrainLoader(EpochPlan):
         """
         if self._ahead and self._ahead[0] == (level, epoch):
             return self._ahead[1]
-        return self._draw(level, epoch)
+        return self._draw(level, epoch, self.seed)
 
     def draw_ahead(self, level: int, epoch: int) -> None:
         """Draws an epoch before it is needed, while the device is at work: `draws` gives it without a wait."""
-        self._ahead = (level, epoch), self._draw(level, epoch)
+        self._ahead = (level, epoch), self._draw(level, epoch, self.seed)
 
-    def _draw(self, level: int, epoch: int) -> Tensor:
-        generator = epoch_generator(self.seed, level, epoch)
-        order = epoch_order(self.num_images, self.seed, level, epoch, generator)
+    def _draw(self, level: int, epoch: int, seed: int) -> Tensor:
+        generator = epoch_generator(seed, level, epoch)
+        order = epoch_order(self.num_images, seed, level, epoch, generator)
         rows = [order, self.labels[order]]
         if self.crop:
             dy, dx = torch.randint(2 * CROP_PADDING + 1, (2, self.num_images), generator=generator)
             rows[0] = (order * self.pad_height + dy) * self.pad_width + dx
         if self.flip and self.alternate:
-            rows.append(self._alternating(level, epoch)[order])
+            rows.append(self._alternating(level, epoch, seed)[order])
         elif self.flip:
             rows.append(torch.randint(2, (self.num_images,), generator=generator))
         draws = torch.stack(rows)
@@ -122,10 +122,10 @@ class MemoryTrainLoader(EpochPlan):
             draws = draws.pin_memory()  # so that the copy waits for nothing
         return draws.to(self.device, non_blocking=True)
 
-    def _alternating(self, level: int, epoch: int) -> Tensor:
+    def _alternating(self, level: int, epoch: int, seed: int) -> Tensor:
         """int64 (num_images,), 0 or 1 per image: two consecutive epochs show every image both ways; independent draws
         do so for half of them (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU")."""
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, level, FLIP_DRAWS))
+        generator = torch.Generator().manual_seed(stable_seed(seed, level, FLIP_DRAWS))
         return torch.randint(2, (self.num_images,), generator=generator) ^ (epoch & 1)
 
     def gather(self, columns: Tensor) -> Batch:
@@ -151,7 +151,8 @@ class MemoryTrainLoader(EpochPlan):
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        draws = self.draws(level, 0)
+        shared = self.score_seed == self.seed
+        draws = self.draws(level, 0) if shared else self._draw(level, 0, self.score_seed)
         return [self.gather(draws[:, places]) for places in self.score_places(num_batches)]
 
 

@@ -137,10 +137,12 @@ def check_class_count(cfg: Config, spec: DataSpec, found: int, source: Path) -> 
 
 def epoch_plan(cfg: Config, ctx: Context) -> dict[str, Any]:
     """Keyword arguments of `utils.data.epochs.EpochPlan`, except num_images."""
+    e = cfg.experiment_params
     return {
         "batch_size": cfg.dataset.batch_size,
         "drop_last": cfg.dataset.drop_last,
-        "seed": cfg.experiment_params.seed,
+        "seed": e.seed if e.data_seed == -1 else e.data_seed,
+        "score_seed": e.seed,  # masks do not depend on data_seed
         "rank": ctx.rank,
         "world": ctx.world,
     }

@@ -112,7 +112,8 @@ class Points:
             self.trainer.check_finite(position.level, position.epoch, position.tally)
         if names and run:
             names = [name for name in names if not (missing_only and run.checkpoint(name).exists())]
-            save_points(run, names, step, self.trainer.model.state_dict(), self.trainer.optimizer_state_dict())
+            if names:
+                save_points(run, names, step, self.trainer.model.state_dict(), self.trainer.optimizer_state_dict())
 
 
 def read_point(run: Path, step: int) -> Point:

@@ -17,13 +17,7 @@ from utils.schedulers import Timeline
 
 def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     """The network with its masks, the same on every rank, on the rank's device."""
-    torch.manual_seed(cfg.experiment_params.seed)
-    try:
-        m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
-        insert_masks(model, cfg.prune_params.exclude)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    model = new_network(cfg, data, cfg.experiment_params.seed)
     if cfg.dist_params.sync_bn and ctx.world > 1:
         if ctx.device.type != "cuda":
             raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
@@ -34,6 +28,21 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     return model
 
 
+def new_network(cfg: Config, data: Data, seed: int) -> nn.Module:
+    """The network with masks of ones, on the CPU, freshly initialized: drawn from torch's global generator by `seed`.
+
+    Raises:
+        ConfigError: no such network, images that it cannot take, or nothing to mask.
+    """
+    torch.manual_seed(seed)
+    try:
+        m = cfg.model_params
+        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
+        return insert_masks(model, cfg.prune_params.exclude)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
 def start_optimizer(
     cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
 ) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
@@ -42,7 +51,8 @@ def start_optimizer(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if state is not None:
         load_optimizer(optimizer, state["sgd"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where no scale was needed
+            scaler.load_state_dict(state["scaler"])
     return optimizer, scaler
 
 

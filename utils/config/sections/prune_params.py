@@ -1,6 +1,6 @@
 """Options of the section ``prune_params``: which weights are pruned, how many, how often."""
 
-from utils.config.checkers import Choice, Float, Int, List, Word
+from utils.config.checkers import Bool, Choice, Float, Int, List, Word
 from utils.config.options import EXTENT, RECORD, Option
 from utils.pruning.methods import METHODS, NO_METHOD
 
@@ -44,6 +44,11 @@ OPTIONS = {
     ),
     "exclude": Option(
         List(Word()), default=(), meaning="layers to leave dense: shell-style patterns of their names, such as fc*"
+    ),
+    "invert_scores": Option(
+        Bool(),
+        default=False,
+        meaning="keep the weights of lowest score, an ablation of any criterion that scores weights",
     ),
     "synflow_rounds": Option(
         Int(1), default=100, unit="rounds", meaning="rounds of scoring and pruning each time synflow prunes"
