@@ -30,7 +30,8 @@ from utils.runs.tickets import start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses
 
@@ -48,7 +49,7 @@ class SingleProcess:
         self.ticket = start_from_ticket(cfg, ctx, self.data, self.model)
         check_pruning(cfg, self.model, self.data, self.ticket.density if self.ticket else 1.0)
         limit_threads(cfg, ctx, self.model)
-        compile_network(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch

@@ -36,12 +36,13 @@ def load(cfg: Config, ctx: Context, synthetic: int) -> tuple[Data, Arrays]:
         return data, arrays_of(data.train)
     pixels = cfg.dataset.end_resolution or cfg.dataset.resolution or 224
     shape, classes = spec.image_shape or (3, pixels, pixels), spec.num_classes or cfg.dataset.num_classes or 1000
-    return _random_images(cfg, ctx, synthetic, shape, classes)
+    return random_images(cfg, ctx, synthetic, shape, classes)
 
 
-def _random_images(
+def random_images(
     cfg: Config, ctx: Context, count: int, shape: tuple[int, int, int], classes: int
 ) -> tuple[Data, Arrays]:
+    """`count` random images of `shape` (C, H, W), augmented as the data set's, up to 1,000 of them as test images."""
     spec, rng = DATASETS[cfg.dataset.dataset_name], np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *shape[1:], shape[0]), dtype=np.uint8)
     arrays = images, rng.integers(0, classes, count)

@@ -57,6 +57,7 @@ def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(trainer.dtype or torch.float32).removeprefix("torch."),
         "compile": e.compile,
+        "compiled": ", ".join(trainer.compiled) or "nothing",  # what auto has decided
         "cuda_graphs": trainer.graphs is not None,
         "channels_last": e.channels_last,
         "deterministic": e.deterministic,

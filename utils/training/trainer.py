@@ -15,8 +15,9 @@ from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
+from utils.training.compiling import compile_network
 from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
-from utils.training.hardware import autocast_dtype, compile_network, limit_threads
+from utils.training.hardware import autocast_dtype, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
 from utils.training.tally import FiniteCheck, Tally, finite_losses
@@ -45,6 +46,7 @@ class Trainer:
         graph_kind: what captures CUDA graphs; tests put a recorder for the CPU here.
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
+        compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
         optimizer: SGD of the level in progress; `restart` makes a fresh one.
         graphs: the training steps as CUDA graphs; None where each kernel is launched by itself.
         test_graph: the evaluation as a CUDA graph; None likewise.
@@ -57,7 +59,7 @@ class Trainer:
         # Rank 0's, so that machines of unlike hardware train one network.
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
         limit_threads(cfg, ctx, model)
-        compile_network(cfg, ctx, model)
+        self.compiled = compile_network(cfg, ctx, model, data)
         self.params = list(model.parameters())
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
