@@ -215,6 +215,10 @@ def bad(runs: Path, tmp: Path) -> dict[str, tuple[list, int, str]]:
         "a config of another network": (
             ["barrier", lone, plain, f"--config={norms / 'expt_config.yaml'}"], 1, "lone holds another model"),
         "a config that is none": (["barrier", own, lone, f"--config={tmp}/none.yaml"], 2, "no such file"),
+        "a config that is not needed": (
+            ["barrier", a, b, f"--config={norms / 'expt_config.yaml'}"], 2, "has no effect: each source lies in a run"),
+        "images that are not used": (
+            ["barrier", a, b, "--batchnorm=interpolate", "--batchnorm_images=5"], 2, "--batchnorm_images: 5 has no"),
         "one point": (["barrier", a, b, "--points=1"], 2, "--points: 1 is not allowed"),
         "drop of older code": (["drop", old], 1, "summary.csv has no pruned_test_acc"),
     }  # fmt: skip

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SCREEN_WIDTH = 100  # characters of a table's lines
+STATISTICS_IMAGES = 10_000  # --batchnorm_images
 SHORTEST_NAME = 12  # characters that a name keeps in a table that is too wide
 
 
@@ -89,6 +90,11 @@ def runs_arguments(parser: argparse.ArgumentParser) -> None:
 def network_arguments(parser: argparse.ArgumentParser) -> None:
     """--config and --data_root of the commands that evaluate networks."""
     parser.add_argument("--config", metavar="FILE", help="network and data of checkpoints that lie in no run")
+    data_argument(parser)
+
+
+def data_argument(parser: argparse.ArgumentParser) -> None:
+    """--data_root, for runs, which have their config."""
     parser.add_argument("--data_root", metavar="PATH", help="folder of the images (default: as in the run's config)")
 
 
@@ -98,8 +104,8 @@ def line_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("test", "train"), default="test", help="images of the figures")
     parser.add_argument("--batchnorm", choices=("recompute", "interpolate"), default="recompute",
                         help="BatchNorm statistics on the line (default recompute)")  # fmt: skip
-    parser.add_argument("--batchnorm_images", type=int, default=10_000, metavar="N",
-                        help="training images of recompute; 0 = all (default 10000)")  # fmt: skip
+    parser.add_argument("--batchnorm_images", type=int, default=STATISTICS_IMAGES, metavar="N",
+                        help=f"training images of recompute; 0 = all (default {STATISTICS_IMAGES})")  # fmt: skip
 
 
 def check_line(args: argparse.Namespace) -> None:
@@ -108,6 +114,8 @@ def check_line(args: argparse.Namespace) -> None:
         raise ConfigError(f"--points: {args.points} is not allowed: at least 2, the ends of the line")
     if args.batchnorm_images < 0:
         raise ConfigError(f"--batchnorm_images: {args.batchnorm_images} is not allowed: 0 (all) or more")
+    if args.batchnorm == "interpolate" and args.batchnorm_images != STATISTICS_IMAGES:
+        raise ConfigError(f"--batchnorm_images: {args.batchnorm_images} has no effect with --batchnorm interpolate")
 
 
 def level_numbers(args: argparse.Namespace) -> list[int] | None:

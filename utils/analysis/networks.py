@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from harness_params import SCHEMA, Config, make_config
@@ -62,6 +63,7 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
     """
     cfg = plain(common_config(sources, config, data_root is not None), data_root)
     configure_kernels(deterministic=False)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 to the last bit, as matrix products are
     share_out_threads(1, cfg.dist_params.threads)
     model, data = build_network(cfg)
     with contextlib.closing(data):
@@ -78,6 +80,8 @@ def common_config(sources: Sequence[Source], config: str | None, moved: bool = F
     Raises:
         ConfigError, DataError: as `open_bench`.
     """
+    if config is not None and all(source.run for source in sources):
+        raise ConfigError(f"--config: {config} has no effect: each source lies in a run, which has its own config")
     found = []
     for source in sources:
         if source.run is None and config is None:

@@ -27,7 +27,7 @@ more than two, every pair is compared.
   loss_barrier   the same of the loss
 
 Masks: both networks must have the same one. With --union a weight is kept where either keeps it;
-the line is the same, since a pruned weight is 0.
+the line is the same, since a pruned weight is 0. The column density is that of this mask.
 
 BatchNorm: `recompute` (default) sets the running mean and variance of each layer, at every alpha,
 ends included, to the mean of the batches' own statistics over --batchnorm_images training images

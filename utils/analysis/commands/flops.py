@@ -5,8 +5,8 @@ import argparse
 from utils.analysis.command import (
     Command,
     Result,
+    data_argument,
     level_numbers,
-    network_arguments,
     progress,
     run_arguments,
     selected,
@@ -44,7 +44,7 @@ SCREEN = {
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser)
-    network_arguments(parser)
+    data_argument(parser)
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> Result:
     source = one_run(args.run)
     levels = common_levels([source], asked)
     rows: list[dict] = []
-    with open_bench([source], args.config, args.data_root) as bench:
+    with open_bench([source], None, args.data_root) as bench:
         uses = weight_uses(bench.model, bench.data.image_shape)
         for level in progress(levels, len(levels), "levels"):
             state = source.state(level)

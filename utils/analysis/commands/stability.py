@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.analysis.command import Command, Result, check_line, line_arguments, selected, whole_numbers
+from utils.analysis.command import Command, Result, check_line, data_argument, line_arguments, selected, whole_numbers
 from utils.errors import ConfigError
 
 TEXT = """\
@@ -42,7 +42,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="branches that are trained at a time (default 1)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads per branch (default: an equal share)")
     line_arguments(parser)
-    parser.add_argument("--data_root", metavar="PATH", help="folder of the images (default: as in the run's config)")
+    data_argument(parser)
 
 
 def _run(args: argparse.Namespace) -> Result:
