@@ -63,7 +63,7 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
     """
     cfg = plain(common_config(sources, config, data_root is not None), data_root)
     configure_kernels(deterministic=False)
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in float32 to the last bit, as matrix products are
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
     share_out_threads(1, cfg.dist_params.threads)
     model, data = build_network(cfg)
     with contextlib.closing(data):
