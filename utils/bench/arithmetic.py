@@ -20,7 +20,9 @@ def step_flops(cfg: Config, data: Data) -> float:
     Counted on the meta device, where nothing is computed.
     """
     m, images = cfg.model_params, 2
-    model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool).to("meta")
+    model = create_model(
+        m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool, arguments=m.model_args
+    ).to("meta")
     batch = torch.empty((images, *data.image_shape), device="meta")
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(batch), torch.empty(images, dtype=torch.int64, device="meta")).backward()

@@ -7,6 +7,7 @@ absent; checks reading them are skipped.
 import itertools
 from collections.abc import Iterator
 
+from utils.config.sections.model_params import TIMM
 from utils.config.values import Values
 from utils.data.specs import DATASETS
 from utils.pruning.methods import initial_density, level_density
@@ -15,6 +16,13 @@ from utils.schedulers import SCHEDULES, WITH_MILESTONES
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
 Faults = Iterator[tuple[str, str]]
+
+
+def check_model_args(c: Values) -> Faults:
+    """Only timm's models take arguments."""
+    m = c.model_params
+    if m.model_args and not m.model_name.lower().startswith(TIMM):
+        yield "model_params.model_args", f"only for models of timm ({TIMM}NAME), not for {m.model_name}"
 
 
 def check_levels(c: Values) -> Faults:
@@ -174,6 +182,7 @@ def check_nesterov(c: Values) -> Faults:
 
 
 CHECKS = (
+    check_model_args,
     check_levels,
     check_density,
     check_classes,

@@ -19,7 +19,9 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     torch.manual_seed(cfg.experiment_params.seed)
     try:
         m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
+        model = create_model(
+            m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes, m.model_args
+        )
         insert_masks(model, cfg.prune_params.exclude)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
