@@ -56,7 +56,8 @@ SMALL_COUNTS = [
     ("resnet50", (3, 32, 32), 23_520_842),
     ("preresnet", (3, 32, 32), 11_172_170),
     ("vgg16_bn", (3, 32, 32), 14_728_266),
-    ("cifar_resnet_20", (3, 32, 32), 272_474),  # counted in open_lth's own networks, these four
+    ("cifar_resnet_20", (3, 32, 32), 272_474),  # counted in open_lth's own networks, these five
+    ("cifar_resnet_32_32", (3, 32, 32), 1_860_522),
     ("cifar_resnet_56", (3, 32, 32), 855_770),
     ("cifar_vgg_16", (3, 32, 32), 14_728_266),
     ("cifar_vgg_19", (3, 32, 32), 20_040_522),
@@ -108,7 +109,11 @@ def test_registry_has_every_name():
     assert set(TORCHVISION) < set(MODELS) and model_names() == sorted(MODELS)
     depths = (20, 32, 44, 56, 110)
     ours = {"lenet_300_100", "conv2", "conv4", "conv6", "preresnet", *(f"resnet{n}" for n in depths)}
-    ours |= {*(f"cifar_resnet_{n}" for n in depths), *(f"cifar_vgg_{n}" for n in (11, 13, 16, 19))}
+    ours |= {
+        "cifar_resnet_32_32",
+        *(f"cifar_resnet_{n}" for n in depths),
+        *(f"cifar_vgg_{n}" for n in (11, 13, 16, 19)),
+    }
     assert ours == set(MODELS) - set(TORCHVISION)
 
 

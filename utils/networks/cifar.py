@@ -128,17 +128,18 @@ class CifarResNet(nn.Module):
 
     Args:
         block: (channels in, channels out, stride) -> a block with another shortcut.
+        width: channels of the first stage; the others have 2 and 4 times as many.
     """
 
-    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, block: Block = _BlockA):
+    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, block: Block = _BlockA, width: int = 16):
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(image_shape[0], 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(block, 16, 16, 1, blocks)
-        self.layer2 = self._stage(block, 16, 32, 2, blocks)
-        self.layer3 = self._stage(block, 32, 64, 2, blocks)
-        self.fc = nn.Linear(64, num_classes)
+        self.conv1 = nn.Conv2d(image_shape[0], width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(block, width, width, 1, blocks)
+        self.layer2 = self._stage(block, width, 2 * width, 2, blocks)
+        self.layer3 = self._stage(block, 2 * width, 4 * width, 2, blocks)
+        self.fc = nn.Linear(4 * width, num_classes)
         he_init_convolutions(self)
 
     @staticmethod

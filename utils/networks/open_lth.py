@@ -33,12 +33,12 @@ def _projection_block(channels: int, out: int, stride: int) -> BasicBlock:
     return BasicBlock(channels, out, stride, shortcut)
 
 
-def cifar_resnet(depth: int, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    """open_lth's cifar_resnet_N: `CifarResNet` with projection shortcuts.
+def cifar_resnet(depth: int, width: int, num_classes: int, image_shape: ImageShape) -> nn.Module:
+    """open_lth's cifar_resnet_N_W: `CifarResNet` with projection shortcuts; W is 16 where the name has none.
 
     With 10 classes 272,474 (20), 466,906 (32), 661,338 (44), 855,770 (56) and 1,730,714 (110) parameters.
     """
-    model = CifarResNet(depth, num_classes, image_shape, block=_projection_block)
+    model = CifarResNet(depth, num_classes, image_shape, _projection_block, width)
     open_lth_init(model)
     return model
 
