@@ -104,7 +104,7 @@ def _valid_options(draw):
         "dist_params": "nproc",
         "model_params": "model_args",
         "experiment_params": "resume_level training_type cuda_graphs",
-        "prune_params": "prune_rate num_levels er_init",
+        "prune_params": "prune_rate num_levels er_init scope",
         "optimizer": "milestones warmup_epochs lr_min nesterov",
     }.items():
         for key in keys.split(" "):

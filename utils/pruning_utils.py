@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
-from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, round_counts
+from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, per_layer, round_counts
 from utils.pruning.methods import METHODS, Method
 from utils.pruning.scores import SYNFLOW_ROUNDS, Batches, Inputs, Scores, random_scores, scoring
 
@@ -52,6 +52,7 @@ def prune(
     *,
     rounds: int = SYNFLOW_ROUNDS,
     dtype: torch.dtype | None = None,
+    counts: Sequence[int] | None = None,
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
 
@@ -66,6 +67,8 @@ def prune(
             it, synflow only the shape of the first images.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
+        counts: number of weights that each layer keeps, in model order, in place of the method's allocation; together
+            they make up `density`. Not for methods in rounds.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
 
     Returns:
@@ -73,9 +76,14 @@ def prune(
 
     Raises:
         ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
-            above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite.
+            above what is left, or too low for one weight per layer of a per-layer method; counts above what a layer has
+            left; a score that is not finite.
     """
     criterion = _criterion(method, batches)
+    if counts is not None:
+        assert not criterion.method.in_rounds
+        shares = list(counts)
+        criterion = replace(criterion, allocate=lambda scores, masks, _keep: per_layer(scores, masks, shares))
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
     keep = _checked_keep(method, density, masks)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from utils.config.sections.model_params import TIMM
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import initial_density, level_density
+from utils.pruning.methods import LAYER_WISE, initial_density, level_density
 from utils.schedulers import SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
@@ -44,6 +44,13 @@ def check_density(c: Values) -> Faults:
             "prune_params.num_levels",
             f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
         )
+
+
+def check_scope(c: Values) -> Faults:
+    """Layer-wise rates are for methods that do not share out the weights themselves."""
+    p = c.prune_params
+    if p.scope == "layer" and p.num_levels > 1 and p.prune_method not in LAYER_WISE:
+        yield "prune_params.scope", f"layer only with prune_method {', '.join(LAYER_WISE)} (it is {p.prune_method})"
 
 
 def check_classes(c: Values) -> Faults:
@@ -185,6 +192,7 @@ CHECKS = (
     check_model_args,
     check_levels,
     check_density,
+    check_scope,
     check_classes,
     check_loader,
     check_ffcv_only,
