@@ -18,6 +18,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from utils.processes.place import started_by_launcher, started_rank
 from utils.processes.signals import Stopped
 from utils.runs import resume
 from utils.runs.directory import check_run_directory, taken_up_again
+from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
@@ -49,6 +51,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     data = load_data(cfg, ctx)
     trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
     check_pruning(cfg, trainer.model, data)
+    check_points(cfg, data.train.steps_per_epoch)
     # From here on there is something on disk.
     with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop)
@@ -77,11 +80,13 @@ class Harness:
         trainer: network, data and optimizer.
         run: what is written; rank 0's alone, None on the others.
         position: where the run stands.
+        points: states of level 0 that are kept.
     """
 
     def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop):
         self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
+        self.points = Points(cfg, trainer)
         self.saved_at = time.monotonic()
         hidden = not (ctx.is_main and sys.stdout.isatty())
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
@@ -89,6 +94,7 @@ class Harness:
     def take_up(self) -> None:
         """Restores the position of a resumed run; does nothing in a fresh run. Errors as `resume.restore`."""
         resume.restore(self.cfg, self.ctx, self.trainer, self.position, self.run)
+        self.points.keep(self.run, self.position, missing_only=True)
         self.bar.update(self.position.level)
 
     # --- a level -----------------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ class Harness:
     def rewind(self) -> None:
         """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
         kind, level = self.cfg.experiment_params.training_type, self.position.level
-        first_epoch, optimizer_state = 0, None
+        step, optimizer_state = 0, None
         if level > 0 and kind != "lrr":
             name = {"imp": "init", "wr": "rewind"}[kind]
             if self.run:
@@ -120,12 +126,23 @@ class Harness:
                 optimizer_state = self.run.load_artifact("optimizer_rewind") if kind == "wr" else None
             self.ctx.broadcast_tensors(list(self.model.state_dict().values()))
             if kind == "wr":
-                first_epoch = self.cfg.prune_params.rewind_epoch
+                step = rewind_step(self.cfg, self.data.train.steps_per_epoch)
                 optimizer_state = self.ctx.broadcast_object(optimizer_state)
+        self.begin_level(step, optimizer_state)
+
+    def begin_level(self, step: int = 0, optimizer_state: dict[str, Any] | None = None) -> None:
+        """Starts the training of a level, whose weights and masks are in place, at any step of its schedule.
+
+        Learning rate, data order and augmentation go on from this optimizer step, also in the middle of an epoch.
+
+        Args:
+            optimizer_state: of `Trainer.optimizer_state_dict`, the same on every rank; None for a fresh optimizer.
+        """
         self.trainer.restart(optimizer_state)
-        self.position.begun, self.position.epoch, self.position.tally = True, first_epoch, None
+        self.position.begin_level(self.trainer, step)
         if self.run:
-            self.run.tables.start(epoch_table(level))
+            self.run.tables.start(epoch_table(self.position.level))
+        self.points.keep(self.run, self.position)
 
     def train_level(self) -> None:
         """Trains the level's remaining epochs; after each one a CSV row and, as often as asked for, a resume state.
@@ -146,31 +163,33 @@ class Harness:
     def _train_epoch(self) -> Row:
         level, epoch = self.position.level, self.position.epoch
         if self.position.tally is None:
-            self.position.tally = self.trainer.new_tally()
-            self.trainer.seed_draws(level, epoch)
+            self.position.begin_epoch(self.trainer)
         tally = self.position.tally
+        assert tally is not None
         start = time.perf_counter() - tally.seconds
-        finished = self.trainer.train_epoch(level, epoch, tally, self.stop)
+        finished = self.trainer.train_epoch(level, epoch, tally, self._after_step)
         tally.seconds = time.perf_counter() - start
         if not finished or self.stop.agreed():
             self._save_and_stop()
         train_loss, train_acc = self.trainer.epoch_result(level, epoch, tally)
         trained = time.perf_counter() - start
         test_loss, test_acc = self.trainer.evaluate()
-        images = sum(map(self.data.train.global_batch, range(tally.step)))
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, self.trainer.rate(epoch))
+        images = sum(map(self.data.train.global_batch, range(tally.first, tally.step)))
+        values = (epoch, train_loss, test_loss, train_acc, test_acc, self.trainer.rate(epoch, tally.first))
         row = dict(zip(EPOCH_COLUMNS, (*values, time.perf_counter() - start, images / trained)))
         self._after_epoch(row)
         return row
 
+    def _after_step(self, steps: int) -> bool:
+        """Saves the points of level 0 that are reached with `steps` steps of the epoch; returns whether to stop."""
+        self.points.keep(self.run, self.position)
+        return self.stop(steps)
+
     def _after_epoch(self, row: Row) -> None:
-        p, e, position = self.cfg.prune_params, self.cfg.experiment_params, self.position
+        e, position = self.cfg.experiment_params, self.position
         position.tally, position.epoch = None, position.epoch + 1
         if self.run:
             self.run.tables.add(epoch_table(position.level), [row])
-            if position.level == 0 and e.training_type == "wr" and position.epoch == p.rewind_epoch:
-                self.run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
-                self.run.save_artifact("optimizer_rewind", cpu_copy(self.trainer.optimizer_state_dict()))
             if position.epoch < e.epochs_per_level and self._due():
                 self._save_state()
         if self.stop.agreed():

@@ -97,6 +97,11 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--prune_params.er_init=0.105"], "prune_params.er_init"),
         (["--prune_params.er_method=synflow"], "prune_params.er_method"),
         (["--prune_params.rewind_epoch=10"], "prune_params.rewind_epoch"),
+        (["--prune_params.rewind_step=10"], "prune_params.rewind_step"),
+        (
+            ["--experiment_params.training_type=wr", "--prune_params.rewind_step=100", "--prune_params.rewind_epoch=5"],
+            "prune_params.rewind_epoch",
+        ),
         (["--prune_params.synflow_rounds=5"], "prune_params.synflow_rounds"),
         (["--prune_params.score_batches=5"], "prune_params.score_batches"),
         (["--prune_params.score_dtype=float64"], "prune_params.score_dtype"),
@@ -327,6 +332,7 @@ def test_what_an_option_is_follows_from_its_declaration():
     assert free_paths == FREE_ON_RESUME
     assert free_paths | {
         "model_params.conv_type", "dataset.num_classes", "dataset.loader", "experiment_params.seed",
+        "prune_params.save_steps",
     } == IGNORED  # fmt: skip
     assert set(needs_processes(SCHEMA)) == {
         f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")

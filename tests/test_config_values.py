@@ -112,6 +112,8 @@ def _valid_options(draw):
     if draw(st.booleans()):
         milestones = sorted(draw(st.sets(st.floats(1e-9, 0.999), max_size=3)))
         options.setdefault("optimizer", {}).update(scheduler_type="MultiStepLRWarmup", milestones=milestones)
+    if "save_steps" in options.get("prune_params", {}):
+        options["prune_params"]["save_steps"] = sorted(set(options["prune_params"]["save_steps"]))
     return options
 
 

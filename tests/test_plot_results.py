@@ -52,6 +52,20 @@ def test_names_of_methods(tmp_path, options, label):
     assert groups_of(tmp_path)[0].label == label
 
 
+def test_legend_tells_an_epoch_from_a_step(tmp_path):
+    wr = {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1}
+    write_run(tmp_path, "a", [90, 80], **wr)
+    write_run(tmp_path, "b", [90, 80], **wr, **{"prune_params.rewind_step": 100})
+    write_run(tmp_path, "c", [90, 80], **wr, **{"prune_params.rewind_step": 500, "prune_params.save_steps": [3]})
+    labels = [group.label for group in groups_of(tmp_path)]
+    assert labels == ["k = 1 epochs", "k = 100 optimizer steps", "k = 500 optimizer steps"]
+    again = {"prune_params.rewind_step": 500, "prune_params.save_steps": [4]}
+    write_run(tmp_path, "d", [90, 80], seed=1, **wr, **again)
+    assert [group.seeds for group in groups_of(tmp_path)] == [1, 1, 2]
+    write_run(tmp_path, "e", [90, 80])
+    assert groups_of(tmp_path)[0].label == "IMP"
+
+
 def test_legend_tells_what_differs_and_ignores_where_and_how_a_run_executed(tmp_path):
     write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1, "experiment_params.base_dir": "x"})
     write_run(tmp_path, "b", [90, 80], seed=1, **{"optimizer.lr": 0.1, "dataset.data_root": "/elsewhere"})

@@ -1,9 +1,11 @@
 """What each training type takes up a level with: weights, BN statistics, momentum and the place in the schedule."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from harness import Harness
 from harness_params import Config, make_config
@@ -11,8 +13,11 @@ from harness_utils import Run, open_run
 from utils.conv_type import density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
+from utils.runs.points import read_point
 from utils.runs.pruning import prune_level
 from utils.runs.stopping import StopRequest
+from utils.runs.tables import epoch_table
+from utils.schedulers import learning_rate
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
@@ -109,6 +114,70 @@ def test_epoch_k_is_the_state_after_k_epochs(begin, ctx):
         again.train_epoch(0, epoch, again.new_tally(), lambda steps: False)
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, saved[name]), name
+
+
+def test_level_1_goes_on_from_step_k_as_a_bare_loop_does(begin):
+    """Step 4 is step 1 of epoch 1: rate, order, momentum and BatchNorm go on there; the row is of steps 1 and 2."""
+    harness, run = begin("wr", num_levels=2, rewind_step=4)
+    data, o, line = harness.data, harness.cfg.optimizer, harness.trainer.timeline
+    assert line.steps_per_epoch == 3
+    harness.train_level()
+    harness.finish_level()
+    harness.prune()
+    masks = {name: mask.clone() for name, _, mask in masked_params(harness.model)}
+    harness.rewind()
+    assert (harness.position.epoch, harness.position.step) == (1, 1)
+
+    model = copy.deepcopy(harness.model)
+    model.load_state_dict({**run.load_checkpoint("rewind"), **{f"{name}_mask": mask for name, mask in masks.items()}})
+    momentum = run.load_artifact("optimizer_rewind")["sgd"]["state"]
+    velocity = [momentum[i]["momentum_buffer"].clone() for i in range(len(momentum))]
+    loss_sum, right, images = 0.0, 0, 0
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            param *= masks.get(name, 1)
+    model.train()
+    for step, (x, y) in list(enumerate(data.train.batches(1, 1)))[1:]:
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        rate = learning_rate(o.scheduler_type, o.lr, 3 + step, line)
+        with torch.no_grad():
+            for (name, param), v, gradient in zip(model.named_parameters(), velocity, gradients):
+                v.mul_(o.momentum).add_(gradient + o.weight_decay * param)
+                param -= rate * v
+                param *= masks.get(name, 1)
+        loss_sum += loss.item() * len(y)
+        right += int((logits.argmax(1) == y).sum())
+        images += len(y)
+
+    harness.train_level()
+    (row,) = run.tables[epoch_table(1)]
+    assert images == data.train.num_images - data.train.global_batch(0)
+    assert row["train_loss"] == pytest.approx(loss_sum / images, rel=1e-4)
+    assert row["train_acc"] == pytest.approx(100 * right / images, abs=0.3)
+    assert row["lr"] == learning_rate(o.scheduler_type, o.lr, 4, line)
+    for name, tensor in harness.model.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 5])
+def test_level_0_goes_on_from_a_point_to_the_same_bits(begin, step):
+    """A point is all that a branch needs: weights, BatchNorm, momentum, the place in the schedule."""
+    harness, run = begin("imp", num_levels=1, save_steps=[0, 3, 4, 5, 6])
+    harness.train_level()
+    end = snapshot(harness)
+    run.writer.flush()
+    last, point = read_point(run.path, 6), read_point(run.path, step)
+    assert (last.step, point.step) == (6, step)
+    assert all(torch.equal(last.weights[name], tensor) for name, tensor in end.items())
+
+    harness.model.load_state_dict(point.weights)
+    harness.begin_level(point.step, point.optimizer)
+    assert (harness.position.epoch, harness.position.step) == divmod(step, 3)
+    harness.train_level()
+    for name, tensor in harness.model.state_dict().items():
+        assert torch.equal(tensor, end[name]), name
 
 
 def test_densities_start_from_what_initialization_left(tmp_path, ctx):

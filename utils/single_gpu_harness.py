@@ -22,6 +22,7 @@ from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
+from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
 from utils.runs.weights import cpu_copy, layer_rows
@@ -47,6 +48,9 @@ class SingleProcess:
         compile_network(cfg, ctx, self.model)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
+        self.steps = self.data.train.steps_per_epoch
+        check_points(cfg, self.steps)
+        self.points = points_of(cfg, self.steps)
 
     def run_levels(self, run: Run) -> None:
         """Every level: prune, rewind, train, log."""
@@ -54,7 +58,7 @@ class SingleProcess:
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
 
-            first_epoch, state = 0, None
+            begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
                 initial_density = density(model)
                 run.save_checkpoint("init", cpu_copy(model.state_dict()))
@@ -62,26 +66,31 @@ class SingleProcess:
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
                 load_weights(model, run.load_checkpoint("rewind"), "model_rewind.pt")
-                first_epoch, state = p.rewind_epoch, run.load_artifact("optimizer_rewind")
+                begin, state = rewind_step(self.cfg, self.steps), run.load_artifact("optimizer_rewind")
             apply_masks(model)
-            # Fresh, or as at epoch k; its hook applies the masks after every step.
+            # Fresh, or as at step k; its hook applies the masks after every step.
             self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
 
-            rows = [self.train_epoch(run, level, epoch) for epoch in range(first_epoch, e.epochs_per_level)]
+            if level == 0:
+                self.keep_points(run, 0)
+
+            rows = []
+            for epoch in range(begin // self.steps, e.epochs_per_level):
+                rows.append(self.train_epoch(run, level, epoch, max(0, begin - epoch * self.steps)))
 
             run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
 
-    def train_epoch(self, run: Run, level: int, epoch: int) -> Row:
-        """Trains and evaluates an epoch; logs its row of the CSV."""
+    def train_epoch(self, run: Run, level: int, epoch: int, first: int) -> Row:
+        """Trains from step `first` to the epoch's end and evaluates; logs the epoch's row of the CSV."""
         e, o, train = self.cfg.experiment_params, self.cfg.optimizer, self.data.train
         torch.manual_seed(stable_seed(e.seed, level, epoch, 0))
-        start, steps = time.perf_counter(), train.steps_per_epoch
+        start, steps = time.perf_counter(), self.steps
         losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
-        for step, (images, labels) in enumerate(train.batches(level, epoch)):
+        for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
@@ -97,21 +106,26 @@ class SingleProcess:
             self.optimizer.zero_grad(set_to_none=True)
             losses[step] = loss.detach()
             correct += (logits.argmax(1) == labels).sum()
+            if level == 0:
+                self.keep_points(run, epoch * steps + step + 1)
 
-        sizes = [train.global_batch(step) for step in range(steps)]
-        finite = finite_losses(self.ctx, self.model, losses, level, epoch)
+        sizes = [train.global_batch(step) for step in range(first, steps)]
+        finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
         test_loss, test_acc = self.evaluate()
-        rate = learning_rate(o.scheduler_type, o.lr, epoch * steps, self.timeline)
+        rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
         row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
         run.tables.add(epoch_table(level), [row])
-        if level == 0 and e.training_type == "wr" and epoch + 1 == self.cfg.prune_params.rewind_epoch:
-            run.save_checkpoint("rewind", cpu_copy(self.model.state_dict()))
-            run.save_artifact("optimizer_rewind", cpu_copy(optimizer_state(self.optimizer, self.scaler)))
         return row
+
+    def keep_points(self, run: Run, step: int) -> None:
+        """Saves the state that is to be kept after `step` steps of level 0, if any is: where wr rewinds to, say."""
+        if step in self.points:
+            optimizer = optimizer_state(self.optimizer, self.scaler)
+            save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:

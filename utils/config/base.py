@@ -136,12 +136,13 @@ def _notes_without_effect(config: BaseConfig, found: Resolved) -> list[Note]:
     """A note for each option that was set and has no effect.
 
     An option that a file leaves at its default gets none (a dumped config holds them all). Nor does a file's
-    rewind_epoch: it is there for the day someone adds ``--experiment_params.training_type=wr``.
+    rewind_epoch without wr: it is there for the day someone adds ``--experiment_params.training_type=wr``.
     """
     notes = []
     for path, why in without_effect(config, config.schema):
         value, origin = config.value(path), found.origin.get(path)
-        changed = value != config.schema.default(path) and path != "prune_params.rewind_epoch"
+        waiting = path == "prune_params.rewind_epoch" and config.experiment_params.training_type != "wr"
+        changed = value != config.schema.default(path) and not waiting
         if origin == "cli" or (origin is not None and changed):
             notes.append(Note(path, f"{show(value)} has no effect: {why}"))
     return notes

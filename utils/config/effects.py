@@ -48,13 +48,16 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.er_method", "er_init is 1: nothing is pruned at initialization"
     if e.training_type != "wr":
         yield "prune_params.rewind_epoch", f"training_type is {e.training_type}: only wr rewinds to an epoch"
-    if p.scope == "global":
-        yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
+        yield "prune_params.rewind_step", f"training_type is {e.training_type}: only wr rewinds to a step"
+    elif p.rewind_step:
+        yield "prune_params.rewind_epoch", f"rewind_step is {p.rewind_step}: wr rewinds to that step"
     if not used & set(IN_ROUNDS):
         yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+    if p.scope == "global":
+        yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
 
 
 def _in_training(c: Values) -> Reasons:

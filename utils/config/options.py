@@ -22,6 +22,7 @@ class Role(Enum):
     EXPERIMENT = "what the experiment is"
     REPLICATE = "which replicate of the experiment this is"
     IMPLIED = "what the rest of the experiment already settles"
+    RECORD = "what else it leaves behind"
     EXTENT = "how far the experiment goes"
     EXECUTION = "how it executes"
     PLACE = "where its files and processes are"
@@ -37,7 +38,7 @@ class Role(Enum):
         return self is Role.EXPERIMENT
 
 
-EXPERIMENT, REPLICATE, IMPLIED, EXTENT, EXECUTION, PLACE = Role
+EXPERIMENT, REPLICATE, IMPLIED, RECORD, EXTENT, EXECUTION, PLACE = Role
 
 
 class Option(fastargs.Param):

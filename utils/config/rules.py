@@ -26,13 +26,20 @@ def check_model_args(c: Values) -> Faults:
 
 
 def check_levels(c: Values) -> Faults:
-    """Weight rewinding needs an epoch k within level 0."""
+    """Weight rewinding needs an epoch k within level 0; how many steps it has, only the data tell."""
     p, e = c.prune_params, c.experiment_params
-    if e.training_type == "wr" and not 1 <= p.rewind_epoch < e.epochs_per_level:
+    if e.training_type == "wr" and not p.rewind_step and not 1 <= p.rewind_epoch < e.epochs_per_level:
         yield (
             "prune_params.rewind_epoch",
             f"training_type wr needs 1 <= rewind_epoch < experiment_params.epochs_per_level ({e.epochs_per_level})",
         )
+
+
+def check_save_steps(c: Values) -> Faults:
+    """Steps to save rise; only the data tell whether level 0 has them."""
+    steps = c.prune_params.save_steps
+    if any(late <= early for early, late in itertools.pairwise(steps)):
+        yield "prune_params.save_steps", "each step must be later than the one before"
 
 
 def check_density(c: Values) -> Faults:
@@ -191,6 +198,7 @@ def check_nesterov(c: Values) -> Faults:
 CHECKS = (
     check_model_args,
     check_levels,
+    check_save_steps,
     check_density,
     check_scope,
     check_classes,

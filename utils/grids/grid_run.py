@@ -1,5 +1,6 @@
 """One run of a grid: its command line, its checked config, and its progress, read from its CSVs."""
 
+import contextlib
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,10 +58,24 @@ class GridRun:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs over all levels."""
+        """Number of epochs over all levels.
+
+        With a ``rewind_step`` level 1 tells in which epoch it begins: until then, this is the most that it can be.
+        """
         e, p = self.cfg.experiment_params, self.cfg.prune_params
-        later = e.epochs_per_level - (p.rewind_epoch if e.training_type == "wr" else 0)
-        return e.epochs_per_level + (p.num_levels - 1) * later
+        first = p.rewind_epoch if e.training_type == "wr" else 0
+        if e.training_type == "wr" and p.rewind_step:
+            first = self._first_epoch_of_level_1()
+        return e.epochs_per_level + (p.num_levels - 1) * (e.epochs_per_level - first)
+
+    def _first_epoch_of_level_1(self) -> int:
+        """0 before the first epoch of level 1 has ended, and where the CSV is damaged, which `progress` reports."""
+        from utils.runs.tables import EPOCH_COLUMNS, epoch_table, table_file
+
+        with contextlib.suppress(DataError, ValueError, TypeError):
+            rows = _rows(table_file(self.path, epoch_table(1)), EPOCH_COLUMNS)
+            return int(rows[0]["epoch"]) if rows else 0
+        return 0
 
     def progress(self) -> Progress:
         """Progress from the run's CSVs; zeros before the first one exists.

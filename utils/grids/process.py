@@ -92,7 +92,7 @@ class RunProcess:
         before, self.read_at = self.progress, now
         with contextlib.suppress(DataError):  # `close` reports a CSV that is damaged
             self.progress = self.run.progress()
-        self.bar.n = self.progress.epochs
+        self.bar.n, self.bar.total = self.progress.epochs, self.run.epochs
         self.bar.set_postfix_str(self.describe())
         if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
             self.printed_at = now

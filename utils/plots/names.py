@@ -17,20 +17,24 @@ METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_pa
 # The density that a run starts from. A run that is pruned only there is one point on the density axis; a run that is
 # pruned further is a line of its own.
 AXIS = "prune_params.er_init"
+# k of weight rewinding: a run has one of them.
+K = {"prune_params.rewind_epoch", "prune_params.rewind_step"}
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
-    "experiment_params.epochs_per_level": "E", "prune_params.rewind_epoch": "k", "dataset.augment": "augment",
+    "experiment_params.epochs_per_level": "E", **dict.fromkeys(K, "k"), "dataset.augment": "augment",
 }  # fmt: skip
 
 
 def effective_options(cfg: Config) -> dict[str, Any]:
     """{section.key: value} of the options that define the experiment and have an effect in it."""
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
-    if cfg.prune_params.num_levels == 1:  # wr saves epoch k here, too, but nothing is rewound to it
-        unused = unused | {"prune_params.rewind_epoch"}
+    if cfg.prune_params.num_levels == 1:  # wr saves the state at k here, too, but nothing is rewound to it
+        unused = unused | K
+    if not cfg.prune_params.rewind_step:
+        unused = unused | {"prune_params.rewind_step"}
     if initial_density(cfg.prune_params) == 1:  # er_init 1 is the same as no er_method
         unused = unused | {AXIS, "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
@@ -73,14 +77,18 @@ def method_name(cfg: Config) -> str:
 
 
 def differing(options: Sequence[dict[str, Any]]) -> set[str]:
-    """Options with more than one value among the runs that have them, and files that only some runs have."""
+    """Options with more than one value among the runs that have them, and files that only some runs have.
+
+    An epoch k and a step k are two values of one thing.
+    """
     values: dict[str, list] = {}
     for chosen in options:
         for path, value in chosen.items():
             values.setdefault(path, []).append(value)
-    return {
+    differ = {
         path for path, found in values.items() if len(set(found)) > 1 or (path in FILES and len(found) < len(options))
     }
+    return differ | K if values.keys() >= K else differ
 
 
 def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -75,41 +75,24 @@ class Run:
 
         self.writer.submit(remove)
 
-    @property
-    def _digests_file(self) -> Path:
-        return self.path / "artifacts" / "checkpoints.json"
-
     def _submit(self, path: Path, obj: Any) -> None:
         self._queued[path] = self.writer.submit(lambda: self._write(path, obj))
 
     def _write(self, path: Path, obj: Any) -> None:
         """Digest first, beside the one before, so after a crash the old and the new file both pass the check."""
         data = pack(obj)
-        digests = self._digests()
+        file = _digests_file(self.path)
+        digests = _digests(file)
         digest = hashlib.sha256(data).hexdigest()
         old = [known for known in digests.get(path.name, []) if known != digest]
         digests[path.name] = [digest, *old][:2]
-        write_whole(self._digests_file, json.dumps(digests, indent=1).encode())
+        write_whole(file, json.dumps(digests, indent=1).encode())
         write_whole(path, data)
 
     def _read(self, path: Path) -> Any:
         if path in self._queued:
             self.writer.wait(self._queued[path])
-        known = self._digests().get(path.name)
-        if known and path.exists() and sha256(path) not in known:
-            raise RunError(f"{path} was changed since this run wrote it: it is damaged, or another checkpoint")
-        return load(path)
-
-    def _digests(self) -> dict[str, list[str]]:
-        try:
-            digests = json.loads(self._digests_file.read_text())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self._digests_file} is damaged: {error}; remove it to go on unchecked") from error
-        if not isinstance(digests, dict):
-            raise RunError(f"{self._digests_file} is damaged; remove it to go on unchecked")
-        return digests
+        return read_saved(path)
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
@@ -158,3 +141,35 @@ class Run:
         if not e.resume_expt_name or e.resume_level:
             return False
         return trained_levels(self.path) >= self.cfg.prune_params.num_levels
+
+
+def read_saved(path: Path) -> Any:
+    """The content of a checkpoint or artifact of a run, this one's or another's.
+
+    Args:
+        path: in the run's ``checkpoints/`` or ``artifacts/``.
+
+    Raises:
+        RunError: it is missing, damaged, or no longer what the run has written.
+    """
+    known = _digests(_digests_file(path.parent.parent)).get(path.name)
+    if known and path.exists() and sha256(path) not in known:
+        raise RunError(f"{path} was changed since this run wrote it: it is damaged, or another checkpoint")
+    return load(path)
+
+
+def _digests_file(run: Path) -> Path:
+    return run / "artifacts" / "checkpoints.json"
+
+
+def _digests(file: Path) -> dict[str, list[str]]:
+    """{file name: SHA-256 of the last writes, newest first}."""
+    try:
+        digests = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {error}; remove it to go on unchecked") from error
+    if not isinstance(digests, dict):
+        raise RunError(f"{file} is damaged; remove it to go on unchecked")
+    return digests

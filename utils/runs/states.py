@@ -18,8 +18,8 @@ class Position:
     Attributes:
         level: the level in progress, from 0.
         begun: whether it has been pruned and rewound.
-        epoch: the next epoch of its schedule to train; weight rewinding starts at epoch k.
-        tally: counts of the epoch in progress; None between two epochs.
+        epoch: the epoch of its schedule that is trained next; weight rewinding starts in that of step k.
+        tally: counts of the epoch in progress; None at the start of an epoch.
         initial_density: d0, the density left by pruning at initialization, 0 to 1.
     """
 
@@ -31,8 +31,20 @@ class Position:
 
     @property
     def step(self) -> int:
-        """Steps done of the epoch in progress."""
+        """Steps of the epoch that are done, or that lie before the start of the level."""
         return self.tally.step if self.tally else 0
+
+    def begin_level(self, trainer: Trainer, step: int) -> None:
+        """Goes to optimizer step `step` of the level's schedule, which may lie in the middle of an epoch."""
+        self.begun, self.tally = True, None
+        self.epoch, first = divmod(step, trainer.timeline.steps_per_epoch)
+        if first:
+            self.begin_epoch(trainer, first)
+
+    def begin_epoch(self, trainer: Trainer, first: int = 0) -> None:
+        """Begins the counts of the epoch at its step `first`, and its random draws: those of (seed, level, epoch)."""
+        self.tally = trainer.new_tally(first)
+        trainer.seed_draws(self.level, self.epoch)
 
     def state_dict(self, ctx: Context) -> dict[str, Any]:
         """Plain values and CPU tensors. In the middle of an epoch all ranks call it together: counts are summed."""

@@ -19,13 +19,15 @@ class Tally:
         losses: (steps of the epoch,) this rank's part of each step's mean loss over the global batch; float64, so that
             sums over ranks come out the same however often the epoch was stopped.
         correct: (), images that this rank classified right.
-        step: steps done.
+        step: steps done, those before `first` included.
+        first: the step at which training of the epoch begins: 0, but where a level starts in the middle of an epoch.
         seconds: time they took before the epoch was last stopped.
     """
 
     losses: Tensor
     correct: Tensor
     step: int = 0
+    first: int = 0
     seconds: float = 0.0
 
     def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -41,6 +43,7 @@ class Tally:
             rng["cuda"] = torch.cuda.get_rng_state(ctx.device)
         return {
             "step": self.step,
+            "first": self.first,
             "seconds": self.seconds,
             "losses": ctx.sum(self.losses.clone()).cpu(),
             "correct": int(ctx.sum(self.correct.clone())),  # read once, where training stops anyway
@@ -50,6 +53,7 @@ class Tally:
     def load_state_dict(self, state: dict[str, Any], ctx: Context) -> None:
         """Takes up counts on rank 0, which has the sums, and this rank's random state, if there is one."""
         self.step, self.seconds = state["step"], state["seconds"]
+        self.first = state.get("first", 0)  # states of older code have none
         if ctx.is_main:
             self.losses.copy_(state["losses"])
             self.correct.fill_(state["correct"])

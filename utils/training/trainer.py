@@ -77,10 +77,10 @@ class Trainer:
 
     # --- an epoch ------------------------------------------------------------------------------------------------
 
-    def new_tally(self) -> Tally:
-        """Zeros, for the start of an epoch."""
+    def new_tally(self, first: int = 0) -> Tally:
+        """Zeros, for an epoch that is trained from step `first` on."""
         losses = torch.zeros(self.timeline.steps_per_epoch, dtype=torch.float64, device=self.ctx.device)
-        return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device))
+        return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device), first, first)
 
     def train_epoch(self, level: int, epoch: int, tally: Tally, stop: Callable[[int], bool]) -> bool:
         """Trains from step ``tally.step`` to the epoch's end; counts into `tally`.
@@ -170,15 +170,15 @@ class Trainer:
         return finite_losses(self.ctx, self.model, tally.losses[: tally.step], level, epoch)
 
     def epoch_result(self, level: int, epoch: int, tally: Tally) -> tuple[float, float]:
-        """(mean training loss over the epoch's images, training accuracy in percent), summed over the ranks.
+        """(mean training loss, training accuracy in percent) over all images of the steps trained, of all ranks.
 
         Raises:
             RunError: see `check_finite`.
         """
         train = self.data.train
         correct = self.ctx.sum(tally.correct.clone())
-        losses, right = self.check_finite(level, epoch, tally), int(correct)
-        sizes = [train.global_batch(step) for step in range(len(losses))]
+        losses, right = self.check_finite(level, epoch, tally)[tally.first :], int(correct)
+        sizes = [train.global_batch(step) for step in range(tally.first, tally.step)]
         return math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes), 100 * right / sum(sizes)
 
     @torch.no_grad()

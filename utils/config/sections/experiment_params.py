@@ -18,7 +18,7 @@ OPTIONS = {
         Choice(["imp", "wr", "lrr"]),
         default="imp",
         needs_several="levels",
-        meaning="weights at the start of a level: imp = initial, wr = those of epoch k, lrr = unchanged",
+        meaning="weights at the start of a level: imp = initial, wr = those at k, lrr = unchanged",
     ),
     "resume_level": Option(
         Int(0),

@@ -1,7 +1,7 @@
 """Options of the section ``prune_params``: which weights are pruned, how many, how often."""
 
 from utils.config.checkers import Choice, Float, Int, List, Pair, Word
-from utils.config.options import EXTENT, Option
+from utils.config.options import EXTENT, RECORD, Option
 from utils.pruning.methods import METHODS, NO_METHOD
 
 OPTIONS = {
@@ -28,6 +28,19 @@ OPTIONS = {
     ),
     "rewind_epoch": Option(
         Int(0), default=10, unit="epochs", meaning="k: wr rewinds to the state after k epochs of level 0 (wr only)"
+    ),
+    "rewind_step": Option(
+        Int(0),
+        default=0,
+        unit="optimizer steps",
+        meaning="k in steps: wr rewinds to the state after k steps of level 0 (wr only); 0 = rewind_epoch",
+    ),
+    "save_steps": Option(
+        List(Int(0), bracketed=True),
+        default=(),
+        unit="optimizer steps",
+        role=RECORD,
+        meaning="steps of level 0 whose state is kept (model_step_{n}.pt, optimizer_step_{n}.pt); 0 = initialization",
     ),
     "exclude": Option(
         List(Word()), default=(), meaning="layers to leave dense: shell-style patterns of their names, such as fc*"
