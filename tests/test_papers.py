@@ -63,7 +63,7 @@ def test_two_steps_and_two_levels(path):
     assert any(not torch.equal(param, before[name]) for name, param in model.named_parameters())
     if cfg.prune_params.num_levels > 1:
         method, target = pruning_of(cfg, 1, start)
-        assert method != NO_METHOD and target == pytest.approx(start * 0.8)
+        assert method != NO_METHOD and target == pytest.approx(start * (1 - cfg.prune_params.prune_rate))
         prune_level(cfg, model, data, 1, start)
         assert density(model) == pytest.approx(target, abs=1e-6)
 
@@ -106,6 +106,7 @@ def rows() -> list[dict[str, str]]:
 def test_published_figures_have_a_source_and_a_plausible_value():
     assert len(rows()) > 300
     for row in rows():
+        assert (PUBLISHED.parent / f"{row['config']}.yaml").exists(), row
         assert all(row[key] for key in ("paper", "config", "method", "density", "accuracy", "source")), row
         assert 0 < float(row["density"]) <= 1 and 0 < float(row["accuracy"]) <= 100, row
         assert not row["spread"] or 0 <= float(row["spread"]) < 50, row
