@@ -129,7 +129,7 @@ def test_other_families_and_shapes(timm, name, shape):
         ("hf_hub:timm/resnet18", (3, 32, 32), (), r"model_name: 'timm/hf_hub:timm/resnet18' is not a model of timm"),
         ("deit_tiny_patch16_224", (3, 40, 40), (), r"model_name: timm/deit_tiny_patch16_224 .* 3x40x40: .*16x16"),
         ("deit_tiny_patch16_224", (3, 32, 32), ("patch_sise:4",), r"model_args: patch_sise .*nearest: patch_size, "),
-        ("deit_tiny_patch16_224", (3, 32, 32), ("img_size:64",), r"model_args: img_size .*the images decide it"),
+        ("deit_tiny_patch16_224", (3, 32, 32), ("img_size:64",), r"model_args: img_size .*the data set decides it"),
         ("deit_tiny_patch16_224", (3, 32, 32), ("num_classes:4",), r"model_args: num_classes .*dataset\.num_classes"),
         ("deit_tiny_patch16_224", (3, 32, 32), ("num_heads:5",), r"model_args \[num_heads:5\]: dim should be"),
         ("deit_tiny_patch16_224", (3, 32, 32), ("patch_size:big",), r"model_args \[patch_size:big\]"),

@@ -11,8 +11,14 @@ from torch import nn
 from utils.config.sections.model_params import TIMM
 from utils.networks.cifar import ImageShape, UnsuitableImages
 
-# What the data set decides.
-_GIVEN = {"num_classes": "dataset.num_classes", "in_chans": "the images", "img_size": "the images"}
+# Arguments that are decided elsewhere, and where.
+_GIVEN = {
+    "num_classes": "dataset.num_classes",
+    "in_chans": "the data set",
+    "img_size": "the data set",
+    "device": "the run",
+    "dtype": "experiment_params.precision",
+}
 
 
 def timm_model(name: str, num_classes: int, image_shape: ImageShape, arguments: Sequence[str] = ()) -> nn.Module:
@@ -75,7 +81,7 @@ def _options(model: nn.Module, arguments: Sequence[str]) -> dict[str, Any]:
     for entry in arguments:
         name, _, value = entry.partition(":")
         if name in _GIVEN:
-            raise ValueError(f"model_params.model_args: {name} is not allowed: {_GIVEN[name]} decide it")
+            raise ValueError(f"model_params.model_args: {name} is not allowed: {_GIVEN[name]} decides it")
         if name not in accepted:
             nearest = difflib.get_close_matches(name, accepted, n=5, cutoff=0.4)
             raise ValueError(
