@@ -15,6 +15,7 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
         end_on_faults()
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -36,10 +37,13 @@ from utils.runs import resume
 from utils.runs.directory import check_run_directory, taken_up_again
 from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.pruning import check_pruning, prune_level
+from utils.runs.saving import SaveClock
+from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows
+from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tickets import Ticket, start_from_ticket
+from utils.runs.weights import layer_rows
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -47,14 +51,17 @@ from utils.training.trainer import Trainer
 
 def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
-    stop = StopRequest(ctx)
+    stop = StopRequest(ctx, SaveClock(cfg.experiment_params.save_every_minutes))
     data = load_data(cfg, ctx)
-    trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
-    check_pruning(cfg, trainer.model, data)
+    model = build_model(cfg, data, ctx)
+    ticket = start_from_ticket(cfg, ctx, data, model)
+    check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
     check_points(cfg, data.train.steps_per_epoch)
+    trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
-    with contextlib.closing(data), open_run(cfg) if ctx.is_main else contextlib.nullcontext() as run:
-        harness = Harness(cfg, ctx, trainer, run, stop)
+    record = ticket.record if ticket else None
+    with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
+        harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
             harness.take_up()
             while harness.position.level < cfg.prune_params.num_levels:
@@ -80,14 +87,17 @@ class Harness:
         trainer: network, data and optimizer.
         run: what is written; rank 0's alone, None on the others.
         position: where the run stands.
+        ticket: what level 0 starts from; None = a fresh network.
         points: states of level 0 that are kept.
     """
 
-    def __init__(self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop):
-        self.cfg, self.ctx, self.trainer, self.run, self.stop = cfg, ctx, trainer, run, stop
+    def __init__(
+        self, cfg: Config, ctx: Context, trainer: Trainer, run: Run | None, stop: Stop, ticket: Ticket | None = None
+    ):
+        self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.points = Points(cfg, trainer)
-        self.saved_at = time.monotonic()
+        self.began = 0.0  # when the epoch in progress would have begun, had it not been stopped
         hidden = not (ctx.is_main and sys.stdout.isatty())
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
 
@@ -112,13 +122,15 @@ class Harness:
         if level == 0:
             self.position.initial_density = density(self.model)
             if self.run:
-                self.run.save_checkpoint("init", cpu_copy(self.model.state_dict()))
+                self.run.save_checkpoint("init", Snapshot(self.model.state_dict()))
 
     def rewind(self) -> None:
         """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
         kind, level = self.cfg.experiment_params.training_type, self.position.level
         step, optimizer_state = 0, None
-        if level > 0 and kind != "lrr":
+        if level == 0 and self.ticket:
+            step, optimizer_state = self.ticket.first_step, self.ticket.optimizer
+        elif level > 0 and kind != "lrr":
             name = {"imp": "init", "wr": "rewind"}[kind]
             if self.run:
                 load_weights(self.model, self.run.load_checkpoint(name), str(self.run.checkpoint(name)))
@@ -129,6 +141,8 @@ class Harness:
                 step = rewind_step(self.cfg, self.data.train.steps_per_epoch)
                 optimizer_state = self.ctx.broadcast_object(optimizer_state)
         self.begin_level(step, optimizer_state)
+        if level == 0 and self.ticket:
+            self._save_state()  # from here on the run needs the ticket's source no more
 
     def begin_level(self, step: int = 0, optimizer_state: dict[str, Any] | None = None) -> None:
         """Starts the training of a level, whose weights and masks are in place, at any step of its schedule.
@@ -140,12 +154,13 @@ class Harness:
         """
         self.trainer.restart(optimizer_state)
         self.position.begin_level(self.trainer, step)
+        self.began = time.perf_counter()
         if self.run:
             self.run.tables.start(epoch_table(self.position.level))
         self.points.keep(self.run, self.position)
 
     def train_level(self) -> None:
-        """Trains the level's remaining epochs; after each one a CSV row and, as often as asked for, a resume state.
+        """Trains the level's remaining epochs, each with a row of the CSV; saves resume states when they are due.
 
         Raises:
             Stopped: a signal asked for it; the state is saved.
@@ -155,10 +170,13 @@ class Harness:
             total=end, initial=self.position.epoch, desc=f"level {self.position.level}", disable=self.bar.disable,
             file=sys.stdout, position=1, leave=False,
         ) as bar:  # fmt: skip
+            shown: dict[str, str] = {}
             while self.position.epoch < end:
                 row = self._train_epoch()
+                keys = ("train_loss", "test_acc", "images_per_second")
+                shown |= {k: f"{row[k]:.4g}" for k in keys if not math.isnan(row[k])}  # else the last evaluation's
                 bar.update()
-                bar.set_postfix({k: f"{row[k]:.4g}" for k in ("train_loss", "test_acc", "images_per_second")})
+                bar.set_postfix(shown)
 
     def _train_epoch(self) -> Row:
         level, epoch = self.position.level, self.position.epoch
@@ -166,31 +184,33 @@ class Harness:
             self.position.begin_epoch(self.trainer)
         tally = self.position.tally
         assert tally is not None
-        start = time.perf_counter() - tally.seconds
+        self.began = time.perf_counter() - tally.seconds
         finished = self.trainer.train_epoch(level, epoch, tally, self._after_step)
-        tally.seconds = time.perf_counter() - start
         if not finished or self.stop.agreed():
             self._save_and_stop()
-        train_loss, train_acc = self.trainer.epoch_result(level, epoch, tally)
-        trained = time.perf_counter() - start
-        test_loss, test_acc = self.trainer.evaluate()
-        images = sum(map(self.data.train.global_batch, range(tally.first, tally.step)))
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, self.trainer.rate(epoch, tally.first))
-        row = dict(zip(EPOCH_COLUMNS, (*values, time.perf_counter() - start, images / trained)))
+        result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
+        values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
+        rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
+        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second)))
         self._after_epoch(row)
         return row
 
     def _after_step(self, steps: int) -> bool:
-        """Saves the points of level 0 that are reached with `steps` steps of the epoch; returns whether to stop."""
+        """Whether to stop after `steps` steps of the epoch; saves the points of level 0 and the state if one is due."""
         self.points.keep(self.run, self.position)
-        return self.stop(steps)
+        if self.stop(steps):
+            return True
+        if self.stop.save_due and steps < self.trainer.timeline.steps_per_epoch:  # else _after_epoch saves it
+            self._save_state()
+        return False
 
     def _after_epoch(self, row: Row) -> None:
         e, position = self.cfg.experiment_params, self.position
         position.tally, position.epoch = None, position.epoch + 1
         if self.run:
             self.run.tables.add(epoch_table(position.level), [row])
-            if position.epoch < e.epochs_per_level and self._due():
+            by_epochs = e.save_every_epochs and position.epoch % e.save_every_epochs == 0
+            if position.epoch < e.epochs_per_level and (by_epochs or self.stop.clock.due()):
                 self._save_state()
         if self.stop.agreed():
             self._save_and_stop()
@@ -198,37 +218,37 @@ class Harness:
     def finish_level(self) -> None:
         """Saves the level's checkpoint, its rows in the CSVs, and a resume state at the start of the next level."""
         level = self.position.level
-        if self.run:
-            self.run.save_checkpoint(f"level_{level}", cpu_copy(self.model.state_dict()))
-            tables = self.run.tables
-            tables.add(LAYERS, layer_rows(self.model, level))
-            tables.add(SUMMARY, [summary_row(level, density(self.model), tables[epoch_table(level)])])
-            tables.drop(epoch_table(level))
         self.position.level, self.position.begun = level + 1, False
-        self._save_state()
+        if self.run:
+            with self.stop.clock.saving():
+                state = resume.capture(self.cfg, self.trainer, self.position.state_dict(self.ctx))
+                self.run.save_checkpoint(f"level_{level}", state["model"])
+                tables = self.run.tables
+                tables.add(LAYERS, layer_rows(self.model, level))
+                tables.add(SUMMARY, [summary_row(level, density(self.model), tables[epoch_table(level)])])
+                tables.drop(epoch_table(level))
+                self.run.save_state(state)
         self.bar.update()
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    def _due(self) -> bool:
-        e = self.cfg.experiment_params
-        return bool(
-            (e.save_every_epochs and self.position.epoch % e.save_every_epochs == 0)
-            or (e.save_every_minutes and time.monotonic() - self.saved_at >= 60 * e.save_every_minutes)
-        )
-
     def _save_state(self) -> None:
-        """Saves the state; in the middle of an epoch all ranks call it together."""
-        position = self.position.state_dict(self.ctx)
-        if self.run:
-            self.run.save_state(resume.capture(self.cfg, self.trainer, position))
-            self.saved_at = time.monotonic()
+        """Saves the state; in the middle of an epoch all ranks call it together.
+
+        Raises:
+            RunError: in the middle of an epoch, a loss or a weight is not finite.
+        """
+        with self.stop.clock.saving():
+            if self.position.tally and self.position.step:
+                self.trainer.sync_statistics()
+                self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
+                self.position.tally.seconds = time.perf_counter() - self.began
+            position = self.position.state_dict(self.ctx)
+            if self.run:
+                self.run.save_state(resume.capture(self.cfg, self.trainer, position))
 
     def _save_and_stop(self) -> None:
         self.stop.saving()
-        if self.position.tally and self.position.step:
-            self.trainer.sync_statistics()
-            self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
         self._save_state()
         if self.run:
             self.run.writer.flush()

@@ -16,7 +16,15 @@ import yaml
 from utils.config.base import BaseConfig, unused_alone
 from utils.config.options import Note, Schema
 from utils.config.resolving import Legacy
-from utils.config.sections import dataset, dist_params, experiment_params, model_params, optimizer, prune_params
+from utils.config.sections import (
+    dataset,
+    dist_params,
+    experiment_params,
+    model_params,
+    optimizer,
+    prune_params,
+    ticket_params,
+)
 from utils.errors import ConfigError, report
 
 __all__ = ["SCHEMA", "Config", "Note", "dump_yaml", "load_config", "make_config", "unused_alone"]
@@ -25,6 +33,7 @@ SCHEMA = Schema()
 SCHEMA.section("model_params", "the network", **model_params.OPTIONS)
 SCHEMA.section("dataset", "the images", **dataset.OPTIONS)
 SCHEMA.section("prune_params", "which weights are pruned, how many, how often", **prune_params.OPTIONS)
+SCHEMA.section("ticket_params", "what level 0 starts from, if not a fresh network", **ticket_params.OPTIONS)
 SCHEMA.section("experiment_params", "the run", **experiment_params.OPTIONS)
 SCHEMA.section(
     "optimizer",

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 import yaml
@@ -19,6 +19,7 @@ from utils.files import sweep_parts, write_whole
 from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
+from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS
 
@@ -28,8 +29,11 @@ LOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def open_run(cfg: Config) -> Iterator[Run]:
+def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]:
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
+
+    Args:
+        ticket: what level 0 starts from, for ``artifacts/environment.json``; None = a fresh network.
 
     Raises:
         RunError: it cannot be created, or another process runs in it.
@@ -63,7 +67,7 @@ def open_run(cfg: Config) -> Iterator[Run]:
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path)
+                _record_environment(path, ticket)
             yield run
             run.writer.flush()
         finally:
@@ -97,14 +101,15 @@ def _record_levels(file: Path, levels: int) -> None:
         write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 
-def _record_environment(path: Path) -> None:
+def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
     """Appends one entry per start to ``artifacts/environment.json``."""
-    file = path / "artifacts" / "environment.json"
+    file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    entries = [*(entries if isinstance(entries, list) else []), describe()]
+    entry = {**describe(), "ticket": ticket} if ticket else describe()
+    entries = [*(entries if isinstance(entries, list) else []), entry]
     write_whole(file, json.dumps(entries, indent=1).encode())
 
 

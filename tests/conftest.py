@@ -1,5 +1,6 @@
 """Shared by the tests that run the harness as its users do: through the command line, on real data."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,11 +14,14 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
-# Tests run on the CPU, also where there is a GPU: but for those of test_gpu.py, which show this one to what they start.
-GPU = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if Path("/dev/nvidiactl").exists() else ""
+# Tests run on the CPU, also where there is a GPU: but for those of test_gpu.py, which show one to what they start. The
+# workers of xdist inherit what this sets, so what was shown before is kept aside.
+SHOWN = os.environ.setdefault("GPUS_SHOWN_TO_TESTS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+COUNT_GPUS = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 
-# scikit-learn's real digits, small enough that a level of two epochs takes well under a second.
+# scikit-learn's real digits, small enough that a level of two epochs takes well under a second. So short a level would
+# leave no state within it: most tests want one per epoch.
 SMALL = {
     "model_params.model_name": "lenet_300_100",
     "dataset.dataset_name": "Digits",
@@ -26,6 +30,7 @@ SMALL = {
     "prune_params.prune_rate": 0.5,
     "experiment_params.epochs_per_level": 3,
     "experiment_params.precision": "fp32",
+    "experiment_params.save_every_epochs": 1,
     "optimizer.lr": 0.1,
     "optimizer.warmup_epochs": 1,
     "dist_params.nproc": 1,
@@ -116,6 +121,26 @@ class Launcher:
         done = self.finish(name, self.start(name, *words, **options))
         assert done.status == status, f"exit {done.status}\n{done.out}\n{done.err}"
         return done
+
+
+@functools.cache
+def first_gpu() -> str:
+    """What CUDA_VISIBLE_DEVICES is to be for a process that uses one GPU; empty if torch finds none."""
+    env = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    env |= {} if SHOWN == "all" else {"CUDA_VISIBLE_DEVICES": SHOWN}
+    done = subprocess.run([sys.executable, "-c", COUNT_GPUS], env=env, capture_output=True, text=True, check=True)
+    if done.stdout.split()[-1] == "0":
+        return ""
+    return "0" if SHOWN == "all" else SHOWN.split(",")[0]
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """`first_gpu`; without one the test is skipped, or with REQUIRE_GPU=1 fails."""
+    found = first_gpu()
+    if not found:
+        (pytest.fail if os.environ.get("REQUIRE_GPU") == "1" else pytest.skip)("torch finds no GPU")
+    return found
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """kill -9 at random moments: 2-process runs on real digits, killed and resumed over and over, against undisturbed ones.
 
-    python -m tests.fault_campaign [--kinds imp wr lrr synflow] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
+    python -m tests.fault_campaign [--kinds KIND ...] [--kills 50] [--commands 5] [--seed 0] [--folder DIR]
 
-A kill falls on the launcher or on one of its workers, while it starts or at any moment of its work. When a run has
-ended it is compared with the undisturbed one, bit for bit, and the next one begins, until `--kills` have been dealt.
+A kill falls on the launcher or on one of its workers, while it starts, at any moment of its work, or while a checkpoint
+or a state is written (its temporary file is what triggers the kill, and what is left of it the proof). Each start saves
+its states by one of `SAVING`: runs as short as these would save at the ends of levels alone. When a run has ended it is
+compared with the undisturbed one, bit for bit, and the next one begins, until `--kills` have been dealt.
 Of the starts of a kind, `--commands` are the command line that a user types; the others are forked from a server that
 has torch imported (tests/processes.py): the same program, less the 20 seconds of CPU that three imports of torch take.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -39,7 +42,22 @@ KINDS = {
         "prune_params.er_init": 0.3,
         "prune_params.synflow_rounds": 20,
     },
+    "ticket": {
+        "experiment_params.training_type": "wr",
+        "prune_params.rewind_epoch": 2,
+        "ticket_params.source": "ticket_source",
+        "ticket_params.weights": "rewind",
+        "ticket_params.mask": "shuffle_layer",
+        "ticket_params.level": 1,
+    },
 }
+
+# How often a start saves: at the ends of levels alone, every 100 ms (hence within epochs, too), after every epoch.
+SAVING = (
+    {"experiment_params.save_every_epochs": 0},
+    {"experiment_params.save_every_epochs": 0, "experiment_params.save_every_minutes": 0.1 / 60},
+    {"experiment_params.save_every_epochs": 1, "experiment_params.save_every_minutes": 0},
+)
 
 
 @dataclass
@@ -51,6 +69,8 @@ class Outcome:
     at_launcher: int = 0
     at_worker: int = 0
     while_starting: int = 0
+    within_saves: int = 0
+    resumed_within_epochs: int = 0
     by_command: int = 0
     starts: int = 0
     runs: int = 0
@@ -70,6 +90,8 @@ class Campaign:
         self.options = {**LONG, **KINDS[kind]}
         self.forks, self.commands = Forks(folder), commands
         self.rng = random.Random(f"{kind} {seed}")
+        if "ticket_params.source" in self.options:
+            self.forks("ticket_source", **LONG, **KINDS["wr"])
         self.undisturbed = self.forks(f"{kind}_whole", **self.options)
 
     def run(self, kills: int) -> Outcome:
@@ -83,6 +105,7 @@ class Campaign:
         out, path = self.outcome, self.forks.folder / name
         while True:
             begun = (path / "expt_config.yaml").exists()
+            out.resumed_within_epochs += newest_step(path) > 0
             victim = self._start(name, resume=begun)
             if out.kills < kills:
                 ended = self._kill(victim, path)
@@ -105,25 +128,34 @@ class Campaign:
 
     def _start(self, name: str, resume: bool) -> Forked:
         self.outcome.starts += 1
+        options = {**self.options, **self.rng.choice(SAVING)}
         if self.outcome.by_command < self.commands and self.rng.random() < 0.3:
             self.outcome.by_command += 1
             key = {"experiment_params.expt_name": None, "experiment_params.resume_expt_name": name} if resume else {}
-            return Command(self.forks.folder, name, {**self.options, **key})
-        return self.forks.start(name, resume=resume, **self.options)
+            return Command(self.forks.folder, name, {**options, **key})
+        return self.forks.start(name, resume=resume, **options)
 
     def _kill(self, victim: Forked, path: Path) -> bool:
         """Waits for a random moment, and kills. Returns whether the run had ended of itself before."""
         out, rng = self.outcome, self.rng
-        starting = rng.random() < 0.2
+        moment, left = rng.random(), parts_of(path)
+        starting, saving, workers = moment < 0.2, moment > 0.6, []
         if starting:
             victim.process.join(rng.uniform(0, 4))
+        elif saving:
+            victim.process.join(rng.uniform(0.5, 3))
+            workers = workers_of(victim.pid)  # now: to look for them takes longer than a file
+            while parts_of(path) <= left and victim.process.exitcode is None:
+                time.sleep(0.0005)  # a file is there for some milliseconds
         else:
             before = _progress(path)
             while _progress(path) == before and victim.process.exitcode is None:
                 time.sleep(0.005)
             victim.process.join(rng.uniform(0, 1.5))
-        workers = [pid for pid in alive_in_session(victim.pid) if pid != victim.pid and _is_worker(pid)]
+        workers = workers or workers_of(victim.pid)
         target = rng.choice(workers) if workers and rng.random() < 0.5 else victim.pid
+        if saving and workers:
+            target = min(workers)  # rank 0, which writes
         if victim.process.exitcode is not None:
             return True
         try:
@@ -136,6 +168,7 @@ class Campaign:
             return True
         out.kills += 1
         out.while_starting += starting
+        out.within_saves += not parts_of(path) <= left
         out.at_launcher += target == victim.pid
         out.at_worker += target != victim.pid
         if target != victim.pid and victim.process.exitcode != 1:
@@ -162,11 +195,35 @@ class Command(Forked):
         return "\n".join(self.popen.communicate())
 
 
+def parts_of(path: Path) -> set[tuple[str, int]]:
+    """Temporary files of checkpoints and states that are being written, or were when their writer died: name, time."""
+    found = set()
+    for folder in ("checkpoints", "artifacts"):
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(path / folder):
+                if name.endswith(".pt.part"):
+                    found.add((name, os.stat(path / folder / name).st_ctime_ns))
+    return found
+
+
+def newest_step(path: Path) -> int:
+    """Steps of its epoch after which the newest state was saved; 0 without a state."""
+    try:
+        return json.loads((path / "artifacts" / "state.json").read_text())[0]["step"]
+    except FileNotFoundError:
+        return 0
+
+
 def _progress(path: Path) -> float:
     try:
         return (path / "artifacts" / "state.json").stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def workers_of(launcher: int) -> list[int]:
+    """PIDs of a run's workers."""
+    return [pid for pid in alive_in_session(launcher) if pid != launcher and _is_worker(pid)]
 
 
 def _is_worker(pid: int) -> bool:

@@ -14,7 +14,7 @@ from harness_params import make_config
 from tests.conftest import ROOT
 from utils import benchmark
 from utils.bench import contenders, memory, usual_harness
-from utils.bench.arithmetic import step_flops
+from utils.bench.arithmetic import step_bytes, step_flops
 from utils.distributed import Context
 
 
@@ -34,14 +34,36 @@ def test_table():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     assert rows[0] == ["", "ours", "plain loop", "usual harness", "ours / plain", "ours / usual"]
     assert [row[0] for row in rows[2:]] == [
-        "training step (one batch, 2 steps), images/s", rows[3][0], "an epoch's training, images/s",
+        "training step (one batch, 2 steps), images/s", rows[3][0], rows[4][0], "an epoch's training, images/s",
         "between two levels, s", "- checkpoint handed over, s", "- prune, s", "- rewind, s", "- first batch, s",
         "peak resident memory, without loader workers, MB",
     ]  # fmt: skip
-    assert re.fullmatch(r"step, share of matmul rate \([\d.e-]+ TFLOP/s, b?float\d+\), %", rows[3][0])
-    for row in (rows[2], rows[3], rows[4], rows[-1]):
-        assert all(float(cell.rstrip("x").replace(",", "")) > 0 for cell in row[1:])
-    assert float(rows[5][3]) > 0 and rows[5][2] == rows[5][4] == ""
+    number = r"[\d.e-]+"
+    of_matmul = rf"step, share of matmul rate \({number} TFLOP/s, b?float\d+; 0\.263 MFLOP per image\), %"
+    assert re.fullmatch(of_matmul, rows[3][0])
+    of_copies = rf"step, share of copy rate \({number} TB/s, read and written; {number} MB per image\), %"
+    assert re.fullmatch(of_copies, rows[4][0])
+    for row in (*rows[2:6], rows[-1]):
+        assert all(float(cell.rstrip("x").replace(",", "")) >= 0 for cell in row[1:])
+    assert float(rows[6][3]) > 0 and rows[6][2] == rows[6][4] == ""
+
+
+def test_parts_are_skipped():
+    done = run("--rounds=1", "--steps=2", "--skip=usual,levels,memory")
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("|")
+    ]
+    assert rows[0] == ["", "ours", "plain loop", "ours / plain"]
+    assert [row[0].partition(" (")[0] for row in rows[2:]] == [
+        "training step", "step, share of matmul rate", "step, share of copy rate", "an epoch's training, images/s",
+    ]  # fmt: skip
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["--skip=usual,speed"])
+    assert end.value.code == 2 and "'speed' is not allowed: usual, levels, memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,8 +122,8 @@ def test_each_contender_has_its_own_threads(monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setattr(benchmark.level_change, "ours", lambda *_: seen.append(torch.get_num_threads()) or [])
     monkeypatch.setattr(benchmark.level_change, "usual", lambda settings, *_: seen.append(settings["threads"]) or [])
-    monkeypatch.setattr(benchmark, "peak_memory", lambda argv: {"ours": []})
-    list(benchmark.measure(cfg, ctx, SimpleNamespace(synthetic=0, steps=1, epoch_steps=1, rounds=1), []))
+    monkeypatch.setattr(benchmark, "peak_memory", lambda argv, names: {"ours": []})
+    list(benchmark.measure(cfg, ctx, SimpleNamespace(synthetic=0, steps=1, epoch_steps=1, rounds=1, skip=()), []))
     assert seen == [2, 2]
 
 
@@ -159,6 +181,23 @@ def test_flops_of_a_step():
     data, _ = benchmark.load(cfg, Context(), synthetic=0)
     first, others = 64 * 300, 300 * 100 + 100 * 10
     assert step_flops(cfg, data) == 2 * (2 * first + 3 * others)
+
+
+def test_bytes_of_a_step():
+    """The same network: 3 times the inputs and outputs of its products, and 24 bytes of each weight per 128 images."""
+    cfg = make_config({"dataset": {"dataset_name": "Digits", "batch_size": 128}})
+    data, _ = benchmark.load(cfg, Context(), synthetic=0)
+    moved, weights = 3 * (64 + 300 + 300 + 100 + 100 + 10), 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    assert step_bytes(cfg, data, torch.bfloat16) == 2 * moved + 24 * weights / 128
+    assert step_bytes(cfg, data, None) == 4 * moved + 24 * weights / 128
+
+
+def test_contenders_on_a_gpu():
+    """Ours without graphs is one of them only where there can be graphs."""
+    gpu, cfg = Context(device=torch.device("cuda")), make_config({})
+    assert contenders.names_on(cfg, Context()) == ("ours", "plain loop", "usual harness")
+    assert contenders.names_on(cfg, gpu) == ("ours", "ours, no graphs", "plain loop", "usual harness")
+    assert contenders.names_on(contenders.without_graphs(cfg), gpu, ["usual harness"]) == ("ours", "plain loop")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.conftest import Finished
 from tests.processes import rows_of
 from tests.traps import Both, StopAt
 from utils.distributed import Context
-from utils.training.hardware import compile_network, missing_tools
+from utils.training.compiling import compile_network, missing_tools
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: torch.compile did not run on the CPU")
 

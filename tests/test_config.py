@@ -60,6 +60,22 @@ def test_booleans_are_read_strictly(in_file, word, value):
     )
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("auto", "auto"), ("on", "on"), ("off", "off"), ("true", "on"), ("False", "off"), ("1", "on"), ("0", "off")],
+)
+def test_a_switch_takes_the_booleans_of_older_files(in_file, word, value):
+    def graphs(words: list[str]) -> str:
+        return load_config(words).experiment_params.cuda_graphs
+
+    assert graphs([f"--experiment_params.cuda_graphs={word}"]) == value
+    assert graphs(in_file(f"experiment_params:\n  cuda_graphs: {word}")) == value
+    assert graphs(in_file(f"experiment_params: {{cuda_graphs: '{word}'}}")) == value
+    if word.lower() in ("true", "false"):
+        given = {"experiment_params": {"cuda_graphs": word == "true"}}
+        assert make_config(given).experiment_params.cuda_graphs == value
+
+
 def test_command_line_wins_and_leaves_the_rest(in_file):
     words = in_file("optimizer: {lr: 0.3, momentum: 0.8}\nprune_params: {prune_rate: 0.5}")
     cfg = load_config(
@@ -118,7 +134,15 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--prune_params.prune_method=snip", "--prune_params.num_levels=1"], "prune_params.prune_method"),
         (["--prune_params.prune_rate=0.5", "--prune_params.num_levels=1"], "prune_params.prune_rate"),
         (["--experiment_params.training_type=lrr", "--prune_params.num_levels=1"], "experiment_params.training_type"),
-        (["--experiment_params.save_every_minutes=5.0"], "experiment_params.save_every_minutes"),
+        (["--experiment_params.save_every_epochs=20"], "experiment_params.save_every_epochs"),
+        (
+            [
+                "--experiment_params.eval_every_epochs=2",
+                "--experiment_params.epochs_per_level=1",
+                "--optimizer.warmup_epochs=0",
+            ],
+            "experiment_params.eval_every_epochs",
+        ),
         (
             ["--experiment_params.expt_name=a", "--experiment_params.resume_expt_name=b"],
             "experiment_params.expt_name",
@@ -324,6 +348,7 @@ def test_what_an_option_is_follows_from_its_declaration():
     free = {
         "dataset": "num_workers data_root download os_cache train_beton val_beton",
         "prune_params": "num_levels",
+        "ticket_params": "source",
         "experiment_params": "base_dir expt_name resume_level resume_expt_name compile cuda_graphs channels_last "
         "save_every_epochs save_every_minutes deterministic",
         "dist_params": "threads distributed nproc backend address port sparse_allreduce timeout_minutes",
@@ -332,7 +357,7 @@ def test_what_an_option_is_follows_from_its_declaration():
     assert free_paths == FREE_ON_RESUME
     assert free_paths | {
         "model_params.conv_type", "dataset.num_classes", "dataset.loader", "experiment_params.seed",
-        "prune_params.save_steps",
+        "experiment_params.data_seed", "prune_params.save_steps",
     } == IGNORED  # fmt: skip
     assert set(needs_processes(SCHEMA)) == {
         f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")

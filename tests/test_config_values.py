@@ -71,7 +71,7 @@ def _value(checker):
         )
     if name == "Bool":
         return st.booleans()
-    if name == "Choice":
+    if name in ("Choice", "Switch"):
         return st.sampled_from(checker.choices)
     text = st.text(
         st.characters(exclude_categories=["C", "Z"]) | st.sampled_from("'\"#:-~[]{}*&!%@`,|> nul0123456789.e")

@@ -11,9 +11,8 @@ import torch
 from tests.conftest import Finished
 from tests.processes import Forks
 from tests.test_files import Hostile
-from tests.traps import KINDS, StopAt, states_of
+from tests.traps import KINDS, StopAt, pack, states_of
 from utils.files import sha256
-from utils.runs.weights import pack
 
 IMP = KINDS["imp"]
 

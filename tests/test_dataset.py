@@ -177,10 +177,26 @@ def test_a_crop_and_a_flip_by_hand():
     plan = {"batch_size": 2, "drop_last": False, "seed": 0, "rank": 0, "world": 1}
     loader = MemoryTrainLoader(np.repeat(image, 2, 0), np.array([0, 1]), normalize, True, True, **plan)
     corner = (CROP_PADDING + 1) * (2 + 2 * CROP_PADDING) + CROP_PADDING - 1
-    draw = loader._draw(0, 0)._replace(corners=torch.tensor([corner, corner]), flips=torch.tensor([0, 1]))
-    images, _ = loader._batch(draw, slice(0, 2))
+    images, labels = loader.gather(torch.tensor([[corner, corner], [0, 1], [0, 1]]))
+    assert labels.tolist() == [0, 1]
     # Rows from 1 on, columns from -1 on: [[., 3], [., .]], and its mirror image.
     assert images.tolist() == [[[[0, 3], [0, 0]]], [[[3, 0], [0, 0]]]]
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_draws_made_ahead_are_the_same(alternate):
+    plan = {"n": 50, "size": 8, "channels": 3, "batch_size": 16, "alternate": alternate}
+    (_, ahead), (_, plain) = memory_loader(**plan), memory_loader(**plan)
+    for level, epoch in ((0, 0), (0, 1), (1, 0), (1, 2)):
+        expected = plain.draws(level, epoch)
+        ahead.draw_ahead(0, 1)  # another epoch's, in three of the four cases
+        found = list(ahead.batches(level, epoch, 1))
+        ahead.draw_ahead(level, epoch)
+        again = list(ahead.batches(level, epoch, 1))
+        assert torch.equal(ahead.draws(level, epoch), expected)
+        for batches in (found, again):
+            for mine, theirs in zip(batches, plain.batches(level, epoch, 1), strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
 
 
 def test_flips_are_even_and_differ_between_epochs():

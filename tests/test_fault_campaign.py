@@ -10,4 +10,5 @@ from tests.fault_campaign import KINDS, Campaign
 def test_fifty_kills(kind, tmp_path):
     outcome = Campaign(kind, tmp_path, commands=5, seed=0).run(kills=50)
     assert outcome.kills == 50 and not outcome.faults
+    assert outcome.within_saves >= 5 and outcome.resumed_within_epochs >= 1
     assert outcome.runs >= 1 and outcome.equal == outcome.runs

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, product_files
+from tests.traps import pack
 from utils.errors import RunError
 from utils.files import BackgroundWriter, scratch_folder, sha256, sweep_parts, write_whole
-from utils.runs.weights import load, pack
+from utils.runs.weights import load
 
 
 class Hostile:

@@ -28,7 +28,7 @@ LAYERS = [
     ["utils.training"],
     ["utils.runs"],
     ["harness_utils"],
-    ["harness", "utils.grids", "utils.plots", "utils.bench"],
+    ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
     ["utils.single_gpu_harness", "utils.benchmark", "utils.run_grid", "utils.plot_results", "utils.write_beton"],
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
@@ -38,7 +38,14 @@ TORCH_FREE = [
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.
-TABLES_ONLY = ["utils.runs.tables", "utils.plots", "utils.grids", "utils.plot_results", "utils.run_grid"]
+TABLES_ONLY = [
+    "utils.runs.tables",
+    "utils.runs.records",
+    "utils.plots",
+    "utils.grids",
+    "utils.plot_results",
+    "utils.run_grid",
+]
 TORCH = {"torch", "torchvision"}
 # Names that hold a config in the product.
 CONFIGS = {"cfg", "c", "config"}

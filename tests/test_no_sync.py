@@ -4,9 +4,12 @@ The device is torch's "meta" here, which has no values to give: to read one, as 
 an index do, raises where a GPU would have to be waited for.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+from torch.optim import sgd
 
 from harness_params import make_config
 from utils import conv_type
@@ -14,8 +17,34 @@ from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data
 from utils.distributed import Context
+from utils.training.graphs import CudaGraphs
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
+
+
+class Repeated(CudaGraphs):
+    """Graphs for a device without any: a captured step is called again instead of replayed."""
+
+    def __init__(self, device, asked):
+        self.asked, self.refused, self.recorded = asked, "", 0
+
+    @staticmethod
+    def missing(device):
+        return ""
+
+    def own_stream(self):
+        return contextlib.nullcontext()
+
+    def new_pool(self):
+        return None
+
+    def record(self, work, pool):
+        self.recorded += 1
+        return work
+
+    def watch(self):
+        return contextlib.nullcontext()
+
 
 META = torch.device("meta")
 SHAPE = (3, 32, 32)
@@ -24,8 +53,9 @@ SHAPE = (3, 32, 32)
 @pytest.fixture
 def prepared(monkeypatch):
     """prepared(model, options) -> its trainer on the meta device, with what that lacks put right."""
-    plain = torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda *args, fused, **named: plain(*args, **named))  # it fuses nothing
+    # It has no fused SGD: one is given it that does nothing, as everything there.
+    monkeypatch.setattr(sgd, "_device_dtype_check_for_fused", lambda param: None)
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **named: None)
     # Read once a level, when the masks have changed.
     monkeypatch.setattr(conv_type, "kept_counts", lambda masks: [0] * len(masks))
 
@@ -60,15 +90,24 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("kind", [CudaGraphs, Repeated])
 @pytest.mark.parametrize(("model", "options"), OPTIONS)
-def test_an_epoch_reads_nothing_from_the_device(prepared, model, options):
+def test_an_epoch_reads_nothing_from_the_device(prepared, monkeypatch, model, options, kind):
+    """Its steps, the evaluation, the check of network and losses: all up to the end, where all is read at once."""
+    monkeypatch.setattr(Trainer, "graph_kind", kind)
     trainer = prepared(model, options)
     assert all(tensor.device == META for tensor in trainer.model.state_dict().values())
-    tally = trainer.new_tally()
-    assert trainer.train_epoch(0, 0, tally, stop=lambda steps: False)
-    assert tally.step == 4
-    with pytest.raises(NotImplementedError, match="meta tensor"):  # the one place where an epoch waits
-        trainer.epoch_result(0, 0, tally)
+    for epoch in range(2):  # with graphs, whole batches are captured in the second one
+        tally = trainer.new_tally()
+        assert trainer.train_epoch(0, epoch, tally, stop=lambda steps: False)
+        assert tally.step == 4
+    reads = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or [0.0] * tensor.numel())
+    trainer.finish_epoch(0, 0, tally, evaluate=True)
+    tensors = [t for t in trainer.model.state_dict().values() if t.is_floating_point()]
+    assert reads == [(1 + 2 + 4 + len(tensors),)]  # correct, evaluation, losses, whether each tensor is finite
+    if kind is Repeated:
+        assert trainer.graphs.graphs.recorded == 1
 
 
 def test_a_read_is_noticed(prepared):
@@ -77,3 +116,6 @@ def test_a_read_is_noticed(prepared):
     tally = trainer.new_tally()
     with pytest.raises(RuntimeError, match="meta"):
         trainer.train_epoch(0, 0, tally, stop=lambda steps: tally.losses.sum().item() > 0)
+    trainer.train_epoch(0, 0, trainer.new_tally(), stop=lambda steps: False)
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        trainer.finish_epoch(0, 0, tally, evaluate=True)

@@ -16,6 +16,7 @@ from utils.data.in_memory import load_in_memory
 from utils.data.loaders import Data
 from utils.data.specs import DATASETS, ArraySpec
 from utils.distributed import Context
+from utils.grids.grid import read_grid
 from utils.pruning.methods import NO_METHOD, initial_density
 from utils.runs.pruning import prune_level, pruning_of
 from utils.training.setup import build_model
@@ -132,3 +133,19 @@ def test_means_of_the_authors_own_runs(key, runs):
     assert row["n"] == "3"
     assert float(row["accuracy"]) == pytest.approx(statistics.mean(runs), abs=0.0051)
     assert float(row["spread"]) == pytest.approx(statistics.stdev(runs), abs=0.0051)
+
+
+def test_the_ablations_start_from_the_masks_they_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = read_grid("configs/papers/grids/frankle2021_ablations.yaml", {"base_dir": str(tmp_path)})
+    runs = {run.name: run for run in grid.runs}
+    assert len(runs) == 3 * 4 * 4
+    for method in ("snip", "grasp", "synflow", "mag"):
+        plain = runs[f"{method}_seed1"].cfg
+        assert (plain.prune_params.er_method, plain.prune_params.er_init) == (method, 0.107374)
+        inverted = runs[f"{method}_inverted_seed1"].cfg.prune_params
+        assert inverted.invert_scores and (inverted.er_method, inverted.er_init) == (method, 0.107374)
+        for change, mask, weights in (("shuffled", "shuffle_layer", "init"), ("reinitialized", "same", "reinit")):
+            run = runs[f"{method}_{change}_seed1"]
+            assert run.after == f"{method}_seed1"
+            assert (run.cfg.ticket_params.mask, run.cfg.ticket_params.weights) == (mask, weights)

@@ -232,6 +232,22 @@ def test_curves(study):
     assert len(figure.axes[0].lines) == 3, "one line per level"
 
 
+def test_curves_go_through_the_evaluated_epochs(tmp_path):
+    """Of four epochs of two seeds, 1 and 3 (from 0) are evaluated: test lines have two points, training lines four."""
+    for seed in (0, 1):
+        run = write_run(tmp_path, f"{seed}", [90], seed=seed)
+        table = ["epoch,train_loss,test_loss,train_acc,test_acc,lr,seconds,images_per_second"]
+        table += [f"{e},1,{f'{0.5 + e},60,{70 + e + seed}' if e % 2 else ',60,'},0.1,5,1" for e in range(4)]
+        (run / "metrics" / "epochwise_metrics" / "level_0_metrics.csv").write_text("\n".join(table))
+    for groups in (groups_of(tmp_path, "curves"), groups_of(tmp_path, "curves") * 2):  # by level, by method
+        axes = draw_curves(groups).axes
+        np.testing.assert_allclose(axes[0].lines[0].get_xydata(), [[1, 1], [2, 1], [3, 1], [4, 1]])
+        np.testing.assert_allclose(axes[1].lines[0].get_xydata(), [[2, 1.5], [4, 3.5]])
+        np.testing.assert_allclose(axes[3].lines[0].get_xydata(), [[2, 71.5], [4, 73.5]])
+        for band in axes[3].collections:
+            assert sorted({x for x, _ in band.get_paths()[0].vertices}) == [2, 4]
+
+
 def test_curves_of_a_level_that_some_seeds_lack(tmp_path):
     for seed, accuracies in enumerate([[90, 91, 80], [90, 91], [90, 92, 81]]):
         write_run(tmp_path, f"{seed}", accuracies, seed=seed)

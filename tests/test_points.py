@@ -23,7 +23,10 @@ from utils.schedulers import Timeline, learning_rate
 STEPS = 12  # of an epoch: 1437 digits in batches of 128
 K = 17  # step 5 of epoch 1
 WR = {"experiment_params.training_type": "wr"}
-POINTS = {**WR, "prune_params.rewind_step": K, "prune_params.save_steps": "0,5,12,17,36"}
+POINTS = {
+    **WR, "prune_params.rewind_step": K, "prune_params.save_steps": "0,5,12,17,36",
+    "optimizer.scheduler_type": "CosineLRWarmup",  # another rate in each step
+}  # fmt: skip
 NAMES = ["rewind", *(f"step_{n}" for n in (0, 5, 12, 17, 36))]
 # BatchNorm and 3 steps per epoch; step 4 is step 1 of epoch 1.
 NORMS = {**SHORT, **WR, "model_params.model_name": "resnet20", "prune_params.rewind_step": 4}
@@ -78,7 +81,7 @@ def test_rows_of_a_level_that_starts_in_the_middle_of_an_epoch(whole):
         rows = whole.csv(f"epochwise_metrics/level_{level}_metrics")
         starts = [max(first, epoch * STEPS) for epoch in range(first // STEPS, 3)]
         assert rows["epoch"].tolist() == [start // STEPS for start in starts]
-        assert rows["lr"].tolist() == [learning_rate("MultiStepLRWarmup", 0.1, start, line) for start in starts]
+        assert rows["lr"].tolist() == [learning_rate("CosineLRWarmup", 0.1, start, line) for start in starts]
         assert (rows["images_per_second"] > 0).all()
 
 
@@ -138,7 +141,7 @@ def test_killed_between_any_two_writes(whole, fork):
 
 
 # Of the whole run: around step k of level 0, around the ends of epochs, in and around the first epoch of level 1.
-@pytest.mark.parametrize("step", [4, 5, 6, 11, 12, 13, 16, 17, 18, 35, 36, 37, 42, 43, 44])
+@pytest.mark.parametrize("step", [5, 11, 12, 16, 17, 18, 36, 37, 43, 44])
 def test_stopped_around_a_point(whole, fork, step):
     fork("stopped", status=143, trap=StopAt(step), **POINTS)
     kept = {file: file.stat().st_mtime_ns for file in (fork.folder / "stopped").rglob("*_step_*.pt")}

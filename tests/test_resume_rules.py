@@ -215,7 +215,7 @@ def test_free_options_and_other_processes(undisturbed, fork):
 
 def test_other_processes_change_more_than_bits_of_batch_norm(fork):
     options = {**KINDS["imp"], "model_params.model_name": "resnet20", "experiment_params.epochs_per_level": 1,
-               "optimizer.warmup_epochs": 0}  # fmt: skip
+               "optimizer.warmup_epochs": 0, "experiment_params.save_every_epochs": None}  # fmt: skip
     fork("norms", status=143, trap=StopAt(5), **options)
     ranks = fork.ranks("norms", 2, resume=True, **{**options, "dist_params.nproc": 2})
     notes = "".join(rank.finish().err for rank in ranks)

@@ -26,7 +26,7 @@ from utils.grids.process import environment
 from utils.plot_results import main as plot
 from utils.plots.names import method_name
 from utils.run_grid import main, parse
-from utils.runs.tables import SUMMARY_COLUMNS
+from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS
 
 CONFIG = str(ROOT / "configs" / "digits_lenet.yaml")
 
@@ -224,6 +224,12 @@ def test_a_damaged_csv_of_a_run_is_named(tmp_path, capsys):
         assert message.startswith("run_grid: ") and fault in message and message.count("\n") == 1
     table.write_text(header + "\n0,1,0,90,91,0.5,2,10,x\n")
     assert run.progress() == Progress(1, 2, 1.0, 90.0), "newer tables have more columns"
+    epochs = table.parent / "epochwise_metrics" / "level_1_metrics.csv"
+    epochs.parent.mkdir(exist_ok=True)
+    for cells, accuracy in ((("",), 90.0), (("", "85.5"), 85.5), (("", "85.5", ""), 85.5)):
+        rows = [f"{epoch},1,{cell and 0.5},60,{cell},0.1,5,1" for epoch, cell in enumerate(cells)]
+        epochs.write_text("\n".join([",".join(EPOCH_COLUMNS), *rows]))
+        assert run.progress() == Progress(1, 2 + len(cells), 1.0, accuracy), "the last evaluation's"
 
 
 def test_command_line():

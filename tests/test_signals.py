@@ -106,10 +106,10 @@ class SlowSaving(MustBeMet):
         signals.multiprocessing.parent_process = self.met  # which returns None
         plain = Run._write_state
 
-        def write(run, name, state) -> None:
-            if state["mid_epoch"]:
+        def write(run, name, state, tables) -> None:
+            if state.content()["mid_epoch"]:
                 time.sleep(2)
-            plain(run, name, state)
+            plain(run, name, state, tables)
 
         Run._write_state = write
 
@@ -134,7 +134,7 @@ def test_stop_of_one_worker_leaves_the_others_time_to_save(fork, when):
 class Ranks:
     """Two ranks that say the same; notes at which steps they were asked."""
 
-    world, steps = 2, 0
+    world, steps, is_main = 2, 0, True
 
     def __init__(self):
         self.asked = []

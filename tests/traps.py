@@ -1,6 +1,7 @@
 """Faults that a test lays in a run before it begins (`Forks.start`'s `trap`), and the runs they are laid in."""
 
 import functools
+import io
 import json
 import mmap
 import os
@@ -34,6 +35,13 @@ def states_of(path: Path) -> list[Path]:
     """Files of the saved states, newest first."""
     index = json.loads((path / "artifacts" / "state.json").read_text())
     return [path / "artifacts" / entry["file"] for entry in index]
+
+
+def pack(obj: object) -> memoryview:
+    """The bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getbuffer()
 
 
 class DieAt:
@@ -144,14 +152,27 @@ class KillAfterWrite:
         self.name, self.count = name, count
 
     def __call__(self) -> None:
-        from utils.runs import run, tables
+        from utils import files
 
-        plain = run.write_whole
+        plain = files.rename
 
-        def write(path: Path, data) -> None:
-            plain(path, data)
+        def rename(part: Path, path: Path) -> None:
+            plain(part, path)
             self.count -= path.name == self.name
             if self.count == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run.write_whole = tables.write_whole = write
+        files.rename = rename
+
+
+class StateEachStep(MustBeMet):
+    """A resume state after every step, whatever the clock says."""
+
+    def lay(self) -> None:
+        from utils.runs.saving import SaveClock
+
+        SaveClock.due = self.due
+
+    def due(self) -> bool:
+        self.met()
+        return True

@@ -1,11 +1,13 @@
 """Speed on this machine of this harness, a plain PyTorch loop and the usual pruning harness: one table.
 
     python -m utils.benchmark [--config FILE] [--section.key=value ...] [--rounds 5] [--steps 20] [--epoch_steps 0]
-                              [--synthetic N]
+                              [--synthetic N] [--skip usual,levels,memory]
 
-utils/bench/contenders.py describes the three contenders. They take turns within each round. Figures are
-medians over the rounds, with the smallest and largest in brackets; ratios are medians of the ratios of each round. A
-first round warms up and is not counted. Under torchrun several processes are measured (training alone).
+utils/bench/contenders.py describes the contenders, three on a CPU and four on a GPU. They take turns within each round.
+Figures are medians over the rounds, with the smallest and largest in brackets; ratios are medians of the ratios of each
+round. A first round warms up and is not counted. Under torchrun several processes are measured (training alone). The
+step is set beside two limits of the machine, the rates at which it multiplies matrices and copies memory: by the FLOPs
+of the dense network, and by the bytes that `utils.training.work.Work.moved` counts.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +24,19 @@ import torchvision
 from harness_params import Config, load_config
 from utils import distributed
 from utils.bench import level_change
-from utils.bench.arithmetic import Matmul, step_flops
-from utils.bench.contenders import DENSITY, NAMES, Figures, contenders, images_per_second, usual_settings
+from utils.bench.arithmetic import Copy, Matmul, step_bytes, step_flops
+from utils.bench.contenders import (
+    DENSITY,
+    NAMES,
+    OURS,
+    PLAIN,
+    USUAL,
+    Figures,
+    contenders,
+    images_per_second,
+    names_on,
+    usual_settings,
+)
 from utils.bench.data import Arrays, load
 from utils.bench.memory import peak_memory, train_alone
 from utils.data.loaders import Data
@@ -32,6 +45,7 @@ from utils.errors import ConfigError, DataError, RunError, report
 from utils.processes.place import available_cores, started_by_launcher
 from utils.training.hardware import autocast_dtype, configure_kernels
 
+SKIPPED = {"usual": "the usual harness", "levels": "the time between two levels", "memory": "peak memory"}
 RATE = 1e-3  # too small to diverge on images without meaning; the arithmetic is the same
 
 
@@ -50,7 +64,9 @@ def machine() -> str:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def row(what: str, found: Figures, unit: str, smaller: bool = False) -> str:
+def row(
+    what: str, found: Figures, unit: str, smaller: bool = False, names: Sequence[str] = (OURS, PLAIN, USUAL)
+) -> str:
     """A line of the table: medians with their spread, and how many times better ours is than each of the others."""
 
     def cell(values: list[float] | None) -> str:
@@ -61,26 +77,28 @@ def row(what: str, found: Figures, unit: str, smaller: bool = False) -> str:
         return f"{statistics.median(values):,.{digits}f}{spread}"
 
     def times(name: str) -> str:
-        pairs = zip(found["ours"], found.get(name, []))
+        pairs = zip(found[OURS], found.get(name, []))
         ratios = [(b / a if smaller else a / b) for a, b in pairs if a > 0]
         return f"{statistics.median(ratios):.2f}x" if ratios else ""
 
-    cells = [f"{what}, {unit}", *(cell(found.get(name)) for name in NAMES), *(times(name) for name in NAMES[1:])]
+    cells = [f"{what}, {unit}", *(cell(found.get(name)) for name in names), *(times(name) for name in names[1:])]
     return f"| {' | '.join(cells)} |"
 
 
 def heading(cfg: Config, ctx: Context, data: Data, threads: dict[str, int], args: argparse.Namespace) -> Iterator[str]:
-    """What was measured and on what, and the table's first lines."""
+    """What was measured and on what, and the table's first lines; a column for each contender of `threads`."""
     each = ", ".join(f"{name} {number}" for name, number in threads.items())
     yield f"{machine()}; {ctx.world} process(es), threads of each: {each}"
     images = f"{args.synthetic} random images of its shape" if args.synthetic else f"{data.train.num_images} images"
-    graphs = ", CUDA graphs" if cfg.experiment_params.cuda_graphs else ""
+    graphs = f", cuda_graphs {cfg.experiment_params.cuda_graphs}" if ctx.device.type == "cuda" else ""
     yield (
         f"{cfg.model_params.model_name} on {cfg.dataset.dataset_name} ({images}), batch {cfg.dataset.batch_size}, "
         f"{_precision(cfg, ctx)}, compile {cfg.experiment_params.compile}{graphs}, masks at density {DENSITY}, "
         f"n = {args.rounds} rounds\n"
     )
-    yield f"| | {' | '.join(NAMES)} | ours / plain | ours / usual |\n|---|---|---|---|---|---|"
+    short = {name: name.removeprefix("ours, ").removesuffix(" loop").removesuffix(" harness") for name in threads}
+    columns = [*threads, *(f"ours / {short[name]}" for name in list(threads)[1:])]
+    yield f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}"
 
 
 def _precision(cfg: Config, ctx: Context) -> str:
@@ -98,41 +116,54 @@ def measure(cfg: Config, ctx: Context, args: argparse.Namespace, argv: list[str]
         raise ConfigError(
             f"dataset.batch_size: {cfg.dataset.batch_size} makes an epoch of one step: nothing to measure"
         )
-    all_threads = torch.get_num_threads()
-    yield from training_rows(cfg, ctx, data, arrays, args)
+    all_threads, names = torch.get_num_threads(), names_on(cfg, ctx, [USUAL] if "usual" in args.skip else [])
+    yield from training_rows(cfg, ctx, data, arrays, args, names)
     if ctx.world > 1:
         return
     torch.set_num_threads(all_threads)
-    yield from level_rows(cfg, ctx, data, arrays, args.rounds)
-    kind = "peak GPU memory" if ctx.device.type == "cuda" else "peak resident memory, without loader workers"
-    yield row(kind, peak_memory(argv), "MB", smaller=True)
+    if "levels" not in args.skip:
+        yield from level_rows(cfg, ctx, data, arrays, args.rounds, names)
+    if "memory" not in args.skip:
+        kind = "peak GPU memory" if ctx.device.type == "cuda" else "peak resident memory, without loader workers"
+        yield row(kind, peak_memory(argv, names), "MB", smaller=True, names=names)
 
 
-def training_rows(cfg: Config, ctx: Context, data: Data, arrays: Arrays, args: argparse.Namespace) -> Iterator[str]:
-    """The heading; training steps on one batch, their share of the machine's matmul rate, and an epoch."""
-    total = data.train.steps_per_epoch
+def training_rows(
+    cfg: Config, ctx: Context, data: Data, arrays: Arrays, args: argparse.Namespace, names: Sequence[str]
+) -> Iterator[str]:
+    """The heading; training steps, their share of the machine's matmul and copy rates, and an epoch."""
+    total, dtype = data.train.steps_per_epoch, autocast_dtype(cfg.experiment_params.precision, ctx.device)
     steps, epoch_steps = (min(asked or total, total) for asked in (args.steps, args.epoch_steps))
-    made, threads = contenders(cfg, ctx, data, arrays, steps, epoch_steps)
+    made, threads = contenders(cfg, ctx, data, arrays, steps, epoch_steps, names)
     yield from heading(cfg, ctx, data, threads, args)
-    matmul = Matmul(ctx, autocast_dtype(cfg.experiment_params.precision, ctx.device))
-    found = images_per_second(ctx, {**made, "matmul": {"step": matmul.multiply}}, "step", args.rounds)
-    yield row(f"training step (one batch, {steps} steps)", found, "images/s")
-    flops, rates = step_flops(cfg, data), found["matmul"]
-    share = {name: [100 * flops * a / b for a, b in zip(found[name], rates)] for name in NAMES}
-    rate = f"{statistics.median(rates) / 1e12:.3g} TFLOP/s, {_precision(cfg, ctx)}"
-    yield row(f"step, share of matmul rate ({rate})", share, "%")
+    limits = {"matmul": {"step": Matmul(ctx, dtype).multiply}, "copy": {"step": Copy(ctx).copy}}
+    found = images_per_second(ctx, {**made, **limits}, "step", args.rounds)
+    of = "one batch, " if ctx.device.type == "cpu" else "its batch's making included, "
+    yield row(f"training step ({of}{steps} steps)", found, "images/s", names=names)
+    for what, per_image, unit, detail in (
+        ("matmul", step_flops(cfg, data), "FLOP", _precision(cfg, ctx)),
+        ("copy", step_bytes(cfg, data, dtype), "B", "read and written"),
+    ):
+        rates = found[what]
+        share = {name: [100 * per_image * a / b for a, b in zip(found[name], rates)] for name in names}
+        rate = f"{statistics.median(rates) / 1e12:.3g} T{unit}/s, {detail}; {per_image / 1e6:.3g} M{unit} per image"
+        yield row(f"step, share of {what} rate ({rate})", share, "%", names=names)
     part = "an epoch's training" if epoch_steps == total else f"the first {epoch_steps} of {total} steps of an epoch"
-    yield row(part, images_per_second(ctx, made, "epoch", args.rounds), "images/s")
+    yield row(part, images_per_second(ctx, made, "epoch", args.rounds), "images/s", names=names)
 
 
-def level_rows(cfg: Config, ctx: Context, data: Data, arrays: Arrays, rounds: int) -> Iterator[str]:
+def level_rows(
+    cfg: Config, ctx: Context, data: Data, arrays: Arrays, rounds: int, names: Sequence[str]
+) -> Iterator[str]:
     """Time between two levels, as a whole and, of ours, in parts."""
     changes = level_change.ours(cfg, ctx, data, rounds)
-    usual = level_change.usual(usual_settings(cfg, data), arrays, max(1, rounds // 2))
-    found = {"ours": [c["all"] for c in changes], "usual harness": [c["all"] for c in usual]}
-    yield row("between two levels", found, "s", smaller=True)
+    found = {OURS: [c["all"] for c in changes]}
+    if USUAL in names:
+        usual = level_change.usual(usual_settings(cfg, data), arrays, max(1, rounds // 2))
+        found[USUAL] = [c["all"] for c in usual]
+    yield row("between two levels", found, "s", smaller=True, names=names)
     for part in level_change.PARTS:
-        yield row(f"- {part}", {"ours": [c[part] for c in changes]}, "s")
+        yield row(f"- {part}", {OURS: [c[part] for c in changes]}, "s", names=names)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -147,8 +178,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--epoch_steps", type=int, default=0, help="steps per round on the data; 0: a whole epoch")
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="N random images instead of the data set")
+    parser.add_argument("--skip", type=_parts, default=(), metavar="PART,...", help=_skip_help())
     parser.add_argument("--only", default="", choices=["", *NAMES], help=argparse.SUPPRESS)
     return parser
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    if unknown := [name for name in names if name not in SKIPPED]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not allowed: {', '.join(SKIPPED)}")
+    return names
+
+
+def _skip_help() -> str:
+    return "parts to leave out: " + "; ".join(f"{name} = {what}" for name, what in SKIPPED.items())
 
 
 def read_config(words: list[str]) -> Config:

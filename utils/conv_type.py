@@ -125,25 +125,41 @@ def kept_counts(masks: Sequence[Tensor]) -> list[int]:
     return torch.stack([mask.count_nonzero() for mask in masks]).tolist()
 
 
+class MaskVersions:
+    """The masks that a model has now: `current` says later whether they are still the same, unchanged.
+
+    A mask may have changed in place (``_version`` counts the in-place changes of a tensor), or have been replaced, as
+    ``model.to`` does.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []  # (owner, name of the mask, mask, its version)
+        for full, _, mask in masked_params(model):
+            owner, _, name = full.rpartition(".")
+            self.seen.append((model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
+
+    def current(self) -> bool:
+        return all(
+            owner._buffers.get(name) is mask and mask._version == version for owner, name, mask, version in self.seen
+        )
+
+
 class _MaskHook:
     """Step post-hook of `keep_masked`: weights *= masks, with copies of the masks in the weights' dtype.
 
     With copies of that dtype `_foreach_mul_` runs as one fused kernel (mixed dtypes take one kernel per tensor). They
-    are made again when a mask has changed in place (``_version`` counts the in-place changes of a tensor) or has been
-    replaced, as ``model.to`` does.
+    are made again when the masks have changed.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []  # (owner, name of the mask, mask, its version)
+        self.versions: MaskVersions | None = None
         self.weights: list[Tensor] = []
         self.factors: list[Tensor] = []  # the masks of `weights`, in their dtype
 
     @torch.no_grad()
     def __call__(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        if not self.seen or any(
-            owner._buffers.get(name) is not mask or mask._version != version for owner, name, mask, version in self.seen
-        ):
+        if self.versions is None or not self.versions.current():
             self._refresh()
         if self.weights:
             torch._foreach_mul_(self.weights, self.factors)
@@ -152,10 +168,8 @@ class _MaskHook:
         entries = list(masked_params(self.model))
         if not entries:
             raise ValueError("the model has no masks: call insert_masks first")
-        self.seen, self.weights, self.factors = [], [], []
-        for (full, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
-            owner, _, name = full.rpartition(".")
-            self.seen.append((self.model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
+        self.versions, self.weights, self.factors = MaskVersions(self.model), [], []
+        for (_, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
             if kept < mask.numel():  # a full mask changes nothing: a dense level costs nothing
                 self.weights.append(param)
                 self.factors.append(mask.to(param.dtype))

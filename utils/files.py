@@ -11,14 +11,58 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from utils.errors import RunError
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write `path` so that a crash at any moment leaves the old file or the new one.
+class HashedFile:
+    """A file that is hashed while it is written, chunk by chunk: hash and write let other threads run meanwhile.
 
-    Writes a temporary file in the same folder, syncs it, renames it and syncs the folder.
+    After a write has failed nothing more is written; `finish` raises that error. (An error raised within torch.save
+    would come out as another one, behind warnings.)
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._digest = file, hashlib.sha256()
+        self._error: OSError | None = None
+        self._finished = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append `data`; return its size in bytes."""
+        data = memoryview(data)
+        if self._error is None:
+            try:
+                self._digest.update(data)
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return data.nbytes
+
+    def flush(self) -> None:
+        """Nothing: `finish` flushes. torch.save asks for it."""
+
+    def finish(self) -> str:
+        """Sync the file; return the SHA-256 as hex digits. The last call that changes anything.
+
+        Raises:
+            OSError: of the first write that failed.
+        """
+        if self._error is not None:
+            raise self._error
+        if not self._finished:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._finished = True
+        return self._digest.hexdigest()
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[HashedFile]:
+    """A new file that gets the name `path` at the end of the block, so that a crash leaves the old file or the new one.
+
+    A temporary file in the same folder is written and synced, then renamed, then the folder is synced. What the block
+    itself does after `HashedFile.finish` is done before the file has its name.
 
     Raises:
         RunError: the disk is full, read-only or gone; the old file is still there, the temporary one is removed.
@@ -27,14 +71,22 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     try:
         part.unlink(missing_ok=True)  # never write through a link that somebody left there
         with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            hashed = HashedFile(file)
+            yield hashed
+            hashed.finish()
         rename(part, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write `path` so that a crash at any moment leaves the old file or the new one. Errors as `whole_file`."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def rename(part: Path, path: Path) -> None:

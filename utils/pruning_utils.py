@@ -53,6 +53,7 @@ def prune(
     rounds: int = SYNFLOW_ROUNDS,
     dtype: torch.dtype | None = None,
     counts: Sequence[int] | None = None,
+    invert_scores: bool = False,
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
 
@@ -69,6 +70,8 @@ def prune(
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
         counts: number of weights that each layer keeps, in model order, in place of the method's allocation; together
             they make up `density`. Not for methods in rounds.
+        invert_scores: keep the lowest scores (ablation, Frankle et al. 2021), in each round of methods in rounds; of
+            equal scores the first stay, as ever. No effect on the random methods.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
 
     Returns:
@@ -79,7 +82,7 @@ def prune(
             above what is left, or too low for one weight per layer of a per-layer method; counts above what a layer has
             left; a score that is not finite.
     """
-    criterion = _criterion(method, batches)
+    criterion = _criterion(method, batches, invert_scores)
     if counts is not None:
         assert not criterion.method.in_rounds
         shares = list(counts)
@@ -94,12 +97,16 @@ def prune(
         chosen = _choose(model, masks, counts, criterion, inputs)
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
-    for mask, new in zip(masks, chosen):
-        mask.copy_(new)
-    apply_masks(model)
+    _set_masks(model, masks, chosen)
     if dead := dead_layers(model):
         log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
     return density_of(masks)
+
+
+def _set_masks(model: nn.Module, masks: Sequence[Tensor], chosen: Sequence[Tensor]) -> None:
+    for mask, new in zip(masks, chosen):
+        mask.copy_(new)
+    apply_masks(model)
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
@@ -118,8 +125,8 @@ def dead_layers(model: nn.Module) -> list[str]:
     return [name for (name, _, _), count in zip(entries, kept) if count == 0]
 
 
-def _criterion(method: str, batches: Batches | None) -> Criterion:
-    """The criterion by its name, after checking its inputs."""
+def _criterion(method: str, batches: Batches | None, invert_scores: bool) -> Criterion:
+    """The criterion by its name, its scores inverted if asked for, after checking its inputs."""
     if method not in CRITERIA:
         nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
         raise ValueError(
@@ -128,7 +135,14 @@ def _criterion(method: str, batches: Batches | None) -> Criterion:
     criterion = CRITERIA[method]
     if criterion.method.needs_batches and batches is None:
         raise ValueError(f"{method} needs batches of (images, labels), and got none")
-    return criterion
+    return replace(criterion, score=_inverted(criterion.score)) if invert_scores else criterion
+
+
+def _inverted(score: Scores) -> Scores:
+    """The negative scores: the largest of them are the lowest ones. Random scores stay as they are."""
+    if score is random_scores:
+        return score
+    return lambda model, masks, inputs: [-values for values in score(model, masks, inputs)]
 
 
 def _checked_keep(method: str, density: float, masks: Sequence[Tensor]) -> int:

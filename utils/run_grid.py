@@ -1,6 +1,7 @@
 """Run a grid of configs x seeds: several runs at a time, resumable, with one progress line per run.
 
-    python -m utils.run_grid GRID.yaml [--jobs=N] [--threads=N] [--base_dir=PATH] [--section.key=value ...]
+    python -m utils.run_grid GRID.yaml [--jobs=N] [--threads=N] [--mps=auto|on|off] [--base_dir=PATH]
+                             [--section.key=value ...]
 
 A grid file:
 
@@ -12,6 +13,8 @@ A grid file:
                                                    # sets dist_params.threads; 0 (default) = an equal share of the cores
     gpus: [0, 1]                                   # one GPU per run, in turn; indices into CUDA_VISIBLE_DEVICES if that
                                                    # is set; default: every run sees all GPUs
+    mps: auto                                      # runs that share a GPU share it through NVIDIA's MPS: auto = where
+                                                   # it can be used, on = or not at all, off = they take turns
     set: {prune_params.num_levels: 18}             # options of every run
     runs:
       imp: {experiment_params.training_type: imp}  # becomes imp_seed0, imp_seed1, imp_seed2
@@ -19,9 +22,21 @@ A grid file:
         prune_params.er_method: snip
         each: {prune_params.er_init: [0.5, 0.1]}   # one run per value: snip_0.5_seed0, snip_0.1_seed0, ...
       other: {config: configs/another.yaml}
+      reinit:                                      # level 0 starts from a run of this grid, which is waited for
+        ticket_params.source: imp_seed{seed}       # {seed} stands for the run's seed in any option
+        ticket_params.weights: reinit
+        prune_params.num_levels: 1
+        each: {ticket_params.level: [1, 2, 3]}     # reinit_1_seed0, ...
 
 Command-line options override `set`. They may not change an option that a run sets itself, directly or in `each`.
 Paths are relative to the current directory.
+
+MPS (Multi-Process Service): runs on one GPU work at the same time instead of in turns, which is worth most for small
+networks. The grid starts a daemon of its own, tries it out, and ends it with the last run, also when it is stopped or
+killed; a daemon that answers already is used and left alone. Each of n runs may use 200/n percent of a GPU's threads
+(set CUDA_MPS_ACTIVE_THREAD_PERCENTAGE for another share); kernels may depend on the share, and with them the last bits
+of a result. A note says why `auto` does without MPS. A run that makes the GPU itself fail ends the others that share
+it; start the grid again then. `off` starts nothing; a daemon of the machine's own still serves the runs.
 
 The whole grid is checked before any run starts. Started again, the command skips finished runs and resumes unfinished
 ones. A run that fails is reported with its last line of stderr and does not stop the others. The stderr of each run,
@@ -53,8 +68,10 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word in paths:
             continue
-        if not equals or not (name in ("jobs", "threads", "base_dir") or "." in name):
-            faults.append(f"{word!r}: --jobs=N, --threads=N, --base_dir=PATH or --section.key=value is expected")
+        if not equals or not (name in ("jobs", "threads", "mps", "base_dir") or "." in name):
+            faults.append(
+                f"{word!r}: --jobs=N, --threads=N, --mps=WORD, --base_dir=PATH or --section.key=value is expected"
+            )
         elif name in options:
             faults.append(f"--{name}: given twice on the command line (again as {value!r}); keep one")
         options[name] = value

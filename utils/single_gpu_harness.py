@@ -2,8 +2,8 @@
 
     python -m utils.single_gpu_harness --config configs/NAME.yaml [--section.key=value ...]
 
-It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, and an
-answer to signals.
+It leaves the same checkpoints and CSVs as harness.py, bit for bit. What it lacks: several processes, resuming, CUDA
+graphs, and an answer to signals.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ from utils.errors import ConfigError, report
 from utils.runs.directory import check_run_directory
 from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, summary_row
-from utils.runs.weights import cpu_copy, layer_rows
+from utils.runs.snapshots import Snapshot
+from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tickets import start_from_ticket
+from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, configure_kernels, limit_threads
-from utils.training.setup import build_model, make_timeline, optimizer_state, start_optimizer
+from utils.training.compiling import compile_network
+from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
+from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses
 
 
@@ -43,9 +46,10 @@ class SingleProcess:
         self.cfg, self.device = cfg, ctx.device
         self.data = load_data(cfg, ctx)
         self.model = build_model(cfg, self.data, ctx)
-        check_pruning(cfg, self.model, self.data)
+        self.ticket = start_from_ticket(cfg, ctx, self.data, self.model)
+        check_pruning(cfg, self.model, self.data, self.ticket.density if self.ticket else 1.0)
         limit_threads(cfg, ctx, self.model)
-        compile_network(cfg, ctx, self.model)
+        compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
@@ -61,7 +65,9 @@ class SingleProcess:
             begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
                 initial_density = density(model)
-                run.save_checkpoint("init", cpu_copy(model.state_dict()))
+                run.save_checkpoint("init", Snapshot(model.state_dict()))
+                if self.ticket:
+                    begin, state = self.ticket.first_step, self.ticket.optimizer
             elif e.training_type == "imp":
                 load_weights(model, run.load_checkpoint("init"), "model_init.pt")
             elif e.training_type == "wr":
@@ -70,15 +76,14 @@ class SingleProcess:
             apply_masks(model)
             # Fresh, or as at step k; its hook applies the masks after every step.
             self.optimizer, self.scaler = start_optimizer(self.cfg, model, self.dtype, state)
-
             if level == 0:
-                self.keep_points(run, 0)
+                self.keep_points(run, begin)
 
             rows = []
             for epoch in range(begin // self.steps, e.epochs_per_level):
                 rows.append(self.train_epoch(run, level, epoch, max(0, begin - epoch * self.steps)))
 
-            run.save_checkpoint(f"level_{level}", cpu_copy(model.state_dict()))
+            run.save_checkpoint(f"level_{level}", Snapshot(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
 
@@ -91,8 +96,7 @@ class SingleProcess:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.model.train()
         for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline)
+            set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
@@ -113,7 +117,7 @@ class SingleProcess:
         finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
-        test_loss, test_acc = self.evaluate()
+        test_loss, test_acc = self.evaluate() if is_evaluated(self.cfg, epoch) else (math.nan, math.nan)
         rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
@@ -150,8 +154,10 @@ def main() -> int:
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
+        if cfg.experiment_params.cuda_graphs == "on":
+            print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
-        with contextlib.closing(study.data), open_run(cfg) as run:
+        with contextlib.closing(study.data), open_run(cfg, study.ticket.record if study.ticket else None) as run:
             study.run_levels(run)
             print_levels(run)
     except Exception as error:

@@ -55,11 +55,11 @@ def test_the_decoder_is_compiled_before_anyone_waits(raw, monkeypatch):
 
 
 def prefetcher(fill, timeout: float = 30) -> Prefetcher:
-    return Prefetcher(fill, [2] * 9, (4, 4, 3), torch.device("cpu"), 2, timeout, "x.beton")
+    return Prefetcher(fill, [2] * 9, (4, 4, 3), None, 2, timeout, "x.beton")
 
 
 def test_an_error_in_the_thread_reaches_the_trainer():
-    def fill(k, buffer, pool):
+    def fill(k, pixels, labels, pool):
         if k == 2:
             raise OSError("the disk is gone")
 
@@ -70,7 +70,7 @@ def test_an_error_in_the_thread_reaches_the_trainer():
 
 
 def test_a_bug_in_the_thread_keeps_its_kind():
-    def fill(k, buffer, pool):
+    def fill(k, pixels, labels, pool):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -80,7 +80,7 @@ def test_a_bug_in_the_thread_keeps_its_kind():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_is_noticed():
-    def fill(k, buffer, pool):
+    def fill(k, pixels, labels, pool):
         raise SystemExit  # ends a thread without a word
 
     with pytest.raises(RunError, match="has died"):
@@ -91,7 +91,7 @@ def test_a_thread_that_dies_is_noticed():
 def test_a_stalled_disk_is_noticed():
     disk = threading.Event()
     with pytest.raises(RunError, match=r"no batch for 0\.5 s"):
-        list(prefetcher(lambda k, buffer, pool: disk.wait(), timeout=0.5))
+        list(prefetcher(lambda *_: disk.wait(), timeout=0.5))
     disk.set()
     wait_for_no_thread()
 
@@ -105,10 +105,10 @@ def wait_for_no_thread() -> None:
 
 def test_a_slow_consumer_sees_every_batch_unspoilt():
     seen = []
-    for batch in prefetcher(lambda k, buffer, pool: buffer.fill_(k)):
+    for pixels, labels in prefetcher(lambda k, pixels, labels, pool: (pixels.fill_(k), labels.fill_(k))):
         time.sleep(0.01)
-        seen.append(batch.unique().tolist())
-    assert seen == [[k] for k in range(9)]
+        seen.append((pixels.unique().tolist(), labels.tolist()))
+    assert seen == [([k], [k, k]) for k in range(9)]
 
 
 @pytest.mark.parametrize("how", ["used up", "closed", "forgotten", "data closed", "error"])

@@ -20,6 +20,7 @@ from tests.ffcv_helpers import (
     write,
     write_raw,
 )
+from tests.streams_double import LateDevice
 from utils.data.epochs import epoch_order
 from utils.data.images import epoch_resolution
 from utils.dataset import load_data
@@ -97,6 +98,20 @@ def test_memory_format_is_the_configs(raw):
     images, _ = next(load_data(cfg, Context()).test.batches())
     assert images.is_contiguous() and not images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images, images_of(ffcv(raw, batch_size=128).test.batches()))
+
+
+@pytest.mark.parametrize("careless", ["", "wait"])
+def test_batches_by_way_of_a_device_are_the_same(raw, careless):
+    """To the bit; where the wait for the copy is left out, they are not."""
+    plain, sent = ffcv(raw), ffcv(raw)
+    sent.train.reader.side = sent.test.reader.side = LateDevice(careless=careless)
+    for mine, other in (
+        (sent.train.batches(1, 2), plain.train.batches(1, 2)),
+        (sent.train.score_batches(0, 2), plain.train.score_batches(0, 2)),
+        (sent.test.batches(), plain.test.batches()),
+    ):
+        same = [torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(list(mine), list(other), strict=True)]
+        assert len(same) >= 2 and all(same) != bool(careless)
 
 
 # ------------------------------------------------------------------------------------------------------- reproducible

@@ -36,12 +36,13 @@ def load(cfg: Config, ctx: Context, synthetic: int) -> tuple[Data, Arrays]:
         return data, arrays_of(data.train)
     pixels = cfg.dataset.end_resolution or cfg.dataset.resolution or 224
     shape, classes = spec.image_shape or (3, pixels, pixels), spec.num_classes or cfg.dataset.num_classes or 1000
-    return _random_images(cfg, ctx, synthetic, shape, classes)
+    return random_images(cfg, ctx, synthetic, shape, classes)
 
 
-def _random_images(
+def random_images(
     cfg: Config, ctx: Context, count: int, shape: tuple[int, int, int], classes: int
 ) -> tuple[Data, Arrays]:
+    """`count` random images of `shape` (C, H, W), augmented as the data set's, up to 1,000 of them as test images."""
     spec, rng = DATASETS[cfg.dataset.dataset_name], np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *shape[1:], shape[0]), dtype=np.uint8)
     arrays = images, rng.integers(0, classes, count)
@@ -73,6 +74,15 @@ class OneBatch:
         self.batch = (images if channels_last else images.contiguous()), labels
         self.size, self.steps_per_epoch = loader.global_batch(0), loader.steps_per_epoch
         self.batch_size, self.num_images = loader.batch_size, self.size * loader.steps_per_epoch
+
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        pass
+
+    def draws(self, level: int, epoch: int) -> Tensor:
+        return self.batch[1].new_zeros((1, self.num_images))
+
+    def gather(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return self.batch
 
     def global_batch(self, step: int) -> int:
         return self.size

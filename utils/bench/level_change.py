@@ -1,72 +1,41 @@
 """Time between two levels: from the last step of one to the first step of the next, without evaluation.
 
-Ours: a whole run of `Harness` in a temporary directory, with levels of a few steps. The usual harness: a new process
-per level (usual_harness.py).
+Ours: a whole run of `Harness` in a temporary directory, with levels of a few steps, on random images. The usual
+harness: a new process per level (usual_harness.py).
 """
 
-import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from harness import Harness
 from harness_params import Config
 from harness_utils import open_run
+from utils.bench.data import random_images
 from utils.bench.usual_harness import Settings, lay_out
-from utils.data.loaders import Data, TestLoader, TrainLoader
+from utils.data.loaders import Data
 from utils.distributed import Context
+from utils.runs.saving import SaveClock
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
 PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
 
 
-class Few:
-    """The first few batches of a loader's epochs."""
-
-    def __init__(self, loader: TrainLoader, steps: int):
-        self.loader, self.steps_per_epoch = loader, min(steps, loader.steps_per_epoch)
-        self.num_images, self.batch_size = loader.num_images, loader.batch_size
-
-    def global_batch(self, step: int) -> int:
-        return self.loader.global_batch(step)
-
-    def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for _, batch in zip(range(self.steps_per_epoch - start_step), self.loader.batches(level, epoch, start_step)):
-            yield batch
-
-    def score_batches(self, level: int, num_batches: int) -> list[tuple[Tensor, Tensor]]:
-        return self.loader.score_batches(level, num_batches)
-
-
-class FewTests:
-    """The first few test images."""
-
-    def __init__(self, loader: TestLoader, count: int):
-        images, labels = next(iter(loader.batches()))
-        self.batch = images[:count], labels[:count]
-        self.num_images = len(self.batch[1])
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.batch
-
-
 class Clock:
     """A `Stop` that never stops, and notes when each step ends."""
 
-    signum = 0
+    signum, save_due = 0, False
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.device, self.clock = device, SaveClock()
         self.ends: list[float] = []
 
     def __call__(self, steps: int) -> bool:
@@ -92,7 +61,8 @@ def ours(cfg: Config, ctx: Context, data: Data, changes: int, steps: int = 4) ->
     may still be written in the background: what that costs is measured by tests/benchmarks/saving.py, not here.
     """
     e, rows = cfg.experiment_params, []
-    few = dataclasses.replace(data, train=Few(data.train, steps), test=FewTests(data.test, 16))
+    # Images held in memory, as those of the run are: a loader of another kind would not be captured in a CUDA graph.
+    few, _ = random_images(cfg, ctx, steps * data.train.batch_size, data.image_shape, data.num_classes)
     with tempfile.TemporaryDirectory() as folder:
         cfg = cfg.replace({
             "experiment_params": {"base_dir": folder, "epochs_per_level": 1 + (e.training_type == "wr")},

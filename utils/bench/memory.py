@@ -6,27 +6,28 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from harness_params import Config
 from utils.bench import usual_harness
-from utils.bench.contenders import NAMES, Figures, Ours, PlainLoop, usual_settings
+from utils.bench.contenders import NO_GRAPHS, OURS, USUAL, Figures, Ours, PlainLoop, usual_settings, without_graphs
 from utils.bench.data import load
 from utils.distributed import Context
 
 STEPS = 3
 
 
-def peak_memory(argv: list[str]) -> Figures:
-    """Peak MB of each contender: GPU memory where there is a GPU, else resident memory.
+def peak_memory(argv: list[str], names: Sequence[str]) -> Figures:
+    """Peak MB of each of the contenders `names`: GPU memory where there is a GPU, else resident memory.
 
     Args:
         argv: the arguments of `python -m utils.benchmark`.
     """
     found = {}
-    for name in NAMES:
+    for name in names:
         command = [sys.executable, "-m", "utils.benchmark", *argv, f"--only={name}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
         if done.returncode:
@@ -37,7 +38,7 @@ def peak_memory(argv: list[str]) -> Figures:
 
 def train_alone(cfg: Config, ctx: Context, name: str, synthetic: int) -> float:
     """Trains a few steps of one contender; returns the peak memory of this process in MB."""
-    if name == "usual harness":
+    if name == USUAL:
         _train_usual(cfg, ctx, synthetic)
     else:
         _train_on_loader(cfg, ctx, name, synthetic)
@@ -63,8 +64,8 @@ def _train_on_loader(cfg: Config, ctx: Context, name: str, synthetic: int) -> No
     data = load(cfg, ctx, synthetic)[0]  # without the arrays
     steps = min(STEPS, data.train.steps_per_epoch)
     forget_peak(ctx)
-    if name == "ours":
-        Ours(cfg, ctx, data).train(data.train, steps)
+    if name in (OURS, NO_GRAPHS):
+        Ours(without_graphs(cfg) if name == NO_GRAPHS else cfg, ctx, data).train(steps)
     else:
         PlainLoop(cfg, ctx, data).train(data.train.batches(0, 0), steps)
 

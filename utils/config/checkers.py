@@ -145,6 +145,20 @@ class Choice(Strict):
         return "one of " + ", ".join(self.choices)
 
 
+class Switch(Choice):
+    """auto, on or off; older files' true and false mean on and off."""
+
+    words = {"true": "on", "1": "on", "false": "off", "0": "off"}  # noqa: RUF012 (constant)
+
+    def __init__(self):
+        super().__init__(AUTO_ON_OFF)
+
+    def check(self, value: Any) -> str:
+        if isinstance(value, bool | int | str):
+            value = self.words.get(str(value).strip().lower(), value)
+        return super().check(value)
+
+
 class Word(Strict):
     """Printable text without spaces, such as a model's name or an address."""
 

@@ -9,6 +9,8 @@ from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
 IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
+# The others draw lots.
+SCORED = [name for name, method in METHODS.items() if method.score != "random_scores"]
 # Methods in rounds look at the shape of a batch alone.
 SCORED_ON_BATCHES = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
 
@@ -28,6 +30,7 @@ def needs_processes(schema: Schema) -> tuple[str, ...]:
 def without_effect(c: Values, schema: Schema) -> Reasons:
     """Each option of the checked config `c` that has no effect, and why."""
     yield from _in_pruning(c, schema)
+    yield from _in_tickets(c)
     yield from _in_training(c)
     yield from _in_data(c)
     yield from _in_one_process(c, schema)
@@ -53,11 +56,28 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.rewind_epoch", f"rewind_step is {p.rewind_step}: wr rewinds to that step"
     if not used & set(IN_ROUNDS):
         yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
+    if not used & set(SCORED):
+        yield "prune_params.invert_scores", "no method that scores weights is used"
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
     if p.scope == "global":
         yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
+
+
+def _in_tickets(c: Values) -> Reasons:
+    t = c.ticket_params
+    if not t.source:
+        for key in ("level", "step", "mask", "weights"):
+            yield f"ticket_params.{key}", 'source is "": level 0 starts from a fresh network'
+        return
+    if t.weights != "rewind":
+        yield "ticket_params.step", f"weights is {t.weights}: only rewind starts at a step of the source"
+    if t.mask == "none" and t.weights == "reinit":
+        for key in ("source", "level"):
+            yield f"ticket_params.{key}", "neither mask none nor weights reinit takes anything from it"
+    elif t.mask == "none" and t.weights in ("init", "rewind", "init_signs"):
+        yield "ticket_params.level", f"mask is none, and weights {t.weights} are those of every level"
 
 
 def _in_training(c: Values) -> Reasons:
@@ -70,8 +90,10 @@ def _in_training(c: Values) -> Reasons:
             yield "optimizer.lr_min", "the rate is constant"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
-    if e.save_every_epochs == 1:
-        yield "experiment_params.save_every_minutes", "the state is saved at the end of every epoch already"
+    if e.save_every_epochs >= e.epochs_per_level:
+        yield "experiment_params.save_every_epochs", "a state is saved at the end of every level anyway"
+    if e.epochs_per_level == 1:
+        yield "experiment_params.eval_every_epochs", "epochs_per_level is 1, and a level's last epoch is evaluated"
 
 
 def _in_data(c: Values) -> Reasons:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from utils.config.sections.model_params import TIMM
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import LAYER_WISE, initial_density, level_density
+from utils.pruning.methods import LAYER_WISE, NO_METHOD, initial_density, level_density
 from utils.schedulers import SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
@@ -58,6 +58,13 @@ def check_scope(c: Values) -> Faults:
     p = c.prune_params
     if p.scope == "layer" and p.num_levels > 1 and p.prune_method not in LAYER_WISE:
         yield "prune_params.scope", f"layer only with prune_method {', '.join(LAYER_WISE)} (it is {p.prune_method})"
+
+
+def check_ticket(c: Values) -> Faults:
+    """A ticket brings its mask, so that only a dense one is pruned at initialization."""
+    t, p = c.ticket_params, c.prune_params
+    if t.source and t.mask != "none" and p.er_method != NO_METHOD:
+        yield "ticket_params.mask", f"only none with prune_params.er_method (it is {p.er_method}): one mask at a time"
 
 
 def check_classes(c: Values) -> Faults:
@@ -148,11 +155,16 @@ def check_resume_level(c: Values) -> Faults:
 
 
 def check_cuda_graphs(c: Values) -> Faults:
-    """CUDA graphs need torch.compile, and cannot go with some options."""
-    if c.experiment_params.cuda_graphs and c.experiment_params.compile == "off":
-        yield "experiment_params.cuda_graphs", "only with experiment_params.compile auto or on (it is off)"
-    if c.experiment_params.cuda_graphs and c.dist_params.sync_bn and c.dist_params.nproc != 1:
-        yield "experiment_params.cuda_graphs", "not with dist_params.sync_bn, which waits for the GPU in every layer"
+    """CUDA graphs need one process, images held in memory, and no loss scale."""
+    d, e, dist = c.dataset, c.experiment_params, c.dist_params
+    if e.cuda_graphs != "on":
+        return
+    if dist.distributed and dist.nproc > 1:
+        yield "experiment_params.cuda_graphs", f"auto or off with several processes (dist_params.nproc is {dist.nproc})"
+    if e.precision == "fp16":
+        yield "experiment_params.cuda_graphs", "auto or off with precision fp16, whose loss scale the CPU reads"
+    if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
+        yield "experiment_params.cuda_graphs", "auto or off unless the images are held in memory (dataset.loader)"
 
 
 def check_milestones(c: Values) -> Faults:
@@ -201,6 +213,7 @@ CHECKS = (
     check_save_steps,
     check_density,
     check_scope,
+    check_ticket,
     check_classes,
     check_loader,
     check_ffcv_only,

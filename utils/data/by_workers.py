@@ -29,6 +29,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
+from utils.data.side_stream import SideStream
 from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
@@ -138,7 +139,8 @@ class _Reader:
     """One DataLoader and its workers, shared by all passes, one after the other."""
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
-        self.normalize, self.device = normalize, normalize.factor.device
+        self.normalize, device = normalize, normalize.factor.device
+        self.side = SideStream(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
             images,
@@ -147,7 +149,7 @@ class _Reader:
             persistent_workers=num_workers > 0,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.side is not None,
             # DataLoader draws a seed per pass; its own generator leaves the global one untouched.
             generator=torch.Generator(),
         )
@@ -169,7 +171,8 @@ class _Reader:
             if isinstance(batch, DataError):
                 with naming("dataset.data_root"):
                     raise batch
-            pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+            # A step is launched long before the GPU gets to it: the batch after it is copied meanwhile.
+            pixels, labels = self.side.send(batch) if self.side else batch
             yield self.normalize(pixels), labels
             # Persistent workers serve one pass at a time: an older pass would now get batches of the newer one.
             if self.passes != this_pass:
@@ -198,19 +201,19 @@ class FolderTrainLoader(EpochPlan):
         super().__init__(num_images=len(split.files), **plan)
         self.reader = _Reader(FolderImages(split, size, crop, flip), normalize, num_workers)
 
-    def _keys(self, level: int, epoch: int, parts: list[slice]) -> Iterator[list[Key]]:
-        order = epoch_order(self.num_images, self.seed, level, epoch).tolist()
+    def _keys(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[list[Key]]:
+        order = epoch_order(self.num_images, seed, level, epoch).tolist()
         for part in parts:
             places = range(part.start, part.stop)
-            yield [(order[place], stable_seed(self.seed, level, epoch, place)) for place in places]
+            yield [(order[place], stable_seed(seed, level, epoch, place)) for place in places]
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
-        return self.reader.read(self._keys(level, epoch, self.places(start_step)))
+        return self.reader.read(self._keys(level, epoch, self.places(start_step), self.seed))
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches))))
+        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches), self.score_seed)))
 
     def close(self) -> None:
         self.reader.close()

@@ -96,16 +96,28 @@ class EpochPlan:
         num_images: in the whole training set.
         batch_size: of the global batch, over all ranks; at most num_images.
         steps_per_epoch: optimizer steps.
+        seed: of order and augmentation.
+        score_seed: the same for the batches that pruning looks at; by default `seed`.
 
     Raises:
         ConfigError: see `check_shares`.
     """
 
-    def __init__(self, num_images: int, batch_size: int, drop_last: bool, seed: int, rank: int, world: int):
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        drop_last: bool,
+        seed: int,
+        rank: int,
+        world: int,
+        score_seed: int | None = None,
+    ):
         check_shares(num_images, batch_size, drop_last, world)
         self.num_images, self.batch_size = num_images, min(batch_size, num_images)
         self.steps_per_epoch = steps_per_epoch(num_images, batch_size, drop_last)
         self.seed, self.rank, self.world = seed, rank, world
+        self.score_seed = seed if score_seed is None else score_seed
 
     def global_batch(self, step: int) -> int:
         """Images in the global batch of `step`, over all ranks."""
@@ -123,6 +135,12 @@ class EpochPlan:
             rank_places(step, self.num_images, self.batch_size, self.rank, self.world)
             for step in range(start_step, self.steps_per_epoch)
         ]
+
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        """Called while the device is at work, before the epoch is needed: time to draw it. It changes no draw.
+
+        Loaders whose workers draw do nothing.
+        """
 
     def score_places(self, num_batches: int) -> list[slice]:
         """Places of the first full global batches, whole: the same on every rank. Raises as `score_steps`."""

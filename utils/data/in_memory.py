@@ -5,7 +5,6 @@ so that batches (N, C, H, W) are channels_last without a copy.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,17 +53,8 @@ def load_in_memory(cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, te
     )
 
 
-class _Epoch(NamedTuple):
-    """Random draws of one epoch, by place in its order, on the device."""
-
-    order: Tensor  # int64 (n,), image indices
-    labels: Tensor  # int64 (n,)
-    corners: Tensor | None  # int64 (n,), first pixel of each crop in the padded store
-    flips: Tensor | None  # int64 (n,), 0 or 1
-
-
 class MemoryTrainLoader(EpochPlan):
-    """Training batches from uint8 images (N, H, W, C) and int64 labels (N,) on the device.
+    """Training batches from uint8 images (N, H, W, C), which are kept on the device, and int64 labels (N,).
 
     Args:
         crop: pad by `CROP_PADDING` zero pixels (black, before normalisation) and crop at a random offset.
@@ -93,58 +83,77 @@ class MemoryTrainLoader(EpochPlan):
         store = np.zeros((len(images), self.pad_height, self.pad_width, channels), dtype=np.uint8)
         store[:, pad : pad + height, pad : pad + width] = images
         self.store = torch.from_numpy(store).to(self.device).view(len(images), -1)
-        self.labels = torch.from_numpy(labels).to(self.device)
+        self.labels = torch.from_numpy(labels)
+        self._ahead: tuple[tuple[int, int], Tensor] | None = None  # ((level, epoch), its draws)
         # A row of a crop is `width` neighbouring pixels of the padded store. `rows` views the store as all such rows,
         # which overlap, so that one index_select gathers every row of a batch of crops.
         starts = len(images) * self.pad_height * self.pad_width - width + 1
         self.rows = self.store.view(-1).as_strided((starts, width * channels), (channels, 1))
         self.row_steps = torch.arange(height, device=self.device) * self.pad_width
 
-    def _draw(self, level: int, epoch: int) -> _Epoch:
-        generator = epoch_generator(self.seed, level, epoch)
-        order = epoch_order(self.num_images, self.seed, level, epoch, generator)
-        corners = flips = None
+    def draws(self, level: int, epoch: int) -> Tensor:
+        """Draws of one epoch, by place in its order, on the device.
+
+        Returns:
+            int64 (3, num_images), without flips (2, num_images): first pixel of the crop in the padded store, or
+            without crops the index of the image; label; 1 if the image is mirrored.
+        """
+        if self._ahead and self._ahead[0] == (level, epoch):
+            return self._ahead[1]
+        return self._draw(level, epoch, self.seed)
+
+    def draw_ahead(self, level: int, epoch: int) -> None:
+        """Draws an epoch before it is needed, while the device is at work: `draws` gives it without a wait."""
+        self._ahead = (level, epoch), self._draw(level, epoch, self.seed)
+
+    def _draw(self, level: int, epoch: int, seed: int) -> Tensor:
+        generator = epoch_generator(seed, level, epoch)
+        order = epoch_order(self.num_images, seed, level, epoch, generator)
+        rows = [order, self.labels[order]]
         if self.crop:
             dy, dx = torch.randint(2 * CROP_PADDING + 1, (2, self.num_images), generator=generator)
-            corners = ((order * self.pad_height + dy) * self.pad_width + dx).to(self.device)
+            rows[0] = (order * self.pad_height + dy) * self.pad_width + dx
         if self.flip and self.alternate:
-            flips = self._alternating(level, epoch)[order].to(self.device)
+            rows.append(self._alternating(level, epoch, seed)[order])
         elif self.flip:
-            flips = torch.randint(2, (self.num_images,), generator=generator).to(self.device)
-        order = order.to(self.device)
-        return _Epoch(order, self.labels[order], corners, flips)
+            rows.append(torch.randint(2, (self.num_images,), generator=generator))
+        draws = torch.stack(rows)
+        if self.device.type == "cuda":
+            draws = draws.pin_memory()  # so that the copy waits for nothing
+        return draws.to(self.device, non_blocking=True)
 
-    def _alternating(self, level: int, epoch: int) -> Tensor:
+    def _alternating(self, level: int, epoch: int, seed: int) -> Tensor:
         """int64 (num_images,), 0 or 1 per image: two consecutive epochs show every image both ways; independent draws
         do so for half of them (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU")."""
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, level, FLIP_DRAWS))
+        generator = torch.Generator().manual_seed(stable_seed(seed, level, FLIP_DRAWS))
         return torch.randint(2, (self.num_images,), generator=generator) ^ (epoch & 1)
 
-    def _batch(self, draw: _Epoch, places: slice) -> Batch:
-        size = places.stop - places.start
-        if draw.corners is None:
-            pixels = self.store.index_select(0, draw.order[places])
+    def gather(self, columns: Tensor) -> Batch:
+        """float32 (N, C, H, W) and int64 (N,) of N columns of `draws`."""
+        first, labels, size = columns[0], columns[1], columns.shape[1]
+        if self.crop:
+            pixels = self.rows.index_select(0, (first.unsqueeze(1) + self.row_steps).view(-1)).view(size, -1)
         else:
-            first = draw.corners[places].unsqueeze(1) + self.row_steps
-            pixels = self.rows.index_select(0, first.view(-1)).view(size, -1)
-        if draw.flips is not None:
+            pixels = self.store.index_select(0, first)
+        if self.flip:
             # Make both versions, then pick one row of each pair: cheaper than a bytewise `where`, and without the host
             # sync of `nonzero`.
             mirrored = pixels.view(size, *self.shape).flip(2).view(size, -1)
-            pick = torch.arange(size, device=self.device).add_(draw.flips[places], alpha=size)
+            pick = torch.arange(size, device=self.device).add_(columns[2], alpha=size)
             pixels = torch.cat([pixels, mirrored]).index_select(0, pick)
-        return self.normalize(pixels), draw.labels[places]
+        return self.normalize(pixels), labels
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of each global batch from `start_step` on: float32 (N, C, H, W) and int64 (N,)."""
-        draw = self._draw(level, epoch)
+        draws = self.draws(level, epoch)
         for places in self.places(start_step):
-            yield self._batch(draw, places)
+            yield self.gather(draws[:, places])
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        draw = self._draw(level, 0)
-        return [self._batch(draw, places) for places in self.score_places(num_batches)]
+        shared = self.score_seed == self.seed
+        draws = self.draws(level, 0) if shared else self._draw(level, 0, self.score_seed)
+        return [self.gather(draws[:, places]) for places in self.score_places(num_batches)]
 
 
 class MemoryTestLoader:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -33,8 +33,23 @@ class TrainLoader(Protocol):
     steps_per_epoch: int
 
     def global_batch(self, step: int) -> int: ...
+    def draw_ahead(self, level: int, epoch: int) -> None: ...
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
     def score_batches(self, level: int, num_batches: int) -> list[Batch]: ...
+
+
+@runtime_checkable
+class ResidentLoader(TrainLoader, Protocol):
+    """A training loader whose batches are computed on the device, from images that stay there and an epoch's draws.
+
+    A step that begins with `gather` can be captured as a CUDA graph: it needs nothing from the host.
+    """
+
+    def draws(self, level: int, epoch: int) -> Tensor:
+        """int64 (values per image, num_images), on the device: column i holds what is drawn for the i-th place."""
+
+    def gather(self, columns: Tensor) -> Batch:
+        """The batch of some columns of `draws`."""
 
 
 class TestLoader(Protocol):
@@ -122,10 +137,12 @@ def check_class_count(cfg: Config, spec: DataSpec, found: int, source: Path) -> 
 
 def epoch_plan(cfg: Config, ctx: Context) -> dict[str, Any]:
     """Keyword arguments of `utils.data.epochs.EpochPlan`, except num_images."""
+    e = cfg.experiment_params
     return {
         "batch_size": cfg.dataset.batch_size,
         "drop_last": cfg.dataset.drop_last,
-        "seed": cfg.experiment_params.seed,
+        "seed": e.seed if e.data_seed == -1 else e.data_seed,
+        "score_seed": e.seed,  # masks do not depend on data_seed
         "rank": ctx.rank,
         "world": ctx.world,
     }

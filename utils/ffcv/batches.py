@@ -15,6 +15,7 @@ from torch import Tensor
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.images import Normalizer
 from utils.data.loaders import Batch
+from utils.data.side_stream import SideStream
 from utils.ffcv.beton import Beton
 from utils.ffcv.pixels import Geometry
 from utils.ffcv.prefetch import BATCHES_AHEAD, Prefetcher
@@ -40,6 +41,9 @@ class BetonReader:
     _normalizers: dict[int, Normalizer] = field(default_factory=dict)
     _live: weakref.WeakSet = field(default_factory=weakref.WeakSet)
 
+    def __post_init__(self) -> None:
+        self.side = SideStream(self.device) if self.device.type == "cuda" else None
+
     def read(self, batches: list[np.ndarray], size: int, views: Callable[[int], Geometry]) -> Iterator[Batch]:
         """Images, float32 (N, 3, size, size), and labels (N,) of each batch of image numbers.
 
@@ -54,20 +58,21 @@ class BetonReader:
             return
         if size not in self._normalizers:
             self._normalizers[size] = self.normalizer((3, size, size))
-        normalize, labels = self._normalizers[size], torch.from_numpy(self.beton.labels)
+        normalize, all_labels = self._normalizers[size], torch.from_numpy(self.beton.labels)
 
-        def fill(k: int, buffer: Tensor, pool: Executor) -> None:
+        def fill(k: int, pixels: Tensor, labels: Tensor, pool: Executor) -> None:
             for soon in batches[k + BATCHES_AHEAD - 1 if k else 0 : k + BATCHES_AHEAD]:
                 self.beton.ask_for(soon)
-            self.beton.decode(batches[k], views(k), buffer.numpy(), pool)
+            self.beton.decode(batches[k], views(k), pixels.numpy(), pool)
+            labels.copy_(all_labels[batches[k]])
 
         counts = [len(ids) for ids in batches]
         shape, name = (size, size, 3), str(self.beton.path)
-        ahead = Prefetcher(fill, counts, shape, self.device, self.threads, self.timeout, name)
+        ahead = Prefetcher(fill, counts, shape, self.side, self.threads, self.timeout, name)
         self._live.add(ahead)
         try:
-            for ids, pixels in zip(batches, ahead):
-                yield normalize(pixels.flatten(1)), labels[ids].to(self.device, non_blocking=True)
+            for pixels, labels in ahead:
+                yield normalize(pixels.flatten(1)), labels.clone()  # both new: the next batch overwrites the others
         finally:
             ahead.close()
 
@@ -91,12 +96,12 @@ class FFCVTrainLoader(EpochPlan):
         super().__init__(num_images=reader.beton.num_images, **plan)
         self.reader, self.sizes, self.crop, self.flip = reader, sizes, crop, flip
 
-    def _read(self, level: int, epoch: int, parts: list[slice]) -> Iterator[Batch]:
-        order = epoch_order(self.num_images, self.seed, level, epoch).numpy()
+    def _read(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[Batch]:
+        order = epoch_order(self.num_images, seed, level, epoch).numpy()
         batches, size, beton = [order[part] for part in parts], self.sizes(epoch), self.reader.beton
 
         def views(k: int) -> Geometry:
-            seeds = [stable_seed(self.seed, level, epoch, place) for place in range(parts[k].start, parts[k].stop)]
+            seeds = [stable_seed(seed, level, epoch, place) for place in range(parts[k].start, parts[k].stop)]
             heights, widths = beton.heights[batches[k]], beton.widths[batches[k]]
             return training_views(heights, widths, size, self.crop, self.flip, seeds)
 
@@ -104,11 +109,11 @@ class FFCVTrainLoader(EpochPlan):
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
-        return self._read(level, epoch, self.places(start_step))
+        return self._read(level, epoch, self.places(start_step), self.seed)
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
         """The first full global batches of epoch 0 of the level, the same on every rank."""
-        return list(self._read(level, 0, self.score_places(num_batches)))
+        return list(self._read(level, 0, self.score_places(num_batches), self.score_seed))
 
     def close(self) -> None:
         self.reader.close()

@@ -1,8 +1,9 @@
 """``dataset.loader: ffcv``: training and test batches from .beton files, which ``python -m utils.write_beton`` writes.
 
-Threads decode, crop and resize pixels as uint8 (utils/ffcv/pixels.py), a few batches ahead (utils/ffcv/prefetch.py);
-the device normalises. Order, crops and flips are functions of (seed, level, epoch, place), as in all loaders: the same
-for any number of processes and threads, and in a run resumed within an epoch.
+Threads decode, crop and resize pixels as uint8 (utils/ffcv/pixels.py), and a few batches ahead send them to the GPU, if
+there is one, on a stream of their own (utils/ffcv/prefetch.py); the device normalises. Order, crops and flips are
+functions of (seed, level, epoch, place), as in all loaders: the same for any number of processes and threads, and in a
+run resumed within an epoch.
 
 Import this module only if FFCV is asked for: it imports FFCV and Numba.
 """

@@ -11,7 +11,8 @@ from utils.config.options import show
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError
 from utils.grids.grid_run import GridRun, begun
-from utils.grids.reader import GRID_KEYS, GridReader, RunEntry
+from utils.grids.reader import GRID_KEYS, GridReader, RunEntry, of_seed
+from utils.grids.sources import with_sources
 
 MOST_RUNS = 100_000  # a longer grid is a slip in a product of lists
 
@@ -25,12 +26,14 @@ class Grid:
         parallel: number of runs at a time.
         threads: CPU threads per run, all its processes together; 0 = an equal share of the cores.
         gpus: CUDA_VISIBLE_DEVICES of the parallel slots, in turn; empty = every run sees all GPUs.
+        mps: whether runs that share a GPU do so through MPS: auto, on or off.
     """
 
     runs: tuple[GridRun, ...]
     parallel: int = 1
     threads: int = 0
     gpus: tuple[str, ...] = ()
+    mps: str = "auto"
 
 
 def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
@@ -56,31 +59,39 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
     common = reader.options(reader.mapping(values, "set"), "set")
     if "threads" in given:  # on the command line, which wins over the file
         common.pop("dist_params.threads", None)
-    parallel, threads, gpus = _resources(values, reader)
+    parallel, threads, gpus, mps = _resources(values, reader)
     entries = reader.entries(values)
     reader.faults += _faults_of_overrides(overrides, entries)
     if not reader.faults and len(entries) * len(seeds) > MOST_RUNS:
         reader.faults.append(f"runs: {len(entries) * len(seeds)} runs; at most {MOST_RUNS}")
     base_dir = str(values.get("base_dir") or "./experiments")
-    runs = []
-    for seed in seeds if not reader.faults else ():
-        for entry in entries:
-            fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
-            named = RunEntry(f"{entry.name}_seed{seed}", entry.config, common | overrides | entry.options | fixed)
-            run = _checked_run(named, threads, bool(gpus), reader)
-            runs += [run] if run else []
+    named = [
+        of_seed(entry, seed, base_dir, common | overrides)
+        for seed in (seeds if not reader.faults else ())
+        for entry in entries
+    ]
+    checked = [_checked_run(entry, threads, bool(gpus), reader) for entry in named]
+    runs = with_sources([run for run in checked if run], {entry.name for entry in named}, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
-    return Grid(tuple(runs), parallel, threads, gpus)
+    return Grid(tuple(runs), parallel, threads, gpus, mps)
 
 
-def _resources(values: Mapping[str, Any], reader: GridReader) -> tuple[int, int, tuple[str, ...]]:
-    """(runs at a time, threads per run, GPUs)."""
+def runs_per_gpu(parallel: int, gpus: Sequence[str]) -> int:
+    """Number of runs that share a GPU, of `parallel` at a time; without `gpus` each run sees, and may use, all GPUs."""
+    return -(-parallel // max(1, len(gpus)))
+
+
+def _resources(values: Mapping[str, Any], reader: GridReader) -> tuple[int, int, tuple[str, ...], str]:
+    """(runs at a time, threads per run, GPUs, whether through MPS)."""
     threads, gpus = reader.integer(values, "threads", 0, 0), reader.devices(values, "gpus")
     parallel = reader.integer(values, "jobs", max(1, len(gpus)), 1)
     if parallel < len(gpus):
         reader.faults.append(f"jobs: {parallel} leaves some of {len(gpus)} gpus unused; at least {len(gpus)}")
-    return parallel, threads, gpus
+    mps = reader.choice(values, "mps", ("auto", "on", "off"))
+    if mps == "on" and runs_per_gpu(parallel, gpus) < 2:
+        reader.faults.append(f"mps: on is not allowed: no GPU is shared by runs (jobs: {parallel}, {len(gpus)} gpus)")
+    return parallel, threads, gpus, mps
 
 
 def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[RunEntry]) -> list[str]:
@@ -95,15 +106,13 @@ def _faults_of_overrides(overrides: Mapping[str, str], entries: Sequence[RunEntr
 
 
 def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReader) -> GridRun | None:
-    """The run, checked as harness.py will check it; None if it has faults, which go to `reader`.
+    """The run, its options checked as harness.py will check them; None if they have faults, which go to `reader`.
 
     Args:
         threads: divided among the run's processes, unless its options set dist_params.threads; 0 = left to the harness.
         one_gpu: whether the run will see exactly one GPU.
     """
-    # Imported here: they import torch, which `--help` and a misspelt grid do not need.
-    from utils.distributed import default_nproc
-    from utils.runs.directory import check_run_directory
+    from utils.distributed import default_nproc  # not at the top: torch, which `--help` and a misspelt grid do not need
 
     words = ["--config", entry.config, *(f"--{key}={value}" for key, value in entry.options.items())]
     try:
@@ -116,7 +125,6 @@ def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReade
             # As an option, because a small MLP ignores OMP_NUM_THREADS.
             words.append(f"--dist_params.threads={max(1, threads // processes)}")
             cfg = load_config(words)
-        check_run_directory(cfg)
     except ConfigError as error:
         reader.faults += [f"run {entry.name}: {fault}" for fault in error.faults]
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness_params import Config, Note, unused_alone
 from utils.errors import DataError
+from utils.runs.records import saved_ticket
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Progress:
         levels: number of finished levels.
         epochs: number of epochs trained so far, over all levels.
         density: of the last finished level, a fraction; None before the first level ends.
-        accuracy: on the test set after the last epoch, in percent; None before the first epoch ends.
+        accuracy: on the test set after the last evaluated epoch, in percent; None before the first one.
     """
 
     levels: int = 0
@@ -36,12 +37,14 @@ class GridRun:
         words: the command line after ``harness.py``.
         cfg: the config that these words stand for, checked.
         processes: number of processes that the run starts.
+        after: name of the run of the same grid that it starts from; "" = it waits for none.
     """
 
     name: str
     words: tuple[str, ...]
     cfg: Config
     processes: int = 1
+    after: str = ""
 
     @property
     def path(self) -> Path:
@@ -60,13 +63,16 @@ class GridRun:
     def epochs(self) -> int:
         """Number of epochs over all levels.
 
-        With a ``rewind_step`` level 1 tells in which epoch it begins: until then, this is the most that it can be.
+        With a ``rewind_step`` level 1 tells in which epoch it begins, and a ticket of a rewind point is read when the
+        run starts: until then, this is the most that it can be.
         """
         e, p = self.cfg.experiment_params, self.cfg.prune_params
         first = p.rewind_epoch if e.training_type == "wr" else 0
         if e.training_type == "wr" and p.rewind_step:
             first = self._first_epoch_of_level_1()
-        return e.epochs_per_level + (p.num_levels - 1) * (e.epochs_per_level - first)
+        ticket = saved_ticket(self.path) if self.cfg.ticket_params.source else None
+        skipped = ticket.get("first_epoch", 0) if ticket else 0
+        return e.epochs_per_level - skipped + (p.num_levels - 1) * (e.epochs_per_level - first)
 
     def _first_epoch_of_level_1(self) -> int:
         """0 before the first epoch of level 1 has ended, and where the CSV is damaged, which `progress` reports."""
@@ -129,7 +135,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _accuracy(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]) -> float | None:
-    """Test accuracy after the last epoch that has ended, in percent; an empty cell is not-a-number."""
-    if epochs:
-        return float(epochs[-1]["test_acc"] or "nan")
+    """Test accuracy after the last epoch that was evaluated, in percent; the cells of the others are empty."""
+    cells = [row["test_acc"] for row in epochs if row["test_acc"] != ""]
+    if cells:
+        return float(cells[-1])
     return float(levels[-1]["final_test_acc"] or "nan") if levels else None

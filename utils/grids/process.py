@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,12 +28,13 @@ TORCHRUN = (
 )  # fmt: skip
 
 
-def environment(grid: Grid, slot: int, processes: int = 1) -> dict[str, str]:
+def environment(grid: Grid, slot: int, processes: int = 1, sharing: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables of a run: its threads and its GPU.
 
     Args:
         slot: which of the grid's parallel slots the run takes.
         processes: number of processes that the run starts.
+        sharing: variables of the slot that win over the others: those of MPS.
     """
     # If torchrun started this grid, a run must not take itself for one of torchrun's workers.
     env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
@@ -40,7 +42,7 @@ def environment(grid: Grid, slot: int, processes: int = 1) -> dict[str, str]:
     env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or available_cores() // grid.parallel) // processes))
     if grid.gpus:
         env["CUDA_VISIBLE_DEVICES"] = grid.gpus[slot % len(grid.gpus)]
-    return env
+    return env | dict(sharing or {})
 
 
 class RunProcess:
@@ -49,13 +51,14 @@ class RunProcess:
     Args:
         slot: which of the grid's parallel slots it takes; also the position of its line on a terminal.
         terminal: whether to draw progress bars; otherwise lines are printed.
+        sharing: further environment variables.
     """
 
-    def __init__(self, run: GridRun, grid: Grid, slot: int, terminal: bool):
+    def __init__(self, run: GridRun, grid: Grid, slot: int, terminal: bool, sharing: Mapping[str, str] | None = None):
         self.run, self.terminal = run, terminal
         self.log = run.path.parent / ".logs" / f"{run.name}.log"
         self.progress = run.progress()
-        self.process = self._start(environment(grid, slot, run.processes))
+        self.process = self._start(environment(grid, slot, run.processes, sharing))
         self.started = self.read_at = self.printed_at = time.monotonic()
         self.bar = tqdm(
             total=run.epochs, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,

@@ -2,13 +2,13 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from utils.config.checkers import nearest
 
-GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "seeds", "set", "runs")
+GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "mps", "seeds", "set", "runs")
 # Options that the grid sets for each run, and where they come from.
 SET_BY_GRID = {
     "experiment_params.seed": "seeds in the grid file",
@@ -34,6 +34,16 @@ class RunEntry:
     options: dict[str, str]
 
 
+SEED = "{seed}"  # in an option of a run: the run's seed
+
+
+def of_seed(entry: RunEntry, seed: int, base_dir: str, common: Mapping[str, str]) -> RunEntry:
+    """The run of one seed, named for it, with `common` options below its own."""
+    fixed = {"experiment_params.base_dir": base_dir, "experiment_params.seed": str(seed)}
+    options = {key: text.replace(SEED, str(seed)) for key, text in {**common, **entry.options}.items()}
+    return RunEntry(f"{entry.name.replace(SEED, str(seed))}_seed{seed}", entry.config, options | fixed)
+
+
 @dataclass
 class GridReader:
     """Reads the values of a grid file; collects their faults, so that all are printed at once."""
@@ -52,6 +62,14 @@ class GridReader:
             return int(text)
         self.faults.append(f"{key}: {text!r} is not allowed: a whole number >= {least}")
         return default
+
+    def choice(self, values: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
+        """One of `allowed`, whose first one is the default."""
+        text = values.get(key, allowed[0])
+        if text in allowed:
+            return str(text)
+        self.faults.append(f"{key}: {text!r} is not allowed: one of {', '.join(allowed)}")
+        return allowed[0]
 
     def integers(self, values: Mapping[str, Any], key: str, default: list) -> tuple[int, ...]:
         entries = values.get(key, default)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from utils.errors import DataError
 from utils.grids.grid import Grid, distinct_notes, summary
 from utils.grids.grid_run import GridRun
+from utils.grids.mps import Sharing, shared_gpus
 from utils.grids.process import RunProcess
 
 POLL_SECONDS = 0.2  # between two checks of the processes
@@ -36,36 +37,61 @@ class GridRunner:
         runs = self.grid.runs
         print(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time", flush=True)
         for note in distinct_notes(runs):  # each run also logs its own, but nobody reads the log of a run that works
-            print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
+            _print_note(note)
         waiting = [run for run in runs if not run.finished]
-        done = len(runs) - len(waiting)
         tqdm.monitor_interval = 0  # tqdm's monitor thread would make forking unsafe
         previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
-        total = tqdm(total=len(runs), initial=done, desc="grid", unit="run", file=sys.stdout, disable=not self.terminal)
+        try:
+            with shared_gpus(self.grid, min(self.grid.parallel, len(waiting)), _print_note) as sharing:
+                if sharing.words:
+                    print(f"run_grid: {sharing.words}", flush=True)
+                self._work(waiting, sharing)
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+        return self._end()
+
+    def _work(self, waiting: list[GridRun], sharing: Sharing) -> None:
+        """Start the waiting runs, each as soon as a slot is free, and watch them until the last one has ended."""
+        done, count = len(self.grid.runs) - len(waiting), len(self.grid.runs)
+        total = tqdm(total=count, initial=done, desc="grid", unit="run", file=sys.stdout, disable=not self.terminal)
         try:
             while (waiting and not self.stopping) or self.running:
                 free = [slot for slot in range(self.grid.parallel) if slot not in self.running]
-                while free and waiting and not self.stopping:
-                    slot = free.pop(0)
-                    run = waiting.pop(0)
-                    try:
-                        active = RunProcess(run, self.grid, slot, self.terminal)
-                    except DataError as error:  # the fault of this run: the others go on
-                        self.failed.append(run.name)
-                        self._say(f"{run.name}: FAILED, {error}")
-                        continue
-                    self.running[slot] = active
-                    if self.stopping:  # a signal came during the start, before `_note` knew this process
-                        active.stop(self.stopping)
+                while free and not self.stopping and (run := self._next(waiting)):
+                    self._begin(run, free.pop(0), sharing)
                 time.sleep(POLL_SECONDS)
                 total.update(self._collect())
         finally:
             for active in self.running.values():  # not empty only if this loop failed
                 active.kill()
             total.close()
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
-        return self._end()
+
+    def _begin(self, run: GridRun, slot: int, sharing: Sharing) -> None:
+        try:
+            active = RunProcess(run, self.grid, slot, self.terminal, sharing.environment(slot))
+        except DataError as error:  # the fault of this run: the others go on
+            self.failed.append(run.name)
+            self._say(f"{run.name}: FAILED, {error}")
+            return
+        self.running[slot] = active
+        if self.stopping:  # a signal came during the start, before `_note` knew this process
+            active.stop(self.stopping)
+
+    def _next(self, waiting: list[GridRun]) -> GridRun | None:
+        """Take the next run out of `waiting` that can start; None if all of them wait for runs in progress.
+
+        Those whose source failed are taken out and fail.
+        """
+        while lost := next((run for run in waiting if run.after in self.failed), None):
+            waiting.remove(lost)
+            self.failed.append(lost.name)
+            self._say(f"{lost.name}: FAILED, {lost.after}, which it starts from, failed")
+        unfinished = {run.name for run in waiting} | {active.run.name for active in self.running.values()}
+        ready = next((run for run in waiting if run.after not in unfinished), None)
+        if ready:
+            waiting.remove(ready)
+        return ready
 
     def _collect(self) -> int:
         """Show the progress of running processes and remove ended ones; return how many runs have just finished."""
@@ -117,6 +143,10 @@ class GridRunner:
         self.stopping, self.stopped_at = signum, now
         for active in self.running.values():
             active.stop(signum)
+
+
+def _print_note(note: str) -> None:
+    print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
 
 
 def _finished(run: GridRun) -> bool:

@@ -244,13 +244,16 @@ def draw_curves(
 
 def _level_curve(ax: Axes, table: pd.DataFrame, column: str, colour: tuple[float, ...]) -> None:
     """Mean over seeds, without a band: there are many levels. A colour bar names them."""
-    mean = table.groupby("epoch")[column].mean()
+    mean = table.dropna(subset=column).groupby("epoch")[column].mean()
     _curve(ax, mean, color=colour, marker="." if len(mean) < MARKS else "")
 
 
 def _method_curve(ax: Axes, table: pd.DataFrame, column: str, **style: Any) -> None:
-    """Mean over seeds and band. Markers tell methods apart too, at no more than MARKS of the epochs."""
-    by_epoch = table.groupby("epoch")[column]
+    """Mean over seeds and band. Markers tell methods apart too, at no more than MARKS of the epochs.
+
+    Epochs without evaluation have no test figures: the line goes through the others.
+    """
+    by_epoch = table.dropna(subset=column).groupby("epoch")[column]
     mean = by_epoch.mean()
     _curve(ax, mean, markevery=-(-len(mean) // MARKS), **style)
     if table["seed"].nunique() > 1:

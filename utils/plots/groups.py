@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import DataError
-from utils.plots.names import AXIS, METHOD, REWINDING, differing, short_paths, word
+from utils.plots.names import AXES, METHOD, REWINDING, differing, short_paths, word
 from utils.plots.runs import SavedRun, read_csv
 from utils.pruning.methods import METHODS
 from utils.runs.tables import SUMMARY_COLUMNS
@@ -49,9 +49,14 @@ class Group:
 
     @property
     def one_shot(self) -> bool:
-        """True if each point is a run of its own, pruned once, at initialization."""
+        """True if each point is a run of its own, pruned once, at initialization, or a ticket."""
         pruned_later = any(run.planned > 1 for run in self.runs)  # a table has no runs: its levels decide
         return bool(not pruned_later and (self.frame["level"] == 0).all() and (self.frame["start"] < 1).any())
+
+    @property
+    def shows_dense(self) -> bool:
+        """True if its runs at density 1 are the dense network of its recipe: not those that start from a ticket."""
+        return not (self.one_shot or any("ticket_params.source" in run.options for run in self.runs))
 
 
 def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
@@ -67,7 +72,7 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
     members: dict[Key, list[SavedRun]] = {}
     for run in runs:
-        left_out = {AXIS} if run.planned == 1 and not by_start else set()
+        left_out = AXES if run.planned == 1 and not by_start else set()
         members.setdefault(_key(run.options, left_out), []).append(run)
     for group in members.values():
         _check_repeats(group)
@@ -83,9 +88,9 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
 def _labels(members: Sequence[Sequence[SavedRun]]) -> list[str]:
     """Label of each group: its method if methods differ, and the options in which the groups differ."""
     one_shot = [group[0].planned == 1 for group in members]
-    options = [group[0].options for group in members]  # alike in a group, but for AXIS
-    shared = differing(options) - METHOD - {AXIS}
-    starts = differing([chosen for chosen, once in zip(options, one_shot) if not once]) & {AXIS}
+    options = [group[0].options for group in members]  # alike in a group, but for AXES
+    shared = differing(options) - METHOD - AXES
+    starts = differing([chosen for chosen, once in zip(options, one_shot) if not once]) & AXES
     short = short_paths(options)
     several_methods = len({run.method for group in members for run in group}) > 1
     labels = []
@@ -104,7 +109,9 @@ def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
 
 def _training(options: dict[str, Any]) -> Key:
     """The options that are not about pruning: what the dense network depends on."""
-    return _key(options, {path for path in options if path.startswith("prune_params.")} | {TRAINING_TYPE})
+    return _key(
+        options, {path for path in options if path.startswith(("prune_params.", "ticket_params."))} | {TRAINING_TYPE}
+    )
 
 
 def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> Key:
@@ -121,7 +128,7 @@ def _check_datasets(found: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_repeats(runs: Sequence[SavedRun]) -> None:
-    seen: dict[tuple[int, float], SavedRun] = {}
+    seen: dict[tuple[int | str, float], SavedRun] = {}
     for run in runs:
         other = seen.setdefault((run.seed, run.start), run)
         if other is not run:

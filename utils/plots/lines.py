@@ -38,7 +38,11 @@ def sparsest_shared(group: Group) -> pd.DataFrame:
 
 
 def dense_accuracy(groups: Sequence[Group], column: str = "final_test_acc") -> pd.Series:
-    """Accuracy of the dense network per seed: the mean over groups, which train the same network in the same way."""
+    """Accuracy of the dense network per seed: the mean over groups, which train the same network in the same way.
+
+    Tickets that are dense count only if nothing else is there.
+    """
+    groups = [group for group in groups if group.shows_dense] or groups
     frame = pd.concat([group.frame for group in groups])
     return frame[frame["density"] == 1].groupby("seed")[column].mean()
 

@@ -6,41 +6,63 @@ from pathlib import Path
 from typing import Any
 
 from harness_params import SCHEMA, Config
-from utils.config.effects import without_effect
+from utils.config.effects import SCORED, without_effect
+from utils.config.values import Values
 from utils.pruning.methods import METHODS, initial_density
+
+Ticket = dict[str, Any]  # "ticket" of a run's environment.json
 
 # Options that no legend names. Where the images lie is among them: `data_files` puts it back for data without a name.
 IGNORED = frozenset(SCHEMA.paths(lambda option: not option.role.in_legends))
 FILES = ("dataset.data_root", "dataset.train_beton", "dataset.val_beton")
 # The method's name says these.
-METHOD = {"experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method"}
-# The density that a run starts from. A run that is pruned only there is one point on the density axis; a run that is
+METHOD = {
+    "experiment_params.training_type", "prune_params.er_method", "prune_params.prune_method",
+    "prune_params.invert_scores", "ticket_params.source", "ticket_params.mask", "ticket_params.weights",
+}  # fmt: skip
+# What settles the density that a run starts from. A run of one level is one point on the density axis; a run that is
 # pruned further is a line of its own.
-AXIS = "prune_params.er_init"
+AXES = {"prune_params.er_init", "ticket_params.level"}
 # k of weight rewinding: a run has one of them.
 K = {"prune_params.rewind_epoch", "prune_params.rewind_step"}
 
 REWINDING = {"imp": "IMP", "wr": "IMP + weight rewinding", "lrr": "IMP + LR rewinding"}
+# What was changed in a ticket.
+MASKS = {"same": "", "shuffle_layer": "layers shuffled", "shuffle_global": "shuffled globally", "none": "no mask"}
+WEIGHTS = {
+    "init": "initial weights", "rewind": "rewound weights", "final": "final weights", "reinit": "reinit",
+    "init_signs": "init signs", "final_signs": "final signs",
+}  # fmt: skip
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
     "experiment_params.epochs_per_level": "E", **dict.fromkeys(K, "k"), "dataset.augment": "augment",
+    "ticket_params.level": "ticket of level", "ticket_params.step": "from step",
 }  # fmt: skip
 
 
-def effective_options(cfg: Config) -> dict[str, Any]:
-    """{section.key: value} of the options that define the experiment and have an effect in it."""
+def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, Any]:
+    """{section.key: value} of the options that define the experiment and have an effect in it.
+
+    Args:
+        ticket: what the run's ``environment.json`` says of the ticket that it started from. Its source run stands there
+            by the name of its method: sources that differ in their seed are the same.
+    """
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
     if cfg.prune_params.num_levels == 1:  # wr saves the state at k here, too, but nothing is rewound to it
         unused = unused | K
     if not cfg.prune_params.rewind_step:
         unused = unused | {"prune_params.rewind_step"}
     if initial_density(cfg.prune_params) == 1:  # er_init 1 is the same as no er_method
-        unused = unused | {AXIS, "prune_params.er_method"}
+        unused = unused | {"prune_params.er_init", "prune_params.er_method"}
     flat = {f"{section}.{key}": value for section, keys in cfg.to_dict().items() for key, value in keys.items()}
+    if ticket:
+        flat |= {f"ticket_params.{key}": ticket[key] for key in ("level", "step", "mask", "weights")}
     options = {
         path: tuple(value) if isinstance(value, list) else value for path, value in flat.items() if path not in unused
     }
+    if ticket:
+        options["ticket_params.source"] = source_name(ticket)
     # IGNORED has the loader because the data set's name settles it, but for an ImageFolder: in memory its images are
     # cropped and normalised in another way.
     if cfg.dataset.dataset_name == "ImageFolder":
@@ -62,18 +84,42 @@ def data_files(cfg: Config) -> dict[str, str]:
     return {path: str(Path(value).expanduser().resolve()) for path, value in chosen.items()}
 
 
-def method_name(cfg: Config) -> str:
-    """The method's name, such as 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'Dense'."""
-    p = cfg.prune_params
-    parts = []
+def method_name(cfg: Config, ticket: Ticket | None = None) -> str:
+    """The method's name, such as 'SNIP', 'IMP + LR rewinding', 'SynFlow, then IMP', 'IMP, reinit', 'Dense'."""
+    return _method_name(cfg.prune_params, cfg.experiment_params.training_type, ticket)
+
+
+def _method_name(p: Values, training_type: str, ticket: Ticket | None) -> str:
+    parts = [ticket_name(ticket)] if ticket else []
     if initial_density(p) < 1:
-        parts.append(METHODS[p.er_method].title)
+        parts.append(METHODS[p.er_method].title + _inverted(p, p.er_method))
     if p.num_levels > 1:
         by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
-        name = REWINDING[cfg.experiment_params.training_type]
+        name = REWINDING[training_type]
         # The M of IMP is magnitude, so other criteria need another name.
-        parts.append(name if not by else name.replace("IMP", "Iterative pruning" + by))
+        name = name if not by else name.replace("IMP", "Iterative pruning" + by)
+        parts.append(name + _inverted(p, p.prune_method))
     return ", then ".join(parts) or "Dense"
+
+
+def _inverted(p: Values, method: str) -> str:
+    return " inverted" if p.invert_scores and method in SCORED else ""
+
+
+def ticket_name(ticket: Ticket) -> str:
+    """A ticket by its source's method and what was changed, such as 'IMP, reinit', 'IMP, layers shuffled'."""
+    weights = "" if ticket["weights"] == "init" and MASKS[ticket["mask"]] else WEIGHTS[ticket["weights"]]
+    return ", ".join(filter(None, [source_name(ticket), MASKS[ticket["mask"]], weights]))
+
+
+def source_name(ticket: Ticket) -> str:
+    """The method of the source run, by its own ticket if it has one; a file has none that is known."""
+    if "options" not in ticket:
+        return "Checkpoint"
+    saved = ticket["options"]
+    defaults = {key: option.default for (section, key), option in SCHEMA.entries.items() if section == "prune_params"}
+    p = Values({**defaults, **saved["prune_params"]})
+    return _method_name(p, saved["experiment_params"]["training_type"], ticket.get("ticket"))
 
 
 def differing(options: Sequence[dict[str, Any]]) -> set[str]:

@@ -12,10 +12,11 @@ from utils.config.sources import read_yaml
 from utils.errors import ConfigError, DataError, RunError
 from utils.plots.names import effective_options, method_name
 from utils.pruning.methods import initial_density
+from utils.runs.records import saved_ticket
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
 
 # Columns that hold text, in any of the tables that are read here.
-TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run"}
+TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run", "seed"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class SavedRun:
     """One run directory.
 
     Attributes:
-        start: density left by pruning at initialization (1 without it).
+        seed: its seed, or "seed/data_seed" where the second is one of its own.
+        start: density that it starts from, left by pruning at initialization or the ticket (1 without either).
         planned: number of levels that its config asks for.
         options: {section.key: value} of what defines the experiment, without options that have no effect.
         method: name of its pruning method.
@@ -33,7 +35,7 @@ class SavedRun:
     path: Path
     dataset: str
     model: str
-    seed: int
+    seed: int | str
     start: float
     planned: int
     options: dict[str, Any]
@@ -85,10 +87,29 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     if list(summary["level"]) != list(range(len(summary))):
         raise DataError(f"{path}: {file.name} does not hold each level once: {', '.join(map(str, summary['level']))}")
+    ticket = _ticket_of(path) if cfg.ticket_params.source else None
+    start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, cfg.experiment_params.seed,
-        initial_density(cfg.prune_params), planned, effective_options(cfg), method_name(cfg), summary,
+        path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
+        effective_options(cfg, ticket), method_name(cfg, ticket), summary,
     )  # fmt: skip
+
+
+def _seed_of(cfg: Config) -> int | str:
+    e = cfg.experiment_params
+    return e.seed if e.data_seed in (-1, e.seed) else f"{e.seed}/{e.data_seed}"
+
+
+def _ticket_of(path: Path) -> dict[str, Any]:
+    """What a run says of its ticket.
+
+    Raises:
+        DataError: it says nothing, or not enough.
+    """
+    ticket = saved_ticket(path)
+    if not ticket or not {"level", "step", "mask", "weights"} <= ticket.keys():
+        raise DataError(f"{path}: artifacts/environment.json does not say what ticket the run started from")
+    return ticket
 
 
 def _saved_config(path: Path) -> Config:

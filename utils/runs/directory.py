@@ -11,12 +11,18 @@ from harness_params import SCHEMA, Config, make_config
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.states import trained_levels
+from utils.runs.ticket_source import find_source, reads_source
 
 FREE_ON_RESUME = frozenset(SCHEMA.paths(lambda option: option.role.free_on_resume))
 
 
-def check_run_directory(cfg: Config) -> None:
+def check_run_directory(cfg: Config, source_exists: bool = True) -> None:
     """Checks before any work: a fresh run has a directory to itself, a resumed run is the same experiment.
+
+    A run that starts from a ticket has a source that holds it.
+
+    Args:
+        source_exists: False if that source is still to be trained.
 
     Raises:
         ConfigError: one fault per option; nothing was created.
@@ -43,6 +49,8 @@ def check_run_directory(cfg: Config) -> None:
         faults = []
     if faults:
         raise ConfigError(faults)
+    if source_exists and reads_source(cfg):
+        find_source(cfg)
 
 
 def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
@@ -70,6 +78,10 @@ def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]
                 faults.append(
                     f"{section}.{key}: {value!r} would change the experiment being resumed, where it is {old!r}"
                 )
+    # Its place may change, but not whether there is one.
+    old, new = saved.get("ticket_params", {}).get("source", ""), cfg.ticket_params.source
+    if bool(old) != bool(new):
+        faults.append(f"ticket_params.source: {new!r} would change the experiment being resumed, where it is {old!r}")
     return faults
 
 

@@ -17,8 +17,8 @@ from harness_params import Config
 from utils.config.options import fault
 from utils.errors import ConfigError, RunError
 from utils.runs.run import Run, read_saved
+from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
-from utils.runs.weights import cpu_copy
 from utils.training.trainer import Trainer
 
 REWIND = "rewind"
@@ -81,9 +81,10 @@ def save_points(
     run: Run, names: Iterable[str], step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]
 ) -> None:
     """Queues the files of the points `names` of optimizer step `step`; tensors are copied first."""
+    snapshot = Snapshot({"weights": weights, "optimizer": {**optimizer, "step": step}})
     for name in names:
-        run.save_checkpoint(name, cpu_copy(weights))
-        run.save_artifact(_optimizer(name), cpu_copy({**optimizer, "step": step}))
+        run.save_checkpoint(name, snapshot["weights"])
+        run.save_artifact(_optimizer(name), snapshot["optimizer"])
 
 
 class Points:
@@ -111,7 +112,8 @@ class Points:
             self.trainer.check_finite(position.level, position.epoch, position.tally)
         if names and run:
             names = [name for name in names if not (missing_only and run.checkpoint(name).exists())]
-            save_points(run, names, step, self.trainer.model.state_dict(), self.trainer.optimizer_state_dict())
+            if names:
+                save_points(run, names, step, self.trainer.model.state_dict(), self.trainer.optimizer_state_dict())
 
 
 def read_point(run: Path, step: int) -> Point:

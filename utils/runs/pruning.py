@@ -21,7 +21,7 @@ def pruning_of(cfg: Config, level: int, start: float) -> tuple[str, float]:
     """(method, density): at initialization er_method to er_init, later prune_method to d0 * (1 - prune_rate)^level.
 
     Args:
-        start: d0, what pruning at initialization left (1 without it).
+        start: d0, what pruning at initialization or the ticket left (1 without either).
     """
     p = cfg.prune_params
     if level == 0:
@@ -29,8 +29,11 @@ def pruning_of(cfg: Config, level: int, start: float) -> tuple[str, float]:
     return p.prune_method, level_density(start, p.prune_rate, level)
 
 
-def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
+def check_pruning(cfg: Config, model: nn.Module, data: Data, start: float = 1.0) -> None:
     """Check before training that every level can be pruned.
+
+    Args:
+        start: density that level 0 starts from, before pruning at initialization: below 1 for a ticket.
 
     Raises:
         ConfigError: an epoch has not as many batches as are to be scored, a level keeps fewer weights than layers, or a
@@ -38,7 +41,8 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data) -> None:
     """
     p = cfg.prune_params
     layer_rates(cfg, model)
-    used = [pruning_of(cfg, level, initial_density(p)) for level in range(p.num_levels)]
+    start = initial_density(p) if p.er_method != NO_METHOD else start
+    used = [pruning_of(cfg, level, start) for level in range(p.num_levels)]
     if any(_needs_batches(method) for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):
@@ -94,6 +98,7 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: fl
             generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
             rounds=p.synflow_rounds,
             counts=counts,
+            invert_scores=p.invert_scores,
             dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
         )
     except ValueError as error:  # no such density, or scores that are not finite: the line says which

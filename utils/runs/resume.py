@@ -13,8 +13,8 @@ from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
 from utils.runs.environment import git_commit
 from utils.runs.run import Run
+from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
-from utils.runs.weights import cpu_copy
 from utils.training.trainer import Trainer
 
 State = dict[str, Any]
@@ -26,13 +26,16 @@ AUTO_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # --- what a state holds ----------------------------------------------------------------------------------------------
 
 
-def capture(cfg: Config, trainer: Trainer, position: State) -> State:
-    """A resume state, without the tables: CPU copies of weights, masks, BatchNorm and optimizer, and what it fits.
+def capture(cfg: Config, trainer: Trainer, position: State) -> Snapshot:
+    """A resume state, without the tables: weights, masks, BatchNorm and optimizer, and what it fits.
+
+    Between two levels there is no optimizer in it (None): rewinding makes the next one.
 
     Args:
         position: of `Position.state_dict`.
     """
-    return {**position, **cpu_copy(trainer.state_dict()), **_origin(cfg, trainer)}
+    state = trainer.state_dict() if position["begun"] else {**trainer.state_dict(), "optimizer": None}
+    return Snapshot({**position, **state, **_origin(cfg, trainer)})
 
 
 def _origin(cfg: Config, trainer: Trainer) -> State:
@@ -54,7 +57,8 @@ def surroundings(cfg: Config, trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(trainer.dtype or torch.float32).removeprefix("torch."),
         "compile": e.compile,
-        "cuda_graphs": e.cuda_graphs,
+        "compiled": ", ".join(trainer.compiled) or "nothing",  # what auto has decided
+        "cuda_graphs": trainer.graphs is not None,
         "channels_last": e.channels_last,
         "deterministic": e.deterministic,
         "sparse_allreduce": cfg.dist_params.sparse_allreduce,
@@ -82,6 +86,8 @@ def restore(cfg: Config, ctx: Context, trainer: Trainer, position: Position, run
     if state is not None:
         check(cfg, trainer, state)
         apply(cfg, trainer, position, run, state)
+    elif run:
+        run.tables.rewrite()  # rows of epochs that no state has are trained again
 
 
 def choose(cfg: Config, trainer: Trainer, run: Run) -> State | None:
@@ -115,7 +121,7 @@ def _from_level(trainer: Trainer, run: Run, level: int) -> State:
         "step": 0,
         "mid_epoch": None,
         "model": run.load_checkpoint(f"level_{level - 1}"),
-        "optimizer": cpu_copy(trainer.optimizer_state_dict()),
+        "optimizer": None,
         "tables": run.tables.read_levels(before=level),
     }
 
@@ -165,7 +171,7 @@ def apply(cfg: Config, trainer: Trainer, position: Position, run: Run | None, st
     run.tables.load_state_dict(state["tables"])
     if cfg.experiment_params.resume_level:
         # From here on a plain resume goes on with this attempt. The old checkpoints go once its state is on disk.
-        run.save_state({**state, **_origin(cfg, trainer)})
+        run.save_state(Snapshot({**state, **_origin(cfg, trainer)}))
         run.writer.flush()
         run.remove_checkpoints(first_level=position.level)
     run.tables.rewrite()

@@ -4,7 +4,6 @@ Only rank 0 touches files. Everything it writes goes through one background writ
 refers to a missing checkpoint.
 """
 
-import hashlib
 import json
 import sys
 import threading
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from harness_params import Config
 from utils.errors import RunError
-from utils.files import BackgroundWriter, sha256, write_whole
+from utils.files import BackgroundWriter, sha256, whole_file, write_whole
+from utils.runs.snapshots import Snapshot
 from utils.runs.states import saved_states, trained_levels
-from utils.runs.tables import Tables
-from utils.runs.weights import load, pack
+from utils.runs.tables import Row, Tables
+from utils.runs.weights import load, save
 
 
 class Run:
@@ -44,8 +44,8 @@ class Run:
         """Path of checkpoint ``model_{name}.pt``."""
         return self.path / "checkpoints" / f"model_{name}.pt"
 
-    def save_checkpoint(self, name: str, state: dict[str, Tensor]) -> None:
-        """Queues ``checkpoints/model_{name}.pt`` (a plain state_dict)."""
+    def save_checkpoint(self, name: str, state: Snapshot) -> None:
+        """Queues ``checkpoints/model_{name}.pt``, a plain state_dict."""
         self._submit(self.checkpoint(name), state)
 
     def load_checkpoint(self, name: str) -> dict[str, Tensor]:
@@ -56,9 +56,9 @@ class Run:
         """
         return self._read(self.checkpoint(name))
 
-    def save_artifact(self, name: str, obj: Any) -> None:
+    def save_artifact(self, name: str, content: Snapshot) -> None:
         """Queues ``artifacts/{name}.pt``."""
-        self._submit(self.path / "artifacts" / f"{name}.pt", obj)
+        self._submit(self.path / "artifacts" / f"{name}.pt", content)
 
     def load_artifact(self, name: str) -> Any:
         """Content of ``artifacts/{name}.pt``, as `load_checkpoint`."""
@@ -75,19 +75,21 @@ class Run:
 
         self.writer.submit(remove)
 
-    def _submit(self, path: Path, obj: Any) -> None:
-        self._queued[path] = self.writer.submit(lambda: self._write(path, obj))
+    def _submit(self, path: Path, content: Snapshot) -> None:
+        self._queued[path] = self.writer.submit(lambda: self._write(path, content))
 
-    def _write(self, path: Path, obj: Any) -> None:
+    def _write(self, path: Path, content: Snapshot) -> None:
         """Digest first, beside the one before, so after a crash the old and the new file both pass the check."""
-        data = pack(obj)
+        with whole_file(path) as file:
+            save(content.content(), file)
+            self._note_digest(path.name, file.finish())
+
+    def _note_digest(self, name: str, digest: str) -> None:
         file = _digests_file(self.path)
         digests = _digests(file)
-        digest = hashlib.sha256(data).hexdigest()
-        old = [known for known in digests.get(path.name, []) if known != digest]
-        digests[path.name] = [digest, *old][:2]
+        old = [known for known in digests.get(name, []) if known != digest]
+        digests[name] = [digest, *old][:2]
         write_whole(file, json.dumps(digests, indent=1).encode())
-        write_whole(path, data)
 
     def _read(self, path: Path) -> Any:
         if path in self._queued:
@@ -96,22 +98,23 @@ class Run:
 
     # --- resume state ------------------------------------------------------------------------------------------------
 
-    def save_state(self, state: dict[str, Any]) -> None:
+    def save_state(self, state: Snapshot) -> None:
         """Queues a resume state, with the tables in it: the older of two files is overwritten, then the index names it.
 
         The index (``artifacts/state.json``) holds each generation's SHA-256; it is written last, in order, so it
         never refers to a missing state.
         """
         self._generation ^= 1
-        name = f"state_{self._generation}.pt"
-        state = {**state, "tables": self.tables.state_dict()}
-        self.writer.submit(lambda: self._write_state(name, state))
+        name, tables = f"state_{self._generation}.pt", self.tables.state_dict()
+        self.writer.submit(lambda: self._write_state(name, state, tables))
 
-    def _write_state(self, name: str, state: dict[str, Any]) -> None:
-        data = pack(state)
-        write_whole(self.path / "artifacts" / name, data)
-        entry = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
-        entry |= {key: state[key] for key in ("level", "epoch", "step")}
+    def _write_state(self, name: str, state: Snapshot, tables: dict[str, list[Row]]) -> None:
+        content = {**state.content(), "tables": tables}
+        with whole_file(self.path / "artifacts" / name) as file:
+            save(content, file)
+            digest = file.finish()
+        entry = {"file": name, "sha256": digest}
+        entry |= {key: content[key] for key in ("level", "epoch", "step")}
         self._index = [entry, *(old for old in self._index if old["file"] != name)][:2]
         write_whole(self.path / "artifacts" / "state.json", json.dumps(self._index, indent=1).encode())
 

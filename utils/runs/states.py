@@ -20,7 +20,7 @@ class Position:
         begun: whether it has been pruned and rewound.
         epoch: the epoch of its schedule that is trained next; weight rewinding starts in that of step k.
         tally: counts of the epoch in progress; None at the start of an epoch.
-        initial_density: d0, the density left by pruning at initialization, 0 to 1.
+        initial_density: d0, the density of level 0, left by pruning at initialization or the ticket, 0 to 1.
     """
 
     level: int = 0

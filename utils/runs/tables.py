@@ -1,12 +1,15 @@
 """The CSVs of a run: columns, rows in memory, writing and reading. Imports no torch: figures and grids use it."""
 
+import csv
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from harness_params import Config
 from utils.errors import RunError
 from utils.files import write_whole
 
@@ -35,10 +38,16 @@ def columns_of(table: str) -> list[str]:
     return {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
 
 
+def is_evaluated(cfg: Config, epoch: int) -> bool:
+    """Whether the network is evaluated after an epoch of a level's schedule: every N epochs, and after the last one."""
+    e = cfg.experiment_params
+    return (epoch + 1) % e.eval_every_epochs == 0 or epoch + 1 == e.epochs_per_level
+
+
 def summary_row(level: int, density: float, epochs: list[Row]) -> Row:
-    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs."""
-    last = epochs[-1]
-    best, seconds = max(row["test_acc"] for row in epochs), sum(row["seconds"] for row in epochs)
+    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs; the last one is evaluated."""
+    last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
+    best = max(row["test_acc"] for row in epochs if not math.isnan(row["test_acc"]))
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
     return dict(zip(SUMMARY_COLUMNS, values))
 
@@ -82,9 +91,9 @@ class Tables:
         self._rows = {table: list(rows) for table, rows in state.items()}
 
     def rewrite(self) -> None:
-        """Cuts the files back to the rows in memory; files of levels without rows are removed."""
+        """Cuts the files back to the rows in memory; files of tables without rows are removed."""
         known = {epoch_table(row["level"]) for row in self[SUMMARY]} | set(self._rows)
-        for path in self.folder.glob(epoch_table(0).replace("0", "*") + ".csv"):
+        for path in self.folder.rglob("*.csv"):
             if str(path.relative_to(self.folder).with_suffix("")) not in known:
                 path.unlink()
         for table in self._rows:
@@ -92,9 +101,7 @@ class Tables:
 
     def _write(self, table: str) -> None:
         """Queues the file of a table as it is now; nothing is written if the file is the same."""
-        buffer = io.StringIO()
-        pd.DataFrame(self._rows[table], columns=columns_of(table)).to_csv(buffer, index=False)
-        path, data = self.folder / f"{table}.csv", buffer.getvalue().encode()
+        path, data = self.folder / f"{table}.csv", csv_text(table, self._rows[table]).encode()
 
         def write() -> None:
             if not (path.exists() and path.read_bytes() == data):
@@ -134,6 +141,17 @@ class Tables:
             ]
         except ValueError as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
+
+
+def csv_text(table: str, rows: list[Row]) -> str:
+    """A table as CSV; not-a-number is an empty cell. (pandas' own writer takes ten times as long, per epoch.)"""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = columns_of(table)
+    writer.writerow(columns)
+    # Only not-a-number differs from itself.
+    writer.writerows(["" if row[key] != row[key] else row[key] for key in columns] for row in rows)
+    return buffer.getvalue()
 
 
 def _parsed(column: str, text: str) -> Any:

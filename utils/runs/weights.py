@@ -1,23 +1,21 @@
-"""Checkpoints: copied off the device, packed into bytes, loaded from files; and the CSV rows of masks."""
+"""Checkpoints: saved to files and loaded from them; and the CSV rows of masks."""
 
-import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils.conv_type import kept_counts, masked_params
 from utils.errors import RunError
+from utils.files import HashedFile
 from utils.runs.tables import LAYER_COLUMNS, Row
 
 
-def pack(obj: Any) -> memoryview:
-    """The bytes of ``torch.save(obj)``."""
-    buffer = io.BytesIO()
-    torch.save(obj, buffer)
-    return buffer.getbuffer()
+def save(obj: Any, file: HashedFile) -> None:
+    """``torch.save`` into a file that is hashed on the way, so nothing is held in memory a second time."""
+    torch.save(obj, cast(IO[bytes], file))  # torch calls write and flush alone
 
 
 def load(path: Path) -> Any:
@@ -35,17 +33,6 @@ def load(path: Path) -> Any:
     except Exception as error:  # torch.load raises a different class for each way a file can be damaged
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{path} is no readable checkpoint: {reason}") from error
-
-
-def cpu_copy(obj: Any) -> Any:
-    """`obj` with every tensor in it copied to the CPU, safe to write while training goes on; tuples become lists."""
-    if isinstance(obj, Tensor):
-        return obj.detach().to("cpu", copy=True)
-    if isinstance(obj, dict):
-        return {key: cpu_copy(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [cpu_copy(value) for value in obj]
-    return obj
 
 
 def layer_rows(model: nn.Module, level: int) -> list[Row]:

@@ -1,8 +1,6 @@
-"""Training on this hardware: precision, kernels, torch.compile, CPU threads."""
+"""Training on this hardware: precision, kernels, CPU threads."""
 
 import os
-import shutil
-import sys
 
 import torch
 from torch import nn
@@ -10,54 +8,6 @@ from torch import nn
 from harness_params import Config
 from utils.distributed import Context
 from utils.errors import ConfigError
-
-# Compiled graphs of one network: whole and last batches, training and evaluation, each size of progressive resizing.
-# Torch's own limit is 8; beyond a limit it goes on uncompiled.
-MOST_GRAPHS = 64
-
-
-def compile_network(cfg: Config, ctx: Context, model: nn.Module) -> None:
-    """Compiles the network in place, as ``experiment_params.compile`` and ``cuda_graphs`` ask: names stay the same.
-
-    All ranks call it together; rank 0's machine decides what auto means.
-
-    Raises:
-        ConfigError: graphs are asked for where there can be none.
-    """
-    e = cfg.experiment_params
-    if e.compile == "off":
-        return
-    reason = ctx.broadcast_object(_not_on_a_gpu(cfg, ctx))
-    if e.cuda_graphs and reason:
-        raise ConfigError([f"experiment_params.cuda_graphs: true is not allowed here: {reason}"])
-    if e.compile == "auto" and reason:
-        if ctx.device.type == "cuda" and ctx.is_main:
-            print(f"harness: note: experiment_params.compile: auto is off here: {reason}", file=sys.stderr)
-        return
-    import torch._dynamo  # takes a second
-
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS
-    # dynamic=False: the last, smaller batch of an epoch gets graphs of its own and leaves the others as they are.
-    model.compile(dynamic=False, mode="reduce-overhead" if e.cuda_graphs else None)
-
-
-def _not_on_a_gpu(cfg: Config, ctx: Context) -> str:
-    """Why the network is not compiled for a GPU; empty if it is."""
-    if ctx.device.type != "cuda":
-        return "there is no GPU"
-    if cfg.dist_params.sync_bn and ctx.world > 1:
-        # A graph would end at every layer of it, and each piece be compiled and launched by itself.
-        return "dist_params.sync_bn waits for the GPU in every layer"
-    return missing_tools()
-
-
-def missing_tools() -> str:
-    """What Triton, which makes torch.compile's kernels on GPUs, lacks on this machine; empty if nothing."""
-    from torch.utils._triton import has_triton
-
-    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang") if name):
-        return "Triton needs a C compiler (gcc, clang, or what CC names)"
-    return "" if has_triton() else "Triton is not installed, or the GPU is too old for it"
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

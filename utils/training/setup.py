@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,15 +17,7 @@ from utils.schedulers import Timeline
 
 def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     """The network with its masks, the same on every rank, on the rank's device."""
-    torch.manual_seed(cfg.experiment_params.seed)
-    try:
-        m = cfg.model_params
-        model = create_model(
-            m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes, m.model_args
-        )
-        insert_masks(model, cfg.prune_params.exclude)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from error
+    model = new_network(cfg, data, cfg.experiment_params.seed)
     if cfg.dist_params.sync_bn and ctx.world > 1:
         if ctx.device.type != "cuda":
             raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
@@ -35,6 +28,23 @@ def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
     return model
 
 
+def new_network(cfg: Config, data: Data, seed: int) -> nn.Module:
+    """The network with masks of ones, on the CPU, freshly initialized: drawn from torch's global generator by `seed`.
+
+    Raises:
+        ConfigError: no such network, images that it cannot take, or nothing to mask.
+    """
+    torch.manual_seed(seed)
+    try:
+        m = cfg.model_params
+        model = create_model(
+            m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes, m.model_args
+        )
+        return insert_masks(model, cfg.prune_params.exclude)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
+
+
 def start_optimizer(
     cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
 ) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
@@ -43,13 +53,20 @@ def start_optimizer(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if state is not None:
         load_optimizer(optimizer, state["sgd"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where no scale was needed
+            scaler.load_state_dict(state["scaler"])
     return optimizer, scaler
 
 
 def optimizer_state(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-    """Momentum and loss scale: what `start_optimizer` needs to go on."""
-    return {"sgd": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    """Momentum and loss scale: what `start_optimizer` needs to go on.
+
+    The learning rate in it is the peak rate: that of a step is a function of the step.
+    """
+    sgd = optimizer.state_dict()
+    for group in sgd["param_groups"]:
+        group["lr"] = optimizer.defaults["lr"]
+    return {"sgd": sgd, "scaler": scaler.state_dict()}
 
 
 def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
@@ -78,6 +95,18 @@ def load_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
     for param, values in optimizer.state.items():
         if values.get("momentum_buffer") is not None:
             values["momentum_buffer"] = torch.empty_like(param).copy_(values["momentum_buffer"])
+
+
+def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+    """Sets the learning rate of the next step.
+
+    On a GPU it is rounded to float32, the type in which a step captured as a CUDA graph reads it: the bits are the same
+    with and without graphs.
+    """
+    if optimizer.param_groups[0]["params"][0].device.type == "cuda":
+        rate = float(np.float32(rate))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def make_timeline(cfg: Config, data: Data) -> Timeline:

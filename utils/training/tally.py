@@ -1,6 +1,7 @@
 """Counts of the epoch in progress, and the check that they and the network are finite."""
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,26 @@ from torch import Tensor, nn
 
 from utils.distributed import Context
 from utils.errors import RunError
+
+Moment = float | torch.cuda.Event
+
+
+def moment(device: torch.device) -> Moment:
+    """Now, in the order of the device's work: nothing waits for the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start: Moment, end: Moment) -> float:
+    """Seconds between two moments; waits for the device to reach the later one."""
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float) and isinstance(end, float)
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 @dataclass
@@ -35,6 +56,18 @@ class Tally:
         self.losses[self.step] = loss.detach()
         self.correct += (logits.detach().argmax(1) == labels).sum()
         self.step += 1
+
+    def begin(self) -> None:
+        """Notes when the steps begin, and what those before the epoch was stopped took."""
+        self.before, self.began = self.seconds, moment(self.losses.device)
+
+    def end(self) -> None:
+        """Notes when the steps end."""
+        self.ended = moment(self.losses.device)
+
+    def training_seconds(self) -> float:
+        """Time of all steps; waits for the device to have done them."""
+        return self.before + seconds_between(self.began, self.ended)
 
     def state_dict(self, ctx: Context) -> dict[str, Any]:
         """Counts summed over the ranks, and each rank's random state. All ranks call it together."""
@@ -64,6 +97,40 @@ class Tally:
                 torch.cuda.set_rng_state(rng["cuda"], ctx.device)
 
 
+class FiniteCheck:
+    """Whether losses and network are finite: asked of the device now, read later, with whatever else is read then.
+
+    Attributes:
+        asked: float64 (steps done + tensors of the network,): to be summed over the ranks and read.
+    """
+
+    def __init__(self, model: nn.Module, losses: Tensor):
+        tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()}
+        self.names, self.steps = list(tensors), len(losses)
+        # The largest absolute value of a tensor is finite if and only if all its values are.
+        largest = torch._foreach_norm(list(tensors.values()), math.inf)
+        broken = ~torch.stack(largest).isfinite()
+        self.asked = torch.cat([losses, broken.double()])
+
+    def losses(self, answer: list[float], level: int, epoch: int) -> list[float]:
+        """The losses of the steps over all ranks. Args: answer: the sums of `asked` over the ranks.
+
+        Raises:
+            RunError: a loss or a weight is not finite; names the step or the weight.
+        """
+        losses, flags = answer[: self.steps], answer[self.steps :]
+        for step, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
+        for name, flag in zip(self.names, flags, strict=True):
+            if flag:
+                raise RunError(
+                    f"{name} is no longer finite at level {level}, epoch {epoch}, after step {len(losses) - 1}, though "
+                    "every loss was: a gradient was not"
+                )
+        return losses
+
+
 def finite_losses(ctx: Context, model: nn.Module, losses: Tensor, level: int, epoch: int) -> list[float]:
     """The losses of an epoch's steps over all ranks, after checking that losses and network are finite.
 
@@ -75,18 +142,5 @@ def finite_losses(ctx: Context, model: nn.Module, losses: Tensor, level: int, ep
     Raises:
         RunError: a loss or a weight is not finite; names the step or the weight.
     """
-    summed = ctx.sum(losses.clone())
-    tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
-    broken = torch.stack([~t.isfinite().all() for t in tensors.values()]).to(torch.int32)
-    flags = ctx.sum(broken)
-    values = summed.tolist()
-    for step, loss in enumerate(values):
-        if not math.isfinite(loss):
-            raise RunError(f"training loss is {loss} at level {level}, epoch {epoch}, step {step}")
-    for name, flag in zip(tensors, flags.tolist()):
-        if flag:
-            raise RunError(
-                f"{name} is no longer finite at level {level}, epoch {epoch}, after step {len(values) - 1}, though "
-                "every loss was: a gradient was not"
-            )
-    return values
+    check = FiniteCheck(model, losses)
+    return check.losses(ctx.sum(check.asked).tolist(), level, epoch)

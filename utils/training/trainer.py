@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,42 +11,80 @@ from torch.nn import functional as F
 
 from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, check_weights, mask_gradients
-from utils.data.loaders import Batch, Data
+from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.hardware import autocast_dtype, compile_network, limit_threads
-from utils.training.setup import make_timeline, optimizer_state, start_optimizer
+from utils.training.compiling import compile_network
+from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
+from utils.training.hardware import autocast_dtype, limit_threads
+from utils.training.setup import make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
-from utils.training.tally import Tally, finite_losses
+from utils.training.tally import FiniteCheck, Tally, finite_losses
+
+
+class EpochResult(NamedTuple):
+    """What an epoch came to, over all ranks.
+
+    Attributes:
+        train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
+        test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
+        images_per_second: of training alone.
+    """
+
+    train_loss: float
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    images_per_second: float
 
 
 class Trainer:
     """One network with its optimizer, trained epoch by epoch.
 
     Attributes:
+        graph_kind: what captures CUDA graphs; tests put a recorder for the CPU here.
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
+        compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
         optimizer: SGD of the level in progress; `restart` makes a fresh one.
+        graphs: the training steps as CUDA graphs; None where each kernel is launched by itself.
+        test_graph: the evaluation as a CUDA graph; None likewise.
     """
+
+    graph_kind: type[CudaGraphs] = CudaGraphs
 
     def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
         # Rank 0's, so that machines of unlike hardware train one network.
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
         limit_threads(cfg, ctx, model)
-        compile_network(cfg, ctx, model)
+        self.compiled = compile_network(cfg, ctx, model, data)
         self.params = list(model.parameters())
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
         self.timeline = make_timeline(cfg, data)
+        self.test_sums = torch.zeros(2, dtype=torch.float64, device=ctx.device)  # of `_count_tests`
+        self._set_up_graphs()
         self.restart()
+
+    def _set_up_graphs(self) -> None:
+        self.graphs: StepGraphs | None = None
+        self.test_graph: Captured | None = None
+        self.own_stream: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graph_kind):
+            assert isinstance(self.data.train, ResidentLoader)
+            self.graphs = StepGraphs(graphs, self.model, self.data.train, self._step)
+            self.test_graph = Captured(graphs, self._count_tests, graphs.new_pool())
+            self.own_stream = graphs.own_stream
 
     # --- the optimizer and its schedule --------------------------------------------------------------------------
 
     def restart(self, state: dict[str, Any] | None = None) -> None:
         """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`)."""
         self.optimizer, self.scaler = start_optimizer(self.cfg, self.model, self.dtype, state)
+        if self.graphs:
+            self.graphs.drop()
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Momentum and loss scale: what `restart` needs to go on."""
@@ -78,7 +116,9 @@ class Trainer:
     # --- an epoch ------------------------------------------------------------------------------------------------
 
     def new_tally(self, first: int = 0) -> Tally:
-        """Zeros, for an epoch that is trained from step `first` on."""
+        """Zeros, for an epoch that is trained from step `first` on; the tally before is no longer valid."""
+        if self.graphs:
+            return self.graphs.new_tally(first)
         losses = torch.zeros(self.timeline.steps_per_epoch, dtype=torch.float64, device=self.ctx.device)
         return Tally(losses, torch.zeros((), dtype=torch.int64, device=self.ctx.device), first, first)
 
@@ -91,21 +131,46 @@ class Trainer:
         Returns:
             whether the epoch was finished.
         """
-        smoothing, train = self.cfg.optimizer.label_smoothing, self.data.train
         self.model.train()
-        for images, labels in self._settled(train.batches(level, epoch, tally.step)):
-            self._set_rate(self.rate(epoch, tally.step))
-            with self.autocast():
-                logits = self.net(images)
-                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            loss = self._rank_part(loss, len(labels), train.global_batch(tally.step))
-            self._backward(loss)
-            self._clip_gradients()
-            self._update()
-            tally.count(loss, logits, labels)
-            if stop(tally.step):
-                break
+        tally.begin()
+        steps = self._graph_steps if self.graphs else self._steps
+        with self.own_stream():
+            for _ in steps(level, epoch, tally):
+                if stop(tally.step):
+                    break
+        tally.end()
         return tally.step == self.timeline.steps_per_epoch
+
+    def _steps(self, level: int, epoch: int, tally: Tally) -> Iterator[None]:
+        """Trains on the loader's batches from ``tally.step`` on, one step per item."""
+        train = self.data.train
+        for images, labels in self._settled(train.batches(level, epoch, tally.step)):
+            set_rate(self.optimizer, self.rate(epoch, tally.step))
+            loss, logits = self._step((images, labels), len(labels) / train.global_batch(tally.step))
+            tally.count(loss, logits, labels)
+            yield
+
+    def _graph_steps(self, level: int, epoch: int, tally: Tally) -> Iterator[None]:
+        """The same, each step launched as one CUDA graph."""
+        assert self.graphs
+        rates = [self.rate(epoch, step) for step in range(self.timeline.steps_per_epoch)]
+        return self.graphs.steps(level, epoch, rates, self.optimizer, tally)
+
+    def _step(self, batch: Batch, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One step of training; returns this rank's part of the loss, and the logits (N, classes).
+
+        Args:
+            share: this rank's images over those of the global batch.
+        """
+        images, labels = batch
+        with self.autocast():
+            logits = self.net(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.cfg.optimizer.label_smoothing)
+        loss = self._rank_part(loss, share)
+        self._backward(loss)
+        self._clip_gradients()
+        self._update()
+        return loss, logits
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context of a forward pass; nothing in plain float32, where to enter autocast would only take time."""
@@ -113,13 +178,9 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.ctx.device.type, dtype=self.dtype)
 
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def _rank_part(self, loss: Tensor, images: int, global_images: int) -> Tensor:
-        """This rank's part of the mean loss over the global batch, from its own mean over `images`."""
-        return loss * (images / global_images) if self.ctx.world > 1 else loss
+    def _rank_part(self, loss: Tensor, share: float) -> Tensor:
+        """This rank's part of the mean loss over the global batch, from its own mean over its `share` of the images."""
+        return loss * share if self.ctx.world > 1 else loss
 
     def _backward(self, loss: Tensor) -> None:
         """Gradients of the global mean loss: DDP averages over the ranks, where their parts are to be summed."""
@@ -169,34 +230,53 @@ class Trainer:
         """The losses of the steps so far over all ranks, as `finite_losses`."""
         return finite_losses(self.ctx, self.model, tally.losses[: tally.step], level, epoch)
 
-    def epoch_result(self, level: int, epoch: int, tally: Tally) -> tuple[float, float]:
-        """(mean training loss, training accuracy in percent) over all images of the steps trained, of all ranks.
+    def finish_epoch(self, level: int, epoch: int, tally: Tally, evaluate: bool) -> EpochResult:
+        """Evaluates, if asked to, and reads what the epoch came to: the one time that an epoch waits for the device.
+
+        All ranks call it together. Training's figures are those of the steps trained.
 
         Raises:
             RunError: see `check_finite`.
         """
-        train = self.data.train
-        correct = self.ctx.sum(tally.correct.clone())
-        losses, right = self.check_finite(level, epoch, tally)[tally.first :], int(correct)
-        sizes = [train.global_batch(step) for step in range(tally.first, tally.step)]
-        return math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes), 100 * right / sum(sizes)
+        check = FiniteCheck(self.model, tally.losses[: tally.step])
+        tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
+        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested, check.asked]))
+        if epoch + 1 < self.timeline.epochs:
+            self.data.train.draw_ahead(level, epoch + 1)
+        right, test_loss, test_right, *answer = counts.tolist()
+        losses = check.losses(answer, level, epoch)[tally.first :]
+        sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
+        train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
+        speed = sum(sizes) / tally.training_seconds()
+        return EpochResult(train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed)
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks.
+        """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks."""
+        return self._test_figures(*self.ctx.sum(self._tested().clone()).tolist())
+
+    def _test_figures(self, loss: float, right: float) -> tuple[float, float]:
+        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+
+    def _tested(self) -> Tensor:
+        """float64 (2,): cross entropy summed over this rank's test images, and how many it classifies right.
 
         BN running statistics are taken from rank 0 first, so that all ranks evaluate, and rank 0 saves, one network.
         """
         self.sync_statistics()
         self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ctx.device)
+        with self.own_stream():
+            (self.test_graph or self._count_tests)()
+        return self.test_sums
+
+    @torch.no_grad()
+    def _count_tests(self) -> None:
+        self.test_sums.zero_()
+        loss, right = self.test_sums.unbind()
         for images, labels in self.data.test.batches():
             with self.autocast():
                 logits = self.model(images)
-                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-            sums[1] += (logits.argmax(1) == labels).sum()
-        loss, right = self.ctx.sum(sums).tolist()
-        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+            right += (logits.argmax(1) == labels).sum()
 
     def sync_statistics(self) -> None:
         """Overwrites every rank's BN running statistics with rank 0's."""

@@ -1,11 +1,17 @@
 """Options of the section ``experiment_params``: the run."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName, Switch
 from utils.config.options import EXECUTION, EXTENT, PLACE, REPLICATE, Option
 
 OPTIONS = {
     "seed": Option(
         Int(0, 2**32 - 1), default=0, role=REPLICATE, meaning="seed: weights, data order, augmentation, random pruning"
+    ),
+    "data_seed": Option(
+        Int(-1, 2**32 - 1),
+        default=-1,
+        role=REPLICATE,
+        meaning="seed of data order and augmentation alone, in training (not dropout, not pruning); -1 = as seed",
     ),
     "base_dir": Option(FilePath(), default="./experiments", role=PLACE, meaning="folder of all runs"),
     "expt_name": Option(
@@ -36,23 +42,41 @@ OPTIONS = {
         meaning="autocast type; auto = bf16 if the hardware has it; fp32 = TF32 convolutions on GPUs, torch's default",
     ),
     "compile": Option(
-        Choice(AUTO_ON_OFF), default="auto", role=EXECUTION, meaning="torch.compile; auto = on GPUs without sync_bn"
+        Choice(AUTO_ON_OFF),
+        default="auto",
+        role=EXECUTION,
+        meaning="torch.compile; auto = on GPUs, without sync_bn, what saves twice the time that compiling it takes",
     ),
     "cuda_graphs": Option(
-        Bool(), default=False, role=EXECUTION, meaning="run the compiled network as CUDA graphs: faster if it is small"
+        Switch(),
+        default="auto",
+        role=EXECUTION,
+        meaning="launch each training step, and each evaluation, as one CUDA graph; auto = with one process on a GPU, "
+        "images in memory, and bf16 or fp32",
     ),
     "channels_last": Option(
         Bool(), default=True, role=EXECUTION, meaning="NHWC memory layout for images and convolutions"
     ),
+    "eval_every_epochs": Option(
+        Int(1),
+        default=1,
+        unit="epochs",
+        meaning="epochs of a level between two evaluations on the test set; the last epoch is always evaluated",
+    ),
     "save_every_epochs": Option(
-        Int(0), default=1, unit="epochs", role=EXECUTION, meaning="epochs between saved resume states; 0 = off"
+        Int(0),
+        default=0,
+        unit="epochs",
+        role=EXECUTION,
+        meaning="save a resume state at the end of every so many epochs; 0 = off; the end of a level is always saved",
     ),
     "save_every_minutes": Option(
         Float("[0,]"),
-        default=0.0,
+        default=1.0,
         unit="minutes",
         role=EXECUTION,
-        meaning="at the end of an epoch, save if the last state is older than this; 0 = off",
+        meaning="save a resume state, also within an epoch, when the last one is older than this and than 50 times "
+        "what training waited for it (2% of the time); 0 = off",
     ),
     "deterministic": Option(
         Bool(),

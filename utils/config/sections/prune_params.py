@@ -1,6 +1,6 @@
 """Options of the section ``prune_params``: which weights are pruned, how many, how often."""
 
-from utils.config.checkers import Choice, Float, Int, List, Pair, Word
+from utils.config.checkers import Bool, Choice, Float, Int, List, Pair, Word
 from utils.config.options import EXTENT, RECORD, Option
 from utils.pruning.methods import METHODS, NO_METHOD
 
@@ -58,6 +58,11 @@ OPTIONS = {
         needs_several="levels",
         meaning="prune_rate of layers by shell-style patterns of their names, such as fc3:0.1; the last match counts "
         "(scope layer only)",
+    ),
+    "invert_scores": Option(
+        Bool(),
+        default=False,
+        meaning="keep the weights of lowest score, an ablation of any criterion that scores weights",
     ),
     "synflow_rounds": Option(
         Int(1), default=100, unit="rounds", meaning="rounds of scoring and pruning each time synflow prunes"

@@ -1,0 +1,19 @@
+"""What a run has noted of its starts, in ``artifacts/environment.json``. Imports no torch: figures use it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def environment_file(run: Path) -> Path:
+    """The file of a run that holds one entry per start."""
+    return run / "artifacts" / "environment.json"
+
+
+def saved_ticket(run: Path) -> dict[str, Any] | None:
+    """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
+    try:
+        entries = json.loads(environment_file(run).read_text())
+        return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None

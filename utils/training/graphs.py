@@ -1,0 +1,242 @@
+"""Training steps and evaluations as CUDA graphs: captured once, from then on launched by one call each.
+
+A graph is a list of kernels with the addresses that they read and write. What the host computes is not in it, so a
+step is captured from fixed tensors alone: the draws and learning rates of the whole epoch are copied to the device
+before its first step, and a step finds its own by a counter that it advances. Weights, momentum, BatchNorm statistics
+and masks change in place. Launches, most of the time of a small network's step, no longer count then.
+
+The bits are those of the same kernels without graphs. So are the draws of dropout: a replay moves torch's generator on
+by what the captured kernels draw, so that it stands where it would stand without graphs, and a state saved between two
+steps holds it.
+"""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness_params import Config
+from utils.conv_type import MaskVersions
+from utils.data.in_memory import MemoryTestLoader
+from utils.data.loaders import Batch, Data, ResidentLoader
+from utils.distributed import Context
+from utils.errors import ConfigError, RunError
+from utils.training.tally import Tally
+
+# Calls of a piece of work before it is captured. They compile it, let cuDNN choose its kernels, and make what the
+# optimizer and its hook keep from one step to the next.
+WARM_UP = 3
+
+TrainOn = Callable[[Batch], tuple[Tensor, Tensor]]
+
+
+class CudaGraphs:
+    """Captures work as CUDA graphs.
+
+    Attributes:
+        asked: whether ``cuda_graphs`` is on; with auto, work that cannot be captured runs as it stands.
+        refused: why nothing is captured; empty so far.
+    """
+
+    def __init__(self, device: torch.device, asked: bool):
+        self.asked, self.refused = asked, ""
+        self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
+
+    @staticmethod
+    def missing(device: torch.device) -> str:
+        """What graphs lack on this device; empty if nothing."""
+        return "" if device.type == "cuda" else "there is no GPU"
+
+    @contextlib.contextmanager
+    def own_stream(self) -> Iterator[None]:
+        """What is queued inside runs on the graphs' stream: after all queued before it, before all queued after."""
+        outer = torch.cuda.current_stream()
+        self.stream.wait_stream(outer)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            outer.wait_stream(self.stream)
+
+    def new_pool(self) -> Any:
+        """Memory for graphs that never need their values at the same time: those captured with one pool share it."""
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Callable[[], None], pool: Any) -> Callable[[], None]:
+        """A function that launches what `work` does, captured without doing it.
+
+        Raises:
+            RunError: the work waits for the device, or does something else that cannot be captured.
+        """
+        try:
+            return self.record(work, pool)
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).strip().partition("\n")[0]
+            raise RunError(f"experiment_params.cuda_graphs: set it to off: capturing failed ({reason})") from error
+
+    def record(self, work: Callable[[], None], pool: Any) -> Callable[[], None]:
+        """`capture`, with torch's own errors."""
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the thread that copies and writes states goes on with its own calls.
+        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Refuses to capture from now on if what is done inside waits for the device. Errors as `refuse`."""
+        with self.note_waits() as waits:
+            yield
+        if waits:
+            self.refuse("the network waits for the GPU in its step")
+
+    @contextlib.contextmanager
+    def note_waits(self) -> Iterator[list[str]]:
+        """A list of the waits for the device inside, which is complete at the end."""
+        waits: list[str] = []
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield waits
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        messages = [str(warning.message) for warning in caught]
+        waits += [message for message in messages if "synchronizing CUDA operation" in message]
+
+    def refuse(self, reason: str) -> None:
+        """Captures nothing from now on, with a note.
+
+        Raises:
+            RunError: ``cuda_graphs`` is on.
+        """
+        if self.asked:
+            raise RunError(f"experiment_params.cuda_graphs: on is not possible: {reason}")
+        print(f"harness: note: experiment_params.cuda_graphs: auto is off here: {reason}", file=sys.stderr)
+        self.refused = reason
+
+
+class Captured:
+    """Work that runs as it stands `WARM_UP` times, is then captured, and from then on replayed: one launch per call."""
+
+    def __init__(self, graphs: CudaGraphs, work: Callable[[], None], pool: Any):
+        self.graphs, self.work, self.pool = graphs, work, pool
+        self.runs = 0
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self.replay is not None:
+            self.replay()
+        elif self.runs < WARM_UP or self.graphs.refused:
+            self.runs += 1
+            last = self.runs == WARM_UP and not self.graphs.refused
+            with self.graphs.watch() if last else contextlib.nullcontext():
+                self.work()
+        else:
+            self.replay = self.graphs.capture(self.work, self.pool)
+            self.replay()
+
+
+class StepGraphs:
+    """The steps of an epoch as CUDA graphs: one for whole batches, one for a smaller last batch.
+
+    Args:
+        step: trains on a batch; returns its loss and logits.
+    """
+
+    def __init__(self, graphs: CudaGraphs, model: nn.Module, loader: ResidentLoader, step: TrainOn):
+        self.graphs, self.model, self.loader, self.train_on = graphs, model, loader, step
+        self.draws = torch.empty_like(loader.draws(0, 0))  # of the epoch in progress
+        device, steps = self.draws.device, loader.steps_per_epoch
+        self.offsets = torch.arange(loader.batch_size, device=device)
+        self.rates = torch.zeros(steps, device=device)  # of the epoch's steps
+        self.rate = torch.zeros(1, device=device)  # of the step in progress: what the optimizer reads
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)  # steps done
+        self.numbers = torch.arange(steps, device=device)
+        self.losses = torch.zeros(steps, dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.drop()
+
+    def drop(self) -> None:
+        """Forgets what is captured: another optimizer, or other masks, are used from now on."""
+        self.captured: dict[int, Captured] = {}  # by size of the batch
+        self.masks = MaskVersions(self.model)
+        self.pool = self.graphs.new_pool()  # torch refuses a pool whose graphs are all gone
+
+    def new_tally(self, first: int) -> Tally:
+        """Zeros, for an epoch trained from step `first` on; the tensors are those that the graphs count in."""
+        return Tally(self.losses.zero_(), self.correct.zero_(), first, first)
+
+    def steps(
+        self, level: int, epoch: int, rates: Sequence[float], optimizer: torch.optim.SGD, tally: Tally
+    ) -> Iterator[None]:
+        """Trains from ``tally.step`` to the epoch's end, one step per item; counts into `tally`, of `new_tally`.
+
+        Args:
+            rates: learning rate of each step of the epoch.
+        """
+        if not self.masks.current():
+            self.drop()
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate
+        host = torch.tensor(rates, dtype=torch.float32, pin_memory=self.rates.device.type == "cuda")
+        self.rates.copy_(host, non_blocking=True)
+        self.draws.copy_(self.loader.draws(level, epoch))
+        self.step.fill_(tally.step)
+        for step in range(tally.step, len(rates)):
+            self._captured(self.loader.global_batch(step))()
+            tally.step += 1
+            yield
+
+    def _captured(self, size: int) -> Captured:
+        if size not in self.captured:
+            self.captured[size] = Captured(self.graphs, lambda: self._step(size), self.pool)
+        return self.captured[size]
+
+    def _step(self, size: int) -> None:
+        """One step from fixed tensors alone, which is what a graph captures."""
+        places = torch.add(self.offsets[:size], self.step, alpha=self.loader.batch_size)
+        images, labels = self.loader.gather(self.draws.index_select(1, places))
+        torch.index_select(self.rates, 0, self.step, out=self.rate)
+        loss, logits = self.train_on((images, labels))
+        torch.where(self.numbers == self.step, loss.detach().double(), self.losses, out=self.losses)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.step += 1
+
+
+def choose_graphs(
+    cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None, kind: type[CudaGraphs]
+) -> CudaGraphs | None:
+    """The graphs that ``experiment_params.cuda_graphs`` asks for; None for none.
+
+    Raises:
+        ConfigError: they are asked for where there can be none.
+    """
+    option = cfg.experiment_params.cuda_graphs
+    if option == "off":
+        return None
+    reason = _reason_against(ctx, data, dtype, kind)
+    if not reason:
+        return kind(ctx.device, asked=option == "on")
+    if option == "on":
+        raise ConfigError([f"experiment_params.cuda_graphs: on is not allowed here: {reason}"])
+    if ctx.device.type == "cuda" and ctx.is_main:
+        print(f"harness: note: experiment_params.cuda_graphs: auto is off here: {reason}", file=sys.stderr)
+    return None
+
+
+def _reason_against(ctx: Context, data: Data, dtype: torch.dtype | None, kind: type[CudaGraphs]) -> str:
+    if missing := kind.missing(ctx.device):
+        return missing
+    if ctx.world > 1:
+        return "there are several processes"
+    if dtype is torch.float16:
+        return "precision is fp16, whose loss scale the CPU reads in every step"
+    if not (isinstance(data.train, ResidentLoader) and isinstance(data.test, MemoryTestLoader)):
+        return "the images are not held in memory"
+    return ""
