@@ -114,7 +114,7 @@ def test_each_layer_keeps_its_best_weights(method, counts):
     batches = [(torch.randn(8, 1, 4, 4), torch.arange(8))]
     total = sum(mask.numel() for mask in masks_of(model))
     weights = {name: param.detach().clone() for name, param, _ in masked_params(model)}
-    achieved = prune(model, method, sum(counts) / total, batches, counts=counts)
+    achieved = prune(model, method, sum(counts) / total, batches, shares=counts)
     assert kept_counts(masks_of(model)) == counts and achieved == sum(counts) / total
     if method == "mag":
         for name, _, mask in masked_params(model):
@@ -126,7 +126,7 @@ def test_more_than_a_layer_has_left_is_refused_and_nothing_changes():
     model = insert_masks(create_model("lenet_300_100", 10, (1, 4, 4)))
     sizes = [mask.numel() for mask in masks_of(model)]
     with pytest.raises(ValueError, match="cannot keep"):
-        prune(model, "mag", 0.5, counts=[sizes[0] + 1, 1, sum(sizes) // 2 - sizes[0] - 2])
+        prune(model, "mag", 0.5, shares=[sizes[0] + 1, 1, sum(sizes) // 2 - sizes[0] - 2])
     assert all(mask.all() for mask in masks_of(model))
 
 

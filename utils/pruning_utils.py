@@ -52,7 +52,7 @@ def prune(
     *,
     rounds: int = SYNFLOW_ROUNDS,
     dtype: torch.dtype | None = None,
-    counts: Sequence[int] | None = None,
+    shares: Sequence[int] | None = None,
     invert_scores: bool = False,
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
@@ -68,8 +68,8 @@ def prune(
             it, synflow only the shape of the first images.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
-        counts: number of weights that each layer keeps, in model order, in place of the method's allocation; together
-            they make up `density`. Not for methods in rounds.
+        shares: weights that each layer keeps, in model order, in place of the method's allocation; together they make
+            up `density`. Not for methods in rounds.
         invert_scores: keep the lowest scores (ablation, Frankle et al. 2021), in each round of methods in rounds; of
             equal scores the first stay, as ever. No effect on the random methods.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
@@ -79,14 +79,10 @@ def prune(
 
     Raises:
         ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
-            above what is left, or too low for one weight per layer of a per-layer method; counts above what a layer has
-            left; a score that is not finite.
+            above what is left, or too low for one weight per layer of a per-layer method; a share above what its layer
+            has left; a score that is not finite.
     """
-    criterion = _criterion(method, batches, invert_scores)
-    if counts is not None:
-        assert not criterion.method.in_rounds
-        shares = list(counts)
-        criterion = replace(criterion, allocate=lambda scores, masks, _keep: per_layer(scores, masks, shares))
+    criterion = _criterion(method, batches, invert_scores, shares)
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
     keep = _checked_keep(method, density, masks)
@@ -125,8 +121,8 @@ def dead_layers(model: nn.Module) -> list[str]:
     return [name for (name, _, _), count in zip(entries, kept) if count == 0]
 
 
-def _criterion(method: str, batches: Batches | None, invert_scores: bool) -> Criterion:
-    """The criterion by its name, its scores inverted if asked for, after checking its inputs."""
+def _criterion(method: str, batches: Batches | None, invert_scores: bool, shares: Sequence[int] | None) -> Criterion:
+    """The criterion by its name, its scores inverted and its allocation given if asked for, its inputs checked."""
     if method not in CRITERIA:
         nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
         raise ValueError(
@@ -135,6 +131,9 @@ def _criterion(method: str, batches: Batches | None, invert_scores: bool) -> Cri
     criterion = CRITERIA[method]
     if criterion.method.needs_batches and batches is None:
         raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    if shares is not None:
+        assert not criterion.method.in_rounds
+        criterion = replace(criterion, allocate=lambda scores, masks, _keep: per_layer(scores, masks, shares))
     return replace(criterion, score=_inverted(criterion.score)) if invert_scores else criterion
 
 

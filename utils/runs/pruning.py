@@ -70,7 +70,7 @@ def layer_rates(cfg: Config, model: nn.Module) -> list[float]:
     return list(rates.values())
 
 
-def _counts_of_layers(cfg: Config, model: nn.Module, level: int, start: float) -> list[int] | None:
+def _shares_of_layers(cfg: Config, model: nn.Module, level: int, start: float) -> list[int] | None:
     """Number of weights that each layer keeps at `level`; None where the method itself shares them out."""
     if level == 0 or cfg.prune_params.scope == "global":
         return None
@@ -85,9 +85,9 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: fl
     method, target = pruning_of(cfg, level, start)
     if method == NO_METHOD:
         return
-    counts = _counts_of_layers(cfg, model, level, start)
-    if counts is not None:
-        target = sum(counts) / sum(mask.numel() for _, _, mask in masked_params(model))
+    shares = _shares_of_layers(cfg, model, level, start)
+    if shares is not None:
+        target = sum(shares) / sum(mask.numel() for _, _, mask in masked_params(model))
     try:
         prune(
             model,
@@ -97,7 +97,7 @@ def prune_level(cfg: Config, model: nn.Module, data: Data, level: int, start: fl
             batches=data.train.score_batches(level, p.score_batches) if _needs_batches(method) else None,
             generator=torch.Generator().manual_seed(stable_seed(seed, level, PRUNING_DRAWS)),
             rounds=p.synflow_rounds,
-            counts=counts,
+            shares=shares,
             invert_scores=p.invert_scores,
             dtype={"float32": torch.float32, "float64": torch.float64}[p.score_dtype],
         )
