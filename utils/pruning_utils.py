@@ -68,8 +68,7 @@ def prune(
             it, synflow only the shape of the first images.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
-        shares: weights that each layer keeps, in model order, in place of the method's allocation; together they make
-            up `density`. Not for methods in rounds.
+        shares: weights that each layer keeps, `density` in all, in place of the method's allocation; not in rounds.
         invert_scores: keep the lowest scores (ablation, Frankle et al. 2021), in each round of methods in rounds; of
             equal scores the first stay, as ever. No effect on the random methods.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
@@ -79,8 +78,7 @@ def prune(
 
     Raises:
         ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
-            above what is left, or too low for one weight per layer of a per-layer method; a share above what its layer
-            has left; a score that is not finite.
+            above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite.
     """
     criterion = _criterion(method, batches, invert_scores, shares)
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
@@ -94,8 +92,7 @@ def prune(
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
     _set_masks(model, masks, chosen)
-    if dead := dead_layers(model):
-        log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
+    _warn_of_dead_layers(model, f"{method} to density {density:g}")
     return density_of(masks)
 
 
@@ -103,6 +100,11 @@ def _set_masks(model: nn.Module, masks: Sequence[Tensor], chosen: Sequence[Tenso
     for mask, new in zip(masks, chosen):
         mask.copy_(new)
     apply_masks(model)
+
+
+def _warn_of_dead_layers(model: nn.Module, what: str) -> None:
+    if dead := dead_layers(model):
+        log.warning("dead network: %s leaves no weight in %s", what, ", ".join(dead))
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
