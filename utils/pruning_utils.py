@@ -69,8 +69,7 @@ def prune(
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
         shares: weights that each layer keeps, `density` in all, in place of the method's allocation; not in rounds.
-        invert_scores: keep the lowest scores (ablation, Frankle et al. 2021), in each round of methods in rounds; of
-            equal scores the first stay, as ever. No effect on the random methods.
+        invert_scores: keep the lowest scores (an ablation, Frankle et al. 2021); no effect on the random methods.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
 
     Returns:
