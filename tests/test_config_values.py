@@ -112,6 +112,8 @@ def _valid_options(draw):
     if draw(st.booleans()):
         milestones = sorted(draw(st.sets(st.floats(1e-9, 0.999), max_size=3)))
         options.setdefault("optimizer", {}).update(scheduler_type="MultiStepLRWarmup", milestones=milestones)
+    if options.get("ticket_params", {}).get("source") and options["ticket_params"].get("mask") != "none":
+        options.get("prune_params", {}).pop("er_method", None)  # a ticket brings its own mask
     if "save_steps" in options.get("prune_params", {}):
         options["prune_params"]["save_steps"] = sorted(set(options["prune_params"]["save_steps"]))
     return options

@@ -172,6 +172,25 @@ def test_masks_changed_within_a_level_are_captured_again():
     assert one.graphs.graphs.recorded == 3 + 1
 
 
+def test_a_fresh_optimizer_is_captured_again():
+    """The masks as they were: the graph has the momentum of the optimizer before."""
+    found = []
+    for kind in (None, RecordedGraphs):
+        one = make_trainer(kind, {})
+        results = []
+        for epoch in range(3):
+            if epoch == 1:
+                one.restart()
+            results.append(train_epoch(one, 0, epoch))
+        found.append([*results, one.model.state_dict(), dict(enumerate(momenta(one.optimizer_state_dict())))])
+    assert_equal(found[1], found[0])
+    assert one.graphs.graphs.recorded == 2
+
+
+def momenta(state: dict) -> list[Tensor]:
+    return [value["momentum_buffer"] for value in state["sgd"]["state"].values()]
+
+
 @pytest.mark.parametrize("at", [1, 4, 7, 18, 19])
 def test_stopped_in_mid_epoch_and_taken_up_again(at):
     """In the warm-up, before a captured step, before a last batch; with dropout, whose draws go on."""
@@ -214,11 +233,7 @@ def test_a_state_saved_between_two_replays_is_that_of_the_step():
         for name in ("losses", "correct", "rng"):
             assert str(mine["tally"][name]) == str(theirs["tally"][name])
         assert_equal([mine["model"]], [theirs["model"]])
-        momenta = [
-            {str(key): value["momentum_buffer"] for key, value in state["optimizer"]["sgd"]["state"].items()}
-            for state in (mine, theirs)
-        ]
-        assert_equal(momenta[:1], momenta[1:])
+        assert all(map(torch.equal, momenta(mine["optimizer"]), momenta(theirs["optimizer"])))
         assert mine["optimizer"]["sgd"]["param_groups"] == theirs["optimizer"]["sgd"]["param_groups"]
 
 
