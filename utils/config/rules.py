@@ -203,7 +203,7 @@ def check_rates(c: Values) -> Faults:
 
 def check_nesterov(c: Values) -> Faults:
     """Nesterov's momentum needs momentum."""
-    if c.optimizer.nesterov and c.optimizer.momentum == 0:
+    if c.optimizer.optimizer_name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0:
         yield "optimizer.nesterov", "only with optimizer.momentum > 0"
 
 
