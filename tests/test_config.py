@@ -367,7 +367,8 @@ def test_what_an_option_is_follows_from_its_declaration():
         f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
     }
     assert set(needs_levels(SCHEMA)) == {
-        "prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type",
+        "prune_params.prune_method", "prune_params.prune_rate", "prune_params.scope", "prune_params.layer_rates",
+        "experiment_params.training_type",
     }  # fmt: skip
 
 

@@ -38,7 +38,14 @@ LAYERS = [
     ["utils.runs"],
     ["harness_utils"],
     ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
-    ["utils.single_gpu_harness", "utils.benchmark", "utils.run_grid", "utils.plot_results", "utils.write_beton"],
+    [
+        "utils.single_gpu_harness",
+        "utils.benchmark",
+        "utils.run_grid",
+        "utils.plot_results",
+        "utils.write_beton",
+        "utils.analyze",
+    ],
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [

@@ -62,6 +62,8 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+    if p.scope == "global":
+        yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
 
 
 def _in_tickets(c: Values) -> Reasons:

@@ -38,7 +38,9 @@ def new_network(cfg: Config, data: Data, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     try:
         m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
+        model = create_model(
+            m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes, m.model_args
+        )
         return insert_masks(model, cfg.prune_params.exclude)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
