@@ -5,6 +5,13 @@ keep their class, initialisation and forward: the *weight itself* is kept masked
 optimizer step (`keep_masked`). For the kept weights this is the same arithmetic as multiplying by the mask in the
 forward, so the trajectories agree bit for bit (tests/test_masks.py), while the forward costs what a dense one costs and
 a checkpoint's weights load into plain torchvision models.
+
+Masks alone do not keep a weight at zero: name the optimizer to `keep_masked`, or the next step makes the network dense.
+
+    insert_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    keep_masked(optimizer, model)                       # from now on pruned weights stay zero
+    prune(model, "mag", 0.1)                            # utils.pruning_utils
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,8 +51,9 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
         the same model.
 
     Raises:
-        ValueError: a pattern matches no layer, or one that has a mask already; nothing is left to mask; or a weight is
-            computed from other parameters (torch.nn.utils.parametrize), which a mask would not reach.
+        ValueError: a pattern matches no layer, or one that has a mask already; nothing is left to mask; a weight is
+            computed from other parameters (torch.nn.utils.parametrize), which a mask would not reach; or it is split
+            over processes (`check_whole`).
     """
     unused, seen, excluded = set(exclude), set(), set()
     found = []
@@ -64,21 +72,29 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
             if masked:
                 raise ValueError(f"prune_params.exclude: {full} has a mask already")
             continue
+        check_whole(full, param)
         if not isinstance(param, nn.Parameter):
             raise ValueError(f"{full} is no parameter but made from others: it cannot be masked; exclude its layer")
         if id(param) not in seen and not masked:
             module.register_buffer(name + MASK_SUFFIX, torch.ones_like(param, dtype=torch.bool))
         seen.add(id(param))
-    if unused:
-        raise ValueError(
-            f"prune_params.exclude: {', '.join(sorted(unused))} matches no layer; "
-            f"layers are {', '.join(name for name, _, _ in masked_params(model))}"
-        )
-    if not seen:
-        raise ValueError(
-            "prune_params.exclude: nothing left to prune" if exclude else "the model has no layer to prune"
-        )
+    if not found:
+        raise ValueError("the model has no layer to prune")
+    faults = [f"{', '.join(sorted(unused))} matches no layer"] if unused else []
+    faults += [] if seen else [f"nothing left to prune with {', '.join(sorted(set(exclude) - unused))}"]
+    if faults:
+        layers = ", ".join(full for full, _, _, _ in found)
+        raise ValueError(f"prune_params.exclude: {'; '.join(faults)}; layers are {layers}")
     return model
+
+
+def check_whole(name: str, param: Tensor) -> None:
+    """Raises ValueError if the parameter is a DTensor: pruning compares whole weights."""
+    if hasattr(param, "full_tensor"):  # told by what it has: utils/distributed.py alone imports torch.distributed
+        raise ValueError(
+            f"{name} is split over processes (a DTensor, as fully_shard makes it), which masks do not support: use "
+            "DistributedDataParallel"
+        )
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -169,7 +185,8 @@ class _MaskHook:
         if not entries:
             raise ValueError("the model has no masks: call insert_masks first")
         self.versions, self.weights, self.factors = MaskVersions(self.model), [], []
-        for (_, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
+        for (name, param, mask), kept in zip(entries, kept_counts([mask for _, _, mask in entries])):
+            check_whole(name, param)
             if kept < mask.numel():  # a full mask changes nothing: a dense level costs nothing
                 self.weights.append(param)
                 self.factors.append(mask.to(param.dtype))
@@ -179,7 +196,12 @@ def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.uti
     """Mask the model's weights after every ``optimizer.step()``, in any training loop.
 
     Before clipping gradients call `mask_gradients`: the norm of a dense gradient counts pruned weights.
+
+    Raises:
+        ValueError: a parameter is split over processes (`check_whole`); after a later `fully_shard`, the next step.
     """
+    for name, param, _ in masked_params(model):
+        check_whole(name, param)
     return optimizer.register_step_post_hook(_MaskHook(model))
 
 

@@ -6,7 +6,7 @@ of its own tensors (`functional_call`), so that weights, BN statistics and ``.gr
 them within `scoring`, which sets eval mode and restores modes and random states, after an exception too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -124,8 +124,11 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
       asks for a network that is linear for positive activations.
     - A layer whose weights are all zero, as torchvision's ViT initialises its classifier, counts as if initialised at
       random (fixed seed). How large it is scales the scores of all layers alike if all flow goes through it.
+
+    Integer inputs (tokens) cannot be ones: the network gets the first of them as it is. An embedding is a linear layer
+    of one-hot vectors, so an input of ones makes it give the sum of its rows, whatever the token.
     """
-    images = next((images for images, _ in inputs.batches), None)
+    images = next((images for images, _ in _pairs(inputs)), None)
     if images is None:
         raise ValueError(NO_BATCH)
     state, leaves = _leaves(model, torch.float64, absolute=True)
@@ -137,8 +140,11 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
             # Not a constant: a LayerNorm's output sums to zero, so its flow through equal weights would be zero.
             stand_in = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             leaf.detach().copy_(stand_in.abs_()).mul_(mask)
-    ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
-    with _ClippedAsReLU():
+    if images.is_floating_point():
+        ones = torch.ones((1, *images.shape[1:]), dtype=torch.float64, device=images.device)
+    else:
+        ones = images[:1]
+    with _LinearFlow():
         flow = _call(model, state, ones).sum()
     grads = torch.autograd.grad(flow, leaves, allow_unused=True, materialize_grads=True)
     return [grad.mul_(leaf.detach()).abs_() for grad, leaf in zip(grads, leaves)]
@@ -154,13 +160,18 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-class _ClippedAsReLU(TorchFunctionMode):
-    """Within it relu6 and hardtanh, as functions or as modules, are relu."""
+class _LinearFlow(TorchFunctionMode):
+    """Within it relu6 and hardtanh, as functions or as modules, are relu; an embedding gives the sum of its rows."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (F.relu6, F.hardtanh, F.hardtanh_):
             return F.relu(args[0])
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func in (F.embedding, torch.embedding, F.embedding_bag):
+            tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+            rows = next(tensor for tensor in tensors if tensor.is_floating_point())
+            return rows.sum(0).expand_as(out)
+        return out
 
 
 @contextmanager
@@ -219,7 +230,27 @@ def _call(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
     `state` names every tensor of every module. If functional_call tied weights itself, it would swap the tensors of a
     module that has two names twice, and leave one of ours in the model.
     """
-    return functional_call(model, state, (images,), tie_weights=False)
+    return _logits(functional_call(model, state, (images,), tie_weights=False))
+
+
+def _logits(output: object) -> Tensor:
+    """The tensor that a network gives: its output, or the entry or attribute `logits` of its output."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"the network returns a {type(output).__name__}, and a criterion needs one tensor of logits, or an output "
+            "with `logits`: give prune a network whose forward returns them, such as a wrapper of this one"
+        )
+    return found
+
+
+def _pairs(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, checked: each is two tensors."""
+    for batch in inputs.batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
+            size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+            raise ValueError(f"a batch must be two tensors, (inputs, labels), and is a {type(batch).__name__}{size}")
+        yield batch[0], batch[1]
 
 
 def _losses(
@@ -233,10 +264,11 @@ def _losses(
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     coupled = any(norm.running_mean is None for norm in norms)
     loss = None
-    for images, labels in inputs.batches:
+    for images, labels in _pairs(inputs):
         size = len(images) if coupled else SCORE_IMAGES
         for part, answers in zip(images.split(size), labels.split(size)):
-            logits = _call(model, state, part.to(leaves[0].dtype))
+            part = part.to(leaves[0].dtype) if part.is_floating_point() else part  # tokens stay whole numbers
+            logits = _call(model, state, part)
             loss = F.cross_entropy(logits / temperature, answers, reduction="sum") / len(labels)
             del logits
             yield loss
