@@ -124,4 +124,5 @@ def print_levels(run: Run) -> None:
     run.writer.flush()
     frame = pd.DataFrame(run.tables[SUMMARY], columns=SUMMARY_COLUMNS)
     print(f"\n{run.path}")
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))

@@ -26,7 +26,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import pyplot as plt
 
 from utils.errors import ConfigError, DataError, RunError, report
 from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
@@ -216,10 +215,7 @@ def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
             figure = draw_layers(groups, args.density, args.title)
         else:
             figure = draw_curves(groups, args.level, args.title, args.density)
-        try:
-            figure.savefig(args.out, dpi=args.dpi)
-        finally:
-            plt.close(figure)
+        figure.savefig(args.out, dpi=args.dpi)
 
     write_file("--out", args.out, draw_and_save)
 

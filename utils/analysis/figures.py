@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -51,7 +51,7 @@ def draw_overlap(frame: pd.DataFrame) -> Figure:
     """
     frame = frame.assign(density=(frame["density_a"] + frame["density_b"]) / 2)
     whole = frame[frame["layer"] == WHOLE]
-    with plt.style.context(STYLE):
+    with matplotlib.style.context(STYLE):
         if whole["level"].nunique() == 1:
             figure, below = _panels(frame, 1)
         else:
@@ -79,7 +79,7 @@ def draw_signs(frame: pd.DataFrame) -> Figure:
     Args:
         frame: rows of `signs`: level, density and those of `sign_rows`.
     """
-    with plt.style.context(STYLE):
+    with matplotlib.style.context(STYLE):
         figure, ax = _panels(frame, 1)
         _by_layer(figure, ax, frame, "share_init")
         ax.set_ylabel("Kept weights with their initial sign")
@@ -88,7 +88,8 @@ def draw_signs(frame: pd.DataFrame) -> Figure:
 
 def _panels(frame: pd.DataFrame, rows: int):
     layers = frame["layer"].nunique() - 1
-    return plt.subplots(rows, 1, figsize=(layer_width(layers), 0.4 + 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(layer_width(layers), 0.4 + 3.2 * rows), layout="constrained")
+    return figure, figure.subplots(rows, 1)
 
 
 def _by_layer(figure: Figure, ax: Axes, frame: pd.DataFrame, column: str, expected: str = "") -> None:
@@ -111,7 +112,7 @@ def draw_costs(frame: pd.DataFrame) -> Figure:
     Args:
         frame: rows of `flops`: level, layer, density, kept_multiply_adds.
     """
-    with plt.style.context(STYLE):
+    with matplotlib.style.context(STYLE):
         figure, ax = _panels(frame, 1)
         _by_layer(figure, ax, frame, "kept_multiply_adds")
         ax.set_yscale("symlog")
@@ -126,8 +127,9 @@ def draw_drop(frame: pd.DataFrame) -> Figure:
         frame: rows of `drop`: run, level, density, pruned_test_acc, final_test_acc.
     """
     shown = {"final_test_acc": "after training", "pruned_test_acc": "right after pruning"}
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.subplots()
         levels = frame.groupby("level")["density"].mean()
         for place, (column, label) in enumerate(shown.items()):
             line = over_repetitions(frame, column, ["level"])
@@ -156,8 +158,9 @@ def draw_barriers(frame: pd.DataFrame) -> Figure:
 def _along_lines(frame: pd.DataFrame) -> Figure:
     found = list(frame.groupby(["a", "b"], sort=False))
     check_lines(len(found), FEWER)
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.subplots(1, 2)
         for place, ((a, b), line) in enumerate(found):
             for ax, column in zip(axes, ("error", "loss")):
                 values = line[column].to_numpy()
@@ -185,8 +188,9 @@ def draw_stability(frame: pd.DataFrame) -> Figure:
     """
     found = barriers_of(frame, ["step"])
     levels = found.groupby("level")["density"].mean()
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.subplots()
         if len(levels) == 1:
             line = over_repetitions(found, "error_barrier", ["step"])
             mean_line(ax, line["step"], line, label=f"{100 * levels.iloc[0]:.3g}%", **line_style(0))
@@ -209,8 +213,9 @@ def draw_stability(frame: pd.DataFrame) -> Figure:
 
 def _against_density(frame: pd.DataFrame) -> Figure:
     found = barriers_of(frame)
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.subplots()
         levels = found.groupby("level")["density"].mean()
         line = over_repetitions(found, "error_barrier", ["level"])
         mean_line(ax, 100 * levels, line, label="error barrier", **line_style(0))

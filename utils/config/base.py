@@ -12,6 +12,7 @@ from utils.config.rules import CHECKS
 from utils.config.sources import parse_words, read_yaml
 from utils.config.values import Values
 from utils.errors import ConfigError
+from utils.pruning.methods import NO_METHOD
 
 USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
 
@@ -111,7 +112,10 @@ class BaseConfig(Values):
             ConfigError: with every fault.
         """
         found = resolve(cls.schema, sources, cls.legacy)
-        faults = [*faults, *found.faults, *(_faults_across_options(found) if complete else [])]
+        _rewind_within_level(found)
+        faults = [*faults, *found.faults]
+        if complete:
+            faults += [*_faults_across_options(found), *_faults_of_options_left_out(found)]
         if faults:
             raise ConfigError(faults)
         return cls(found.values, [*found.notes, *_notes_without_effect(cls(found.values), found)])
@@ -130,6 +134,26 @@ def _faults_across_options(found: Resolved) -> list[str]:
             if error.name not in found.bad:  # a slip in the check itself
                 raise
     return faults
+
+
+def _rewind_within_level(found: Resolved) -> None:
+    """With wr, a rewind_epoch that nothing sets is a tenth of a level that is too short for the default.
+
+    The default itself stays: a config of older code that leaves it out is the same experiment.
+    """
+    p, e = vars(found.values["prune_params"]), vars(found.values["experiment_params"])
+    epochs = e.get("epochs_per_level", 0)
+    waits = e.get("training_type") == "wr" and not p.get("rewind_step")
+    if waits and "prune_params.rewind_epoch" not in found.origin and epochs <= p["rewind_epoch"]:
+        p["rewind_epoch"] = max(1, epochs // 10)
+
+
+def _faults_of_options_left_out(found: Resolved) -> list[str]:
+    """Pruning at initialization needs a density; a config that says 1 itself, as one of older code may, is kept."""
+    method = getattr(found.values["prune_params"], "er_method", NO_METHOD)
+    if method == NO_METHOD or "prune_params.er_init" in found.origin:
+        return []
+    return [f"prune_params.er_init: missing: er_method {method} prunes to this density, above 0 and at most 1"]
 
 
 def _notes_without_effect(config: BaseConfig, found: Resolved) -> list[Note]:

@@ -33,25 +33,31 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str):
         super().__init__(stream)
         self.repeats: list[tuple[str, int, int]] = []
+        self.flat: set[int] = set()  # mappings that `flatten_mapping` has seen
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Notes repeated keys, then puts the keys of merged mappings (``<<: *anchor``) before the mapping's own."""
+        if id(node) in self.flat:
+            return
+        self.flat.add(id(node))
         lines: dict[str, int] = {}
-        for key, _ in getattr(node, "value", []):
+        for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
                 if key.value in lines:
                     self.repeats.append((key.value, lines[key.value], line))
                 lines.setdefault(key.value, line)
-        return super().construct_mapping(node, deep=deep)
+        super().flatten_mapping(node)
 
 
 _NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
 _KEPT = {_NULL, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")), None}  # None: refuses all other tags
 _Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _KEPT}
 _Loader.yaml_implicit_resolvers = {
     first: kept
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [(tag, pattern) for tag, pattern in pairs if tag == _NULL])
+    if (kept := [(tag, pattern) for tag, pattern in pairs if tag in (_NULL, _MERGE)])
 }
 
 
@@ -72,7 +78,8 @@ def read_yaml(path: str, where: str = "", expected: str = _SECTIONS) -> tuple[di
     except FileNotFoundError:
         folder = os.path.dirname(path) or "."
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        near = nearest(os.path.basename(path), names)
+        stems = {os.path.splitext(name)[0]: name for name in names}  # .yaml itself would make all names alike
+        near = stems.get(nearest(os.path.splitext(os.path.basename(path))[0], list(stems), cutoff=0.6))
         hint = f"; did you mean {os.path.join(os.path.dirname(path), near)}?" if near else ""
         raise ConfigError([f"{where}: no such file{hint}"]) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

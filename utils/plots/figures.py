@@ -7,9 +7,9 @@ Lines are means over seeds; bands go from the smallest to the largest value, lik
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -63,8 +63,9 @@ def draw_accuracy(
     """
     check_lines(len(groups), FEWER)
     column = METRICS[metric]
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        ax = figure.subplots()
         lines = [points(group, column) for group in groups]
         for place, (group, line) in enumerate(zip(groups, lines)):
             style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
@@ -117,8 +118,9 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
     for (group, _), table in zip(lines, tables):
         if list(table.columns) != names:
             raise DataError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
-    with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(layer_width(len(names)), 3.6), layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(layer_width(len(names)), 3.6), layout="constrained")
+        ax = figure.subplots()
         if by_level:
             floor = _floor(tables[0].to_numpy())
             _layers_by_level(figure, ax, tables[0], floor)
@@ -204,8 +206,9 @@ def draw_curves(
         keep_one = f"{KEEP_ONE}{'' if level is None else ' (in place of --level)'}; or "
         check_lines(len(chosen), FEWER if density else keep_one + FEWER)
     tables = [epoch_frame(group, n) for group, n in chosen]
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.6), sharex=True, layout="constrained")
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.subplots(2, 2, sharex=True)
         colours = level_colours(figure, axes, densities) if by_level else []
         for ax, (column, label) in zip(axes.flat, PANELS):
             for place, ((group, _), table) in enumerate(zip(chosen, tables)):

@@ -8,12 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: figures are written to files, without a display
-
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -106,7 +102,9 @@ def level_colours(figure: Figure, ax: Axes | np.ndarray, densities: Sequence[flo
     lowest = min(densities) if min(densities) < 1 else 0.5
     norm = matplotlib.colors.LogNorm(100 * lowest, 100)
     # viridis without its yellow end, which hardly shows on white.
-    shades = matplotlib.colors.LinearSegmentedColormap.from_list("levels", plt.get_cmap("viridis")(np.linspace(0, 0.9)))
+    shades = matplotlib.colors.LinearSegmentedColormap.from_list(
+        "levels", matplotlib.colormaps["viridis"](np.linspace(0, 0.9))
+    )
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, shades), ax=ax, pad=0.02)
     bar.set_label("Density of the network (%)")
     # Both ends, and the ticks well between them.

@@ -27,7 +27,11 @@ OPTIONS = {
         Float("(0, 1]"), default=1.0, unit="fraction", meaning="density after pruning at initialization (er_method)"
     ),
     "rewind_epoch": Option(
-        Int(0), default=10, unit="epochs", meaning="k: wr rewinds to the state after k epochs of level 0 (wr only)"
+        Int(0),
+        default=10,
+        unit="epochs",
+        meaning="k: wr rewinds to the state after k epochs of level 0 (wr only); left out, and with 10 "
+        "epochs_per_level or fewer, k is a tenth of them, at least 1",
     ),
     "rewind_step": Option(
         Int(0),
