@@ -111,7 +111,7 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
     ("words", "path"),
     [
         (["--prune_params.er_init=0.105"], "prune_params.er_init"),
-        (["--prune_params.er_method=synflow"], "prune_params.er_method"),
+        (["--prune_params.er_method=synflow", "--prune_params.er_init=1"], "prune_params.er_method"),
         (["--prune_params.rewind_epoch=10"], "prune_params.rewind_epoch"),
         (["--prune_params.rewind_step=10"], "prune_params.rewind_step"),
         (
