@@ -18,6 +18,9 @@ SUMMARY_COLUMNS = [
 ]  # fmt: skip
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
+# Further columns of runs with validation images.
+VALIDATION_COLUMNS = ["val_acc", "val_loss"]
+BEST_COLUMNS = ["best_val_acc", "best_val_epoch", "best_val_test_acc"]
 SUMMARY, LAYERS = "summary", "layerwise_density"
 
 Row = dict[str, Any]
@@ -33,9 +36,13 @@ def table_file(run: Path, table: str) -> Path:
     return run / "metrics" / f"{table}.csv"
 
 
-def columns_of(table: str) -> list[str]:
-    """Columns of a table by its name."""
-    return {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+def columns_of(table: str, validation: bool = False) -> list[str]:
+    """Columns of a table by its name. Args: validation: whether the run has validation images."""
+    if table == LAYERS:
+        return LAYER_COLUMNS
+    if table == SUMMARY:
+        return SUMMARY_COLUMNS + (VALIDATION_COLUMNS + BEST_COLUMNS) * validation
+    return EPOCH_COLUMNS + VALIDATION_COLUMNS * validation
 
 
 def is_evaluated(cfg: Config, epoch: int) -> bool:
@@ -45,11 +52,20 @@ def is_evaluated(cfg: Config, epoch: int) -> bool:
 
 
 def summary_row(level: int, density: float, epochs: list[Row]) -> Row:
-    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs; the last one is evaluated."""
+    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs; the last one is evaluated.
+
+    With validation images, the best epoch is that of the highest accuracy on them, the earliest of several.
+    """
     last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
-    best = max(row["test_acc"] for row in epochs if not math.isnan(row["test_acc"]))
+    evaluated = [row for row in epochs if not math.isnan(row["test_acc"])]
+    best = max(row["test_acc"] for row in evaluated)
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
-    return dict(zip(SUMMARY_COLUMNS, values))
+    row = dict(zip(SUMMARY_COLUMNS, values))
+    if "val_acc" in last:
+        chosen = max(evaluated, key=lambda row: row["val_acc"])  # max gives the first of equals
+        row |= {column: last[column] for column in VALIDATION_COLUMNS}
+        row |= dict(zip(BEST_COLUMNS, (chosen["val_acc"], chosen["epoch"], chosen["test_acc"])))
+    return row
 
 
 class Tables:
@@ -60,10 +76,11 @@ class Tables:
     Args:
         folder: ``metrics/``.
         submit: queues a write.
+        validation: whether the run has validation images.
     """
 
-    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object]):
-        self.folder, self._submit = folder, submit
+    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object], validation: bool = False):
+        self.folder, self._submit, self._validation = folder, submit, validation
         self._rows: dict[str, list[Row]] = {}
 
     def __getitem__(self, table: str) -> list[Row]:
@@ -101,13 +118,18 @@ class Tables:
 
     def _write(self, table: str) -> None:
         """Queues the file of a table as it is now; nothing is written if the file is the same."""
-        path, data = self.folder / f"{table}.csv", csv_text(table, self._rows[table]).encode()
+        path = self.folder / f"{table}.csv"
+        data = csv_text(table, self._rows[table], self._validation).encode()
 
         def write() -> None:
             if not (path.exists() and path.read_bytes() == data):
                 write_whole(path, data)
 
         self._submit(write)
+
+    def columns(self, table: str) -> list[str]:
+        """Columns of a table of this run."""
+        return columns_of(table, self._validation)
 
     def read_levels(self, before: int) -> dict[str, list[Row]]:
         """The rows on disk of the levels before `before`, as a state of `load_state_dict`.
@@ -132,7 +154,7 @@ class Tables:
             return []
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
-        expected = columns_of(table)
+        expected = self.columns(table)
         if list(frame.columns) != expected:
             raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(expected)}")
         try:
@@ -143,11 +165,11 @@ class Tables:
             raise RunError(f"{path} is no readable CSV: {error}") from error
 
 
-def csv_text(table: str, rows: list[Row]) -> str:
+def csv_text(table: str, rows: list[Row], validation: bool = False) -> str:
     """A table as CSV; not-a-number is an empty cell. (pandas' own writer takes ten times as long, per epoch.)"""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = columns_of(table)
+    columns = columns_of(table, validation)
     writer.writerow(columns)
     # Only not-a-number differs from itself.
     writer.writerows(["" if row[key] != row[key] else row[key] for key in columns] for row in rows)
@@ -161,4 +183,4 @@ def _parsed(column: str, text: str) -> Any:
         return text == "True"
     if text == "":  # how not-a-number is written
         return float("nan")
-    return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)
+    return int(text) if column in ("level", "epoch", "epochs", "kept", "total", "best_val_epoch") else float(text)
