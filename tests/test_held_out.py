@@ -15,7 +15,7 @@ from utils.data.held_out import held_out_counts, hold_out
 from utils.data.published import files_of
 from utils.errors import ConfigError
 from utils.models import create_model
-from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS, summary_row
+from utils.runs.tables import EPOCH_COLUMNS, SUMMARY, columns_of, summary_row
 
 HELD_OUT = 203
 OPTION = {"dataset.validation_images": HELD_OUT}
@@ -194,7 +194,7 @@ def figures_by_hand(run: Finished, level: int) -> tuple[float, float]:
 
 
 def test_the_figures_of_a_run_are_those_of_its_checkpoints(run):
-    assert list(run.csv("summary")) == SUMMARY_COLUMNS + VALIDATION + BEST
+    assert list(run.csv("summary")) == columns_of(SUMMARY) + VALIDATION + BEST
     for level, row in run.csv("summary").iterrows():
         epochs = run.csv(f"epochwise_metrics/level_{level}_metrics")
         assert list(epochs) == EPOCH_COLUMNS + VALIDATION
@@ -237,11 +237,11 @@ def test_the_best_epoch_is_the_earliest_of_several():
         {"epoch": 3 + n, "test_acc": test, "test_loss": 0.5, "seconds": 1.0, "val_acc": val, "val_loss": 0.1 * n}
         for n, (test, val) in enumerate([(50.0, 60.0), (float("nan"),) * 2, (70.0, 80.0), (90.0, 80.0), (95.0, 75.0)])
     ]
-    row = summary_row(0, 1.0, rows)
+    row = summary_row(0, 1.0, rows, 10.0)
     assert row["final_test_acc"] == row["max_test_acc"] == 95.0
     found = {column: row[column] for column in VALIDATION + BEST}
     assert found == {
         "val_acc": 75.0, "val_loss": 0.4, "best_val_acc": 80.0, "best_val_epoch": 5, "best_val_test_acc": 70.0,
     }  # fmt: skip
     without = [{key: value for key, value in row.items() if not key.startswith("val")} for row in rows]
-    assert list(summary_row(0, 1.0, without)) == SUMMARY_COLUMNS
+    assert list(summary_row(0, 1.0, without, 10.0)) == columns_of(SUMMARY)

@@ -470,7 +470,7 @@ def test_a_run_that_cannot_be_looked_at_is_one_line(capsys):
 
 @pytest.fixture
 def validated(tmp_path) -> Path:
-    """Three seeds; at the best validation epoch they are as accurate as dense down to 50%, at the last to no density."""
+    """Three seeds: as accurate as dense down to 50% at the best validation epoch, at no density at the last epoch."""
     (tmp_path / "runs").mkdir()
     for seed in range(3):
         best = [90 + seed, 91 + seed, 80 + seed]

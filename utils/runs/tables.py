@@ -16,6 +16,9 @@ from utils.files import write_whole
 SUMMARY_COLUMNS = [
     "level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds",
 ]  # fmt: skip
+PRUNED_ACCURACY = "pruned_test_acc"  # right after pruning, before rewinding and training
+# Columns right of a table's own that older runs lack: read as not-a-number there, and written by all runs.
+LATER_COLUMNS = {"summary": [PRUNED_ACCURACY]}
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
 # Further columns of runs with validation images.
@@ -38,11 +41,9 @@ def table_file(run: Path, table: str) -> Path:
 
 def columns_of(table: str, validation: bool = False) -> list[str]:
     """Columns of a table by its name. Args: validation: whether the run has validation images."""
-    if table == LAYERS:
-        return LAYER_COLUMNS
-    if table == SUMMARY:
-        return SUMMARY_COLUMNS + (VALIDATION_COLUMNS + BEST_COLUMNS) * validation
-    return EPOCH_COLUMNS + VALIDATION_COLUMNS * validation
+    own = {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+    further = {SUMMARY: VALIDATION_COLUMNS + BEST_COLUMNS, LAYERS: []}.get(table, VALIDATION_COLUMNS)
+    return [*own, *LATER_COLUMNS.get(table, []), *(further if validation else [])]
 
 
 def is_evaluated(cfg: Config, epoch: int) -> bool:
@@ -51,16 +52,21 @@ def is_evaluated(cfg: Config, epoch: int) -> bool:
     return (epoch + 1) % e.eval_every_epochs == 0 or epoch + 1 == e.epochs_per_level
 
 
-def summary_row(level: int, density: float, epochs: list[Row]) -> Row:
-    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs; the last one is evaluated.
+def summary_row(level: int, density: float, epochs: list[Row], pruned_test_acc: float) -> Row:
+    """A level's row of the summary.
 
     With validation images, the best epoch is that of the highest accuracy on them, the earliest of several.
+
+    Args:
+        density: 0 to 1.
+        epochs: the rows of its epochs, of which the last one is evaluated.
+        pruned_test_acc: see `PRUNED_ACCURACY`.
     """
     last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
     evaluated = [row for row in epochs if not math.isnan(row["test_acc"])]
     best = max(row["test_acc"] for row in evaluated)
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
-    row = dict(zip(SUMMARY_COLUMNS, values))
+    row = dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
     if "val_acc" in last:
         chosen = max(evaluated, key=lambda row: row["val_acc"])  # max gives the first of equals
         row |= {column: last[column] for column in VALIDATION_COLUMNS}
@@ -155,6 +161,9 @@ class Tables:
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
         expected = self.columns(table)
+        for column in LATER_COLUMNS.get(table, []):
+            if column not in frame:
+                frame[column] = ""
         if list(frame.columns) != expected:
             raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(expected)}")
         try:
@@ -171,8 +180,9 @@ def csv_text(table: str, rows: list[Row], validation: bool = False) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     columns = columns_of(table, validation)
     writer.writerow(columns)
-    # Only not-a-number differs from itself.
-    writer.writerows(["" if row[key] != row[key] else row[key] for key in columns] for row in rows)
+    # Rows of older runs lack `LATER_COLUMNS`. Only not-a-number differs from itself.
+    filled = ([row.get(key, math.nan) for key in columns] for row in rows)
+    writer.writerows(["" if value != value else value for value in values] for values in filled)
     return buffer.getvalue()
 
 
