@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import Finished
 from tests.data_helpers import digit_tree, load
 from tests.traps import StopAt
+from utils.analyze import main as analyze
 from utils.data.held_out import held_out_counts, hold_out
 from utils.data.published import files_of
 from utils.errors import ConfigError
@@ -127,13 +129,17 @@ def test_training_and_validation_images_make_up_the_training_set(loader, held_in
         part.close()
 
 
-def test_the_same_images_for_all_seeds_ranks_and_augmentations(loader):
-    augment = {"augment": "crop_flip"}
-    expected = [batch for part in [loader(12)] for batch in part.validation.batches()]
-    for data in (loader(12, seed=7), loader(12, **augment)):
-        assert pixels(data.validation.batches()) == pixels(expected)
-    ranks = [loader(12, rank=rank, world=3) for rank in range(3)]
-    assert pixels(batch for data in ranks for batch in data.validation.batches()) == pixels(expected)
+def test_the_same_images_for_all_seeds_and_augmentations(loader):
+    expected = pixels(loader(12).validation.batches())
+    for data in (loader(12, seed=7), loader(12, augment="crop_flip")):
+        assert pixels(data.validation.batches()) == expected
+
+
+@pytest.mark.parametrize("loader", ["memory", "torchvision"], indirect=True)
+def test_ranks_share_the_images_out(loader):
+    ranks = [loader(12, rank=rank, world=3, drop_last=True) for rank in range(3)]
+    shared_out = pixels(batch for data in ranks for batch in data.validation.batches())
+    assert shared_out == pixels(loader(12).validation.batches()) and shared_out.total() == 12
     assert all(data.validation.num_images == 12 for data in ranks)
 
 
@@ -245,3 +251,22 @@ def test_the_best_epoch_is_the_earliest_of_several():
     }  # fmt: skip
     without = [{key: value for key, value in row.items() if not key.startswith("val")} for row in rows]
     assert list(summary_row(0, 1.0, without, 10.0)) == columns_of(SUMMARY)
+
+
+def test_a_barrier_on_validation_images(run, forks, tmp_path, capsys):
+    """The ends of the line are the runs' own networks: their errors are those that the runs have recorded."""
+    other = forks("other", **RUN, **{"experiment_params.data_seed": 7})
+    out = tmp_path / "barrier.csv"
+    words = ["barrier", str(run.path), str(other.path), "--levels=0", "--points=2", f"--out={out}"]
+    assert analyze([*words, "--split=validation"]) == 0
+    recorded = [one.csv("summary")["val_acc"][0] for one in (run, other)]
+    assert (100 - pd.read_csv(out)["error"]).tolist() == pytest.approx(recorded, abs=1e-9)
+    out.unlink()
+    plain = [
+        forks(f"plain_{seed}", **{**RUN, "dataset.validation_images": 0, "experiment_params.data_seed": seed}).path
+        for seed in (0, 7)
+    ]
+    capsys.readouterr()
+    words[1:3] = map(str, plain)
+    assert analyze([*words, "--split=validation"]) == 2 and not out.exists()
+    assert "--split: validation is not allowed here" in capsys.readouterr().err
