@@ -282,11 +282,27 @@ def test_sharpness_of_the_levels_of_a_run(runs, tmp_path, capsys):
     loaded = load_run(runs / "wr_0", 2)
     cfg = loaded.cfg.replace({"experiment_params": {"seed": 0}, "dataset": {"augment": "none"}})
     _, data = build_network(cfg)
-    hessian = Hessian(loaded.model, [next(iter(data.train.batches(0, 2)))])
+    hessian = Hessian(loaded.model, lambda: [next(iter(data.train.batches(0, 2)))])
     assert rows["eigenvalue"][1] == pytest.approx(top_eigenvalue(hessian, 0, 0.01).value, rel=1e-4)
     assert rows["trace"][1] == pytest.approx(trace(hessian, 3).value, rel=1e-4)
     analyze("sharpness", runs / "wr_0/checkpoints/model_level_0.pt", "--images=128", "--samples=1", "--most=1")
     assert "has not converged" in capsys.readouterr().err
+
+
+def test_sources_of_other_batches_and_losses_are_measured_in_any_order(runs, forks, tmp_path):
+    """Each with its own label smoothing, on the same images."""
+    smooth = {"optimizer.label_smoothing": 0.3, "dataset.batch_size": 100, "prune_params.num_levels": 1}
+    forks("smooth", **smooth, **{"experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0})
+    seen = []
+    for names in (("wr_0", "smooth"), ("smooth", "wr_0")):
+        words = [runs / name for name in names]
+        out = tmp_path / "s.csv"
+        analyze("sharpness", *words, "--levels=0", "--images=150", "--samples=2", "--most=2", "--out", out)
+        seen.append(pd.read_csv(out).set_index("name").sort_index())
+    pd.testing.assert_frame_equal(*seen)
+    assert dict(seen[0]["label_smoothing"]) == {"smooth": 0.3, "wr_0": 0} and set(seen[0]["images"]) == {256}
+    analyze("sharpness", runs / "smooth", "--images=0", "--samples=1", "--most=1", "--out", out)  # read anew
+    assert pd.read_csv(out)["images"][0] > 1000
 
 
 # --- stability -------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def _put(model: nn.Module, masks: dict[str, Tensor], state: State) -> None:
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    """The source for the record, which outlives it: of a run, also its seed, its method, its own ticket."""
+    """The source for the record, which outlives it: of a run, also its seed, its options, its own ticket."""
     record = {
         "source": str(source.path.resolve()),
         "level": source.level,
@@ -121,11 +121,7 @@ def _describe(source: Source) -> dict[str, Any]:
     if source.cfg is None:
         return {**record, "sha256_of_file": sha256(source.path)}
     e = source.cfg.experiment_params
-    method = {
-        "experiment_params": {"training_type": e.training_type},
-        "prune_params": source.cfg.to_dict()["prune_params"],
-    }
-    return {**record, "seed": e.seed, "options": method, "ticket": saved_ticket(source.path)}
+    return {**record, "seed": e.seed, "options": source.cfg.to_dict(), "ticket": saved_ticket(source.path)}
 
 
 def digest_of(model: nn.Module) -> str:

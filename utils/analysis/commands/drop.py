@@ -17,8 +17,8 @@ run records it in summary.csv:
   drop             before - pruned_test_acc, in percentage points
   recovered        final_test_acc of level k - pruned_test_acc
 
---figure: accuracy against density, right after pruning and after training (mean and range over
-runs)."""
+--figure: accuracy against density, right after pruning and after training, two lines per
+recipe (mean and range over runs that differ only in their seeds)."""
 
 SCREEN = {
     "run": "run", "level": "level", "density": "density", "before": "before", "pruned_test_acc": "pruned",
@@ -31,6 +31,7 @@ def _run(args: argparse.Namespace) -> Result:
     import pandas as pd
 
     from utils.analysis.figures import draw_drop
+    from utils.analysis.recipes import recipes, with_recipes
     from utils.analysis.sources import common_levels, find_runs_only
     from utils.errors import RunError
     from utils.runs.saved import read_summary
@@ -38,6 +39,7 @@ def _run(args: argparse.Namespace) -> Result:
 
     sources = find_runs_only(args.sources)
     levels = common_levels(sources, asked)
+    known = recipes(sources) if args.figure else {}
     parts = []
     for source in sources:
         summary = read_summary(source.path)
@@ -50,7 +52,7 @@ def _run(args: argparse.Namespace) -> Result:
         rows["recovered"] = rows["final_test_acc"] - rows[PRUNED_ACCURACY]
         parts.append(rows[rows["level"].isin(levels)])
     frame = pd.concat(parts, ignore_index=True)
-    return Result(frame, selected(frame, SCREEN), lambda: draw_drop(frame))
+    return Result(frame, selected(frame, SCREEN), lambda: draw_drop(with_recipes(frame, known)))
 
 
 COMMAND = Command("accuracy right after pruning, before training", TEXT, runs_arguments, _run)
