@@ -195,12 +195,12 @@ def bad(runs: Path, tmp: Path) -> dict[str, tuple[list, int, str]]:
     return {
         "no such run": (["overlap", a, tmp / "none"], 1, "none: no such directory"),
         "no such file": (["overlap", own, tmp / "none.pt"], 1, "none.pt: no such file"),
-        "one alone": (["overlap", a], 2, "one alone has no pair"),
+        "one alone": (["overlap", a], 2, "only one is named"),
         "named twice": (["overlap", a, a], 1, "named more than once"),
         "a run beside a checkpoint": (["overlap", a, own], 2, "a checkpoint beside runs"),
         "levels of checkpoints": (["overlap", own, lone, "--levels=1"], 2, "--levels: only for runs"),
         "levels that are no numbers": (["overlap", a, b, "--levels=1,x"], 2, "--levels: '1,x' is not allowed"),
-        "a level too many": (["overlap", a, b, "--levels=1,9"], 1, "level 9 is not finished"),
+        "a level too many": (["overlap", a, b, "--levels=1,9"], 1, "level 9 is not finished; levels 0 to 2 are"),
         "other networks": (["overlap", a, norms], 1, "different networks: conv1.weight"),
         "code in a file": (["overlap", own, evil], 1, "no checkpoint: it is damaged, or holds more than tensors"),
         "a file without masks": (["overlap", own, plain], 1, "holds no masks"),
@@ -335,8 +335,13 @@ def test_stability_from_training_to_barriers(forks, tmp_path, capfd):
     assert out.read_bytes() == first and "run_grid" not in capfd.readouterr().out
 
     for words, status, part in [
-        (["stability", run, "--steps=5", "--data_seeds=1,2"], 2, "step"),  # not kept
+        (
+            ["stability", run, "--steps=5", "--data_seeds=1,2"],
+            2,
+            f"--steps: 5 is not allowed: those that {run} has kept (prune_params.save_steps): 0, 6",
+        ),
         (["stability", run, "--steps=6", "--data_seeds=1"], 2, "--data_seeds: 1 is not allowed: two or more"),
+        (["stability", run, "--steps=6", "--data_seeds=1,9999999999"], 2, "--data_seeds: 9999999999 is not allowed"),
         (["stability", run, "--steps=6", "--data_seeds=1,2", "--levels=4"], 1, "level 4 is not finished"),
     ]:
         analyze(*words, "--into", tmp_path / "none", status=status)

@@ -56,10 +56,10 @@ def test_ablations_over_levels_and_seeds_are_one_grid(tmp_path):
 WR = {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 2, "prune_params.num_levels": 4}
 BAD = {
     "level": (branch(level=4), "ticket_params.level: 4 is not allowed"),
-    "rewind": (branch(weights="rewind", step=50), "has no state of step 50"),
-    "batch": (branch(weights="rewind") | {"dataset.batch_size": 64}, "dataset.batch_size: 64 is not allowed"),
+    "rewind": (branch(weights="rewind", step=50) | WR, "has no state of step 50"),
+    "batch": (branch(weights="rewind") | WR | {"dataset.batch_size": 64}, "dataset.batch_size: 64 is not allowed"),
     "nowhere": (branch(source="impp_seed{seed}"), "ticket_params.source: impp_seed0: no run and no file"),
-    "itself": (branch(source="b_seed0"), "starts from the run itself"),
+    "itself": (branch(source="b_seed0"), "its source starts, through other runs, from the run itself"),
     "final": (branch(mask="shuffle_layer", weights="final"), "ticket_params.weights: final is not allowed"),
 }
 

@@ -33,8 +33,8 @@ BatchNorm: `recompute` (default) sets the running mean and variance of each laye
 ends included, to the mean of the batches' own statistics over --batchnorm_images training images
 (rounded up to whole batches of the runs' batch size, the largest if they differ; in one fixed
 random order, without augmentation). `interpolate` mixes the saved statistics as the weights are
-mixed; barriers are then larger, since the variance of mixed activations shrinks (Jordan et al. 2023, "REPAIR"). A network
-without BatchNorm has the same barrier with both.
+mixed; barriers are then larger, since the variance of mixed activations shrinks (Jordan et al.
+2023, "REPAIR"). A network without BatchNorm has the same barrier with both.
 
 Images are not augmented. With dataset.drop_last in the config, --split train leaves out the images
 of the incomplete last batch. Arithmetic is float32.
@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> Result:
     from utils.analysis.lines import LineOptions, barriers_of, measured
     from utils.analysis.networks import open_bench
     from utils.analysis.recipes import recipes, with_pair_recipes
-    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, pairs
+    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, notes_on_levels, pairs
 
     sources = find_pairs(args.sources)
     levels = common_levels(sources, asked)
@@ -80,7 +80,9 @@ def _run(args: argparse.Namespace) -> Result:
     rows = frame
     if levels == [CHECKPOINT]:
         rows, screen = frame.drop(columns="level"), screen.drop(columns="level")
-    return Result(rows, screen, lambda: draw_barriers(with_pair_recipes(frame, known)))
+    return Result(
+        rows, screen, lambda: draw_barriers(with_pair_recipes(frame, known)), notes_on_levels(sources, levels, asked)
+    )
 
 
 COMMAND = Command("loss and error along the line between networks", TEXT, _arguments, _run)

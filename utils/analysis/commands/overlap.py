@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> Result:
     from utils.analysis.figures import draw_overlap
     from utils.analysis.overlap import WHOLE, overlap_rows
     from utils.analysis.recipes import recipes, with_pair_recipes
-    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, pairs
+    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, notes_on_levels, pairs
     from utils.runs.loading import masks_in
 
     sources = find_pairs(args.sources)
@@ -62,7 +62,12 @@ def _run(args: argparse.Namespace) -> Result:
         frame, screen = frame.drop(columns="level"), screen.drop(columns="level")
     if (screen["layer"] == WHOLE).all():
         screen = screen.drop(columns="layer")
-    return Result(frame, screen, lambda: draw_overlap(with_pair_recipes(whole_frame, known)))
+    return Result(
+        frame,
+        screen,
+        lambda: draw_overlap(with_pair_recipes(whole_frame, known)),
+        notes_on_levels(sources, levels, asked),
+    )
 
 
 COMMAND = Command("kept weights that masks have in common", TEXT, source_arguments, _run)

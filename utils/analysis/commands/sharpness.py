@@ -52,14 +52,14 @@ def _run(args: argparse.Namespace) -> Result:
 
     from utils.analysis.networks import open_bench
     from utils.analysis.sharpness import Hessian, top_eigenvalue, trace
-    from utils.analysis.sources import CHECKPOINT, common_levels, find_sources
+    from utils.analysis.sources import CHECKPOINT, common_levels, find_sources, notes_on_levels
     from utils.conv_type import density
     from utils.runs.loading import put_state
 
     sources = find_sources(args.sources)
     levels = common_levels(sources, asked)
     places = [(source, level) for source in sources for level in levels]
-    rows, notes = [], []
+    rows, notes = [], notes_on_levels(sources, levels, asked)
     with open_bench(sources, args.config, args.data_root) as bench:
         batches = bench.images("train", args.images)
         if args.images:  # few enough to be kept; all of them are read anew for each product
@@ -73,8 +73,9 @@ def _run(args: argparse.Namespace) -> Result:
             found = trace(hessian, args.samples, args.seed)
             rows.append(
                 {"name": source.name, "level": level, "density": density(bench.model), "parameters": hessian.size,
-                 "images": hessian.images, "label_smoothing": smoothing,
-                 "eigenvalue": top.value, "residual": top.residual, "iterations": top.iterations, "converged": top.converged, "trace": found.value,
+                 "images": hessian.images, "label_smoothing": smoothing, "eigenvalue": top.value,
+                 "residual": top.residual, "iterations": top.iterations, "converged": top.converged,
+                 "trace": found.value,
                  "trace_error": found.standard_error, "samples": found.samples}
             )  # fmt: skip
             if not top.converged:
