@@ -16,8 +16,9 @@ FILE_WEIGHTS = ("final", "reinit")
 # To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there, unless
 # they have no effect.
 SAME_AS_SOURCE = (
-    "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "optimizer.optimizer_name", "optimizer.momentum",
-    "optimizer.nesterov", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
+    "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "dataset.validation_images",
+    "optimizer.optimizer_name", "optimizer.momentum", "optimizer.nesterov", "optimizer.beta1",
+    "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
 )  # fmt: skip
 # Options that a branch may want to change on purpose from that step on: a note tells which are changed.
 MAY_DIFFER = (
