@@ -89,8 +89,9 @@ def _overlap_against_density(ax: Axes, whole: pd.DataFrame) -> None:
     for number, (column, label) in enumerate(RANDOM.items(), start=1):
         for place, (_, line) in enumerate(lines_against_density(whole, column)):
             colour = line_style(place if len(recipes) > 1 else number)["color"]
-            shown = {"label": label} if place == 0 else {}  # of several recipes, each in the colour of its masks
-            ax.plot(100 * line["density"], line["mean"], color=colour, linestyle=(":", "-.")[number - 1], **shown)
+            # Of several recipes, each in the colour of its masks; a label with an underscore is not in the legend.
+            shown = label if place == 0 else "_"
+            ax.plot(100 * line["density"], line["mean"], color=colour, linestyle=(":", "-.")[number - 1], label=shown)
     density_axis(ax, float(whole["density"].min()))
     ax.set(ylabel="Intersection over union", ylim=(0, 1.03))
     ax.legend()

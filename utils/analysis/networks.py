@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness_params import SCHEMA, Config, make_config
+from harness_params import Config, make_config
 from utils.analysis.barrier import Batches, whole_batches
 from utils.analysis.sources import Source
 from utils.config.sources import read_yaml
@@ -103,7 +103,8 @@ def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Con
 def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool = False) -> Config:
     """One config for all sources, which have the network and the images in common; their order does not matter.
 
-    Its batches are the largest of theirs, and the incomplete last one is dropped if a source drops it.
+    Its batches are the largest of theirs, and the incomplete last one is dropped if a source drops it. It has as many
+    epochs as the longest of them: the last epoch gives training images their order and final size.
 
     Args:
         own: the config of each source.
@@ -125,7 +126,8 @@ def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool 
         "batch_size": max(cfg.dataset.batch_size for cfg in own),
         "drop_last": any(c.dataset.drop_last for c in own),
     }
-    return first.replace({"dataset": batches})
+    epochs = max(cfg.experiment_params.epochs_per_level for cfg in own)
+    return first.replace({"dataset": batches, "experiment_params": {"epochs_per_level": epochs}})
 
 
 def _read_config(file: str) -> Config:
@@ -142,11 +144,9 @@ def plain(cfg: Config, data_root: str | None = None) -> Config:
     """The config for analysis: one process, images without augmentation, in an order that no seed of a run decides."""
     changes: dict = {
         "dataset": {"augment": "none", "alternate_flip": False, "download": False},
-        "experiment_params": {"seed": 0},
+        "experiment_params": {"seed": 0, "data_seed": -1},
         "dist_params": {"distributed": False},
     }
-    if SCHEMA.find("experiment_params.data_seed"):
-        changes["experiment_params"]["data_seed"] = -1
     if data_root is not None:
         changes["dataset"]["data_root"] = str(Path(data_root))
     return cfg.replace(changes)
