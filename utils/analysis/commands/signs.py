@@ -12,8 +12,8 @@ Signs, And Learning Rate Rewinding") compare how ways of rewinding change signs.
 
   share_init    |{i kept: sign(w_i at the start) = sign(w_i at the end of level k)}| / kept, from
                 model_init.pt and model_level_{k}.pt, over the weights that level k keeps. The start
-                is that of the run: the initialization; of a run that began with a ticket (ticket_params) it is
-                that ticket's weights, trained ones perhaps: a note says so
+                is that of the run: the initialization, or the weights of the ticket that the run
+                began with (ticket_params), trained ones perhaps: a note says so
   share_rewind  the same with the weights at the rewind point (model_rewind.pt), where a run has one
   same_init, same_rewind  the numbers of such weights
 
