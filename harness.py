@@ -41,7 +41,7 @@ from utils.runs.saving import SaveClock
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tables import LAYERS, SUMMARY, Row, columns_of, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.training.hardware import configure_kernels
@@ -190,9 +190,9 @@ class Harness:
         if not finished or self.stop.agreed():
             self._save_and_stop()
         result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
-        values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
         rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
-        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second)))
+        figures = {"epoch": epoch, "lr": rate, "seconds": seconds, **result._asdict()}
+        row = {column: figures[column] for column in columns_of(epoch_table(level), self.data.validation is not None)}
         self._after_epoch(row)
         return row
 

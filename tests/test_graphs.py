@@ -1,6 +1,7 @@
 """Training by CUDA graphs, emulated on the CPU (tests/recorded_graph.py): the bits of training without them."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 
@@ -83,14 +84,23 @@ def make_trainer(
     model = insert_masks(Net(dropout, extra)).to(memory_format=torch.channels_last)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "graphs_class", kind or CudaGraphs)
-        return Trainer(cfg, Context(), model, Data(train, test, 5, (3, 8, 8)))
+        data = Data(train, test, 5, (3, 8, 8))
+        if options.get("validation"):
+            data.validation = MemoryTestLoader(images[21:], labels[21:], normalize)
+        return Trainer(cfg, Context(), model, data)
 
 
 def train_epoch(one: Trainer, level: int, epoch: int, stop: Callable[[int], bool] = lambda steps: False):
     one.seed_draws(level, epoch)
     tally = one.new_tally()
     finished = one.train_epoch(level, epoch, tally, stop)
-    return one.finish_epoch(level, epoch, tally, evaluate=True)[:4] if finished else tally
+    if not finished:
+        return tally
+    result = one.finish_epoch(level, epoch, tally, evaluate=True)._replace(images_per_second=0.0)
+    if one.data.validation is None:
+        return result[:4]
+    assert math.isfinite(result.val_loss) and (result.val_loss, result.val_acc) != (result.test_loss, result.test_acc)
+    return result
 
 
 def study(one: Trainer, training_type: str) -> list:
@@ -131,6 +141,7 @@ CASES = {
         "imp",
         {"dataset": {"augment": "flip", "alternate_flip": True}, "recipe": (False, True)},
     ),
+    "validation images": ("imp", {"validation": True}),
     "images as they are": ("lrr", {"recipe": (False, False), "optimizer": {"momentum": 0.0}}),
     "adam": ("wr", {"optimizer": {"optimizer_name": "adam", "lr": 0.01, "grad_clip": 0.5}}),
     "adamw": (

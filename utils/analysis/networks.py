@@ -23,7 +23,7 @@ from utils.training.hardware import configure_kernels
 # What the runs of one analysis must have in common: the network and its images.
 SHARED = (
     "model_params.model_name", "model_params.blurpool", "dataset.dataset_name", "dataset.num_classes",
-    "dataset.resolution", "dataset.eval_resolution",
+    "dataset.resolution", "dataset.eval_resolution", "dataset.validation_images",
 )  # fmt: skip
 
 
@@ -42,13 +42,20 @@ class Bench:
     cfg: Config
 
     def images(self, split: str, at_least: int = 0) -> Batches:
-        """The batches of ``test`` or ``train`` images; training images in one fixed random order.
+        """The batches of ``test``, ``validation`` or ``train`` images; training images in one fixed random order.
 
         Args:
             at_least: number of training images after which to stop, at the end of a batch; 0 = all of them.
+
+        Raises:
+            ConfigError: the config holds no validation images out.
         """
         if split == "test":
             return self.data.test.batches
+        if split == "validation":
+            if self.data.validation is None:
+                raise ConfigError("--split: validation is not allowed here: dataset.validation_images of the run is 0")
+            return self.data.validation.batches
         last = self.cfg.experiment_params.epochs_per_level - 1  # there, training images have their final size
         return lambda: whole_batches(self.data.train.batches(0, last), at_least)
 

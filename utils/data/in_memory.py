@@ -27,8 +27,13 @@ EVAL_IMAGES, EVAL_VALUES = 1000, 1000 * 3 * 32 * 32
 FLIP_DRAWS = -2
 
 
-def load_in_memory(cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, test: Arrays) -> Data:
+def load_in_memory(
+    cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, validation: Arrays | None, test: Arrays
+) -> Data:
     """Loaders of arrays, which are moved to the device.
+
+    Args:
+        train: without the validation images.
 
     Raises:
         ConfigError: another resolution is asked for than the images have.
@@ -49,7 +54,8 @@ def load_in_memory(cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, te
         MemoryTestLoader(*test, normalize, ctx.rank, ctx.world),
         spec.num_classes,
         spec.image_shape,
-        identity=identity_of(*train, *test),
+        identity=identity_of(*train, *test, *(validation or ())),
+        validation=MemoryTestLoader(*validation, normalize, ctx.rank, ctx.world) if validation else None,
     )
 
 
@@ -157,10 +163,10 @@ class MemoryTrainLoader(EpochPlan):
 
 
 class MemoryTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the set's order, every image once.
+    """Test or validation batches: this rank's contiguous part of the set, in the set's order, every image once.
 
     Attributes:
-        num_images: in the whole test set.
+        num_images: in the whole set.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, normalize: Normalizer, rank: int = 0, world: int = 1):

@@ -15,8 +15,9 @@ OF_A_FILE = ("final", "reinit")
 # To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there, unless
 # they have no effect.
 GOES_ON = (
-    "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "optimizer.optimizer_name", "optimizer.momentum",
-    "optimizer.nesterov", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
+    "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "dataset.validation_images",
+    "optimizer.optimizer_name", "optimizer.momentum", "optimizer.nesterov", "optimizer.beta1",
+    "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
 )  # fmt: skip
 
 

@@ -292,6 +292,9 @@ def _reason_against(ctx: Context, data: Data, dtype: torch.dtype | None, graphs_
         return "there are several processes"
     if dtype is torch.float16:
         return "precision is fp16, and the loss scaler's steps are not captured"
-    if not (isinstance(data.train, ResidentLoader) and isinstance(data.test, MemoryTestLoader)):
+    if not (
+        isinstance(data.train, ResidentLoader)
+        and all(isinstance(loader, MemoryTestLoader) for loader in data.evaluated)
+    ):
         return "the images are not held in memory"
     return ""

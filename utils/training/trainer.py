@@ -1,6 +1,7 @@
 """Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class EpochResult(NamedTuple):
         train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
         test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
         images_per_second: of the epoch's training: without evaluation, with the saving of states within the epoch.
+        val_loss, val_acc: the same as of the test set on the validation images; NaN without them.
     """
 
     train_loss: float
@@ -37,6 +39,8 @@ class EpochResult(NamedTuple):
     test_loss: float
     test_acc: float
     images_per_second: float
+    val_loss: float = math.nan
+    val_acc: float = math.nan
 
 
 class Trainer:
@@ -64,7 +68,8 @@ class Trainer:
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
         self.timeline = make_timeline(cfg, data)
-        self.test_sums = torch.zeros(2, dtype=torch.float64, device=ctx.device)  # of `_count_tests`
+        # Of `_count_tests`, a row per loader of ``data.evaluated``.
+        self.test_sums = torch.zeros((len(data.evaluated), 2), dtype=torch.float64, device=ctx.device)
         self._set_up_graphs()
         self.restart()
 
@@ -245,25 +250,29 @@ class Trainer:
         """
         check = FiniteCheck(self.model, tally.losses[: tally.step])
         tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
-        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested, check.flags]))
+        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested.flatten(), check.flags]))
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
-        right, test_loss, test_right, *answer = counts.tolist()
-        losses = check.losses(answer, level, epoch)[tally.first :]
+        right, *rest = counts.tolist()
+        losses = check.losses(rest[tested.numel() :], level, epoch)[tally.first :]
         sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
         speed = sum(sizes) / tally.training_seconds()
-        return EpochResult(train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed)
+        test, *validation = self._figures(rest)
+        return EpochResult(train_loss, 100 * right / sum(sizes), *test, speed, *itertools.chain(*validation))
 
     def evaluate(self) -> tuple[float, float]:
         """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks."""
-        return self._test_figures(*self.ctx.sum(self._tested().clone()).tolist())
+        return self._figures(self.ctx.sum(self._tested().clone()).flatten().tolist())[0]
 
-    def _test_figures(self, loss: float, right: float) -> tuple[float, float]:
-        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+    def _figures(self, sums: list[float]) -> list[tuple[float, float]]:
+        """(mean cross entropy, accuracy in percent) of each of ``data.evaluated``, from the first values of `sums`."""
+        sizes = [loader.num_images for loader in self.data.evaluated]
+        return [(loss / n, 100 * right / n) for n, loss, right in zip(sizes, sums[::2], sums[1::2])]
 
     def _tested(self) -> Tensor:
-        """float64 (2,): cross entropy summed over this rank's test images, and how many it classifies right.
+        """float64 (loaders of ``data.evaluated``, 2): cross entropy summed over this rank's images, and how many of
+        them it classifies right.
 
         BN running statistics are taken from rank 0 first, so that all ranks evaluate, and rank 0 saves, one network.
         """
@@ -276,12 +285,12 @@ class Trainer:
     @torch.no_grad()
     def _count_tests(self) -> None:
         self.test_sums.zero_()
-        loss, right = self.test_sums.unbind()
-        for images, labels in self.data.test.batches():
-            with self.autocast():
-                logits = self.model(images)
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-            right += (logits.argmax(1) == labels).sum()
+        for loader, (loss, right) in zip(self.data.evaluated, map(Tensor.unbind, self.test_sums)):
+            for images, labels in loader.batches():
+                with self.autocast():
+                    logits = self.model(images)
+                    loss += F.cross_entropy(logits, labels, reduction="sum")
+                right += (logits.argmax(1) == labels).sum()
 
     def sync_statistics(self) -> None:
         """Overwrites every rank's BN running statistics with rank 0's."""
