@@ -127,9 +127,8 @@ int cuInit(unsigned flags) {
         char words[100];
         int handle = socket(AF_UNIX, SOCK_STREAM, 0);
         snprintf(place.sun_path, sizeof place.sun_path, "%s/control", pipes);
-        int failed = connect(handle, (struct sockaddr *)&place, sizeof place);
-        if (failed && theirs) return 0;
-        if (failed || getenv("FAKE_NO_SERVER")) return 805;
+        if (getenv("FAKE_NO_SERVER") && !theirs) return 805;
+        if (connect(handle, (struct sockaddr *)&place, sizeof place)) return theirs ? 0 : 805;
         snprintf(words, sizeof words, "client %d", getpid());
         write(handle, words, strlen(words));
         read(handle, words, 1);

@@ -160,19 +160,19 @@ def test_a_daemon_of_somebody_else_is_used_and_left_alone(tmp_path, doubles, sta
     theirs = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": doubles.env["FAKE_DEFAULT_PIPES"]}
     subprocess.run([doubles.program, "-d"], env=theirs, check=True, timeout=20)
     try:
-        main([grid_file(tmp_path, jobs=2, seeds=[0, 1])])
-        assert len(doubles.records("start")) == 1 and not doubles.records("quit", "daemon ended")
-        for run in doubles.records("run"):
-            assert [run[name] for name in VARIABLES] == ["0", None, None, "100"]
-        assert "2 runs share a GPU through the MPS daemon that was there before" in capsys.readouterr().out
         monkeypatch.setenv("FAKE_DEAF_DRIVER", "1")
         assert main([grid_file(tmp_path, base_dir=str(tmp_path / "more")), "--mps=on"]) == 2
         main([grid_file(tmp_path, base_dir=str(tmp_path / "more"))])
-        *_, refusal, note = [line for line in capsys.readouterr().err.splitlines() if "mps: " in line]
+        refusal, note = [line for line in capsys.readouterr().err.splitlines() if "mps: " in line]
         assert refusal == "run_grid: mps: on is not allowed here: CUDA does not use the daemon"
         assert note == "run_grid: note: mps: auto is off here: CUDA does not use the daemon"
-        assert [run[SHARE] for run in doubles.records("run")[2:]] == [None, None]
-        assert len(doubles.records("start")) == 1
+        assert [run[SHARE] for run in doubles.records("run")] == [None, None]
+        monkeypatch.delenv("FAKE_DEAF_DRIVER")
+        main([grid_file(tmp_path, jobs=2, seeds=[0, 1])])
+        assert len(doubles.records("start")) == 1 and not doubles.records("quit", "daemon ended")
+        for run in doubles.records("run")[2:]:
+            assert [run[name] for name in VARIABLES] == ["0", None, None, "100"]
+        assert "2 runs share a GPU through the MPS daemon that was there before" in capsys.readouterr().out
     finally:
         subprocess.run([doubles.program], input="quit\n", env=theirs, check=True, timeout=20, text=True)
     wait_for(lambda: doubles.records("daemon ended"))
