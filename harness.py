@@ -221,7 +221,7 @@ class Harness:
         level = self.position.level
         self.position.level, self.position.begun = level + 1, False
         if self.run:
-            with self.stop.clock.saving():
+            with self.stop.clock.measured():
                 state = resume.capture(self.cfg, self.trainer, self.position.state_dict(self.ctx))
                 self.run.save_checkpoint(f"level_{level}", state["model"])
                 tables = self.run.tables
@@ -240,17 +240,18 @@ class Harness:
         Raises:
             RunError: in the middle of an epoch, a loss or a weight is not finite.
         """
-        with self.stop.clock.saving():
-            if self.position.tally and self.position.step:
-                self.trainer.sync_statistics()
-                self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
-                self.position.tally.seconds = time.perf_counter() - self.began
+        if self.position.tally and self.position.step:
+            # These wait for the steps that are launched, which is not the saving's time.
+            self.trainer.sync_statistics()
+            self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
+            self.position.tally.seconds = time.perf_counter() - self.began
+        with self.stop.clock.measured():
             position = self.position.state_dict(self.ctx)
             if self.run:
                 self.run.save_state(resume.capture(self.cfg, self.trainer, position))
 
     def _save_and_stop(self) -> None:
-        self.stop.saving()
+        self.stop.hold_signals()
         self._save_state()
         if self.run:
             self.run.writer.flush()

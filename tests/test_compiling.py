@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.models import create_model
+from utils.runs import resume
 from utils.training import compiling
 from utils.training.compiling import EVALUATION, PARTS, STEPS
 from utils.training.setup import build_model
@@ -162,6 +163,40 @@ def test_auto_is_off_on_a_cpu(monkeypatch, capsys):
 def test_auto_is_off_in_a_short_run(monkeypatch, capsys):
     assert auto_trainer(monkeypatch, True).compiled == ()
     assert "compile: auto is off here: on " in capsys.readouterr().err
+
+
+def surroundings_of(trainer: Trainer, **changes) -> dict:
+    return {"surroundings": {**resume.surroundings(trainer.cfg, trainer), **changes}, "level": 0}
+
+
+@pytest.mark.parametrize(("recorded", "parts"), [("training steps, evaluation", (STEPS, EVALUATION)), ("nothing", ())])
+def test_a_resumed_run_keeps_what_auto_decided(monkeypatch, capsys, recorded, parts):
+    """Also where it would decide otherwise: with more levels, or on code that weighs otherwise."""
+    monkeypatch.setattr(compiling, "parts_that_pay", lambda *_, **__: () if parts else PARTS)
+    trainer = auto_trainer(monkeypatch, True)
+    assert trainer.compiled == (() if parts else PARTS)
+    resume.keep_auto(trainer.cfg, trainer, surroundings_of(trainer, compiled=recorded))
+    assert trainer.compiled == parts and ("forward" in vars(trainer.model)) == bool(parts)
+    assert trainer.model._compiled_call_impl is None
+    here = "nothing" if parts else ", ".join(PARTS)
+    told = f"compile: auto stays {recorded}, which it was where the run began; here it would be {here}"
+    assert told in capsys.readouterr().err
+
+
+def test_a_resumed_run_decides_anew_where_nothing_was_decided(monkeypatch):
+    """Saved by older code; begun with another option; or on a machine that cannot compile."""
+    trainer = auto_trainer(monkeypatch, True)
+    state = surroundings_of(trainer, compiled="training steps")
+    for changes in ({"compile": "on"}, {"compile": "off"}):
+        resume.keep_auto(trainer.cfg, trainer, surroundings_of(trainer, compiled="training steps", **changes))
+        assert trainer.compiled == ()
+    older = surroundings_of(trainer)
+    del older["surroundings"]["compiled"]
+    resume.keep_auto(trainer.cfg, trainer, older)
+    resume.keep_auto(trainer.cfg, trainer, {"level": 0})
+    monkeypatch.setattr(compiling, "_not_on_a_gpu", lambda cfg, ctx: "there is no GPU")
+    resume.keep_auto(trainer.cfg, trainer, state)
+    assert trainer.compiled == () and "forward" not in vars(trainer.model)
 
 
 @needs_compiler

@@ -170,7 +170,10 @@ def check_cuda_graphs(c: Values) -> Faults:
     if dist.distributed and dist.nproc > 1:
         yield "experiment_params.cuda_graphs", f"auto or off with several processes (dist_params.nproc is {dist.nproc})"
     if e.precision == "fp16":
-        yield "experiment_params.cuda_graphs", "auto or off with precision fp16, whose loss scale the CPU reads"
+        yield (
+            "experiment_params.cuda_graphs",
+            "auto or off with precision fp16: the loss scaler's steps are not captured",
+        )
     if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
         yield "experiment_params.cuda_graphs", "auto or off unless the images are held in memory (dataset.loader)"
 

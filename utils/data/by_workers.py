@@ -30,7 +30,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
@@ -149,7 +149,7 @@ class _Reader:
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
         self.normalize, device = normalize, normalize.factor.device
-        self.side = SideStream(device) if device.type == "cuda" else None
+        self.side = ToDevice(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
             images,

@@ -81,7 +81,7 @@ class MemoryTrainLoader(EpochPlan):
     ):
         super().__init__(num_images=len(images), **plan)
         self.normalize, self.crop, self.flip, self.alternate = normalize, crop, flip, alternate
-        self.device = normalize.factor.device
+        self.device, self.draws_shape = normalize.factor.device, (2 + flip, len(images))
         pad = CROP_PADDING if crop else 0
         self.shape = images.shape[1:]
         height, width, channels = self.shape
@@ -101,8 +101,8 @@ class MemoryTrainLoader(EpochPlan):
         """Draws of one epoch, by place in its order, on the device.
 
         Returns:
-            int64 (3, num_images), without flips (2, num_images): first pixel of the crop in the padded store, or
-            without crops the index of the image; label; 1 if the image is mirrored.
+            int64, of `draws_shape`: (3, num_images), without flips (2, num_images): first pixel of the crop in the
+            padded store, or without crops the index of the image; label; 1 if the image is mirrored.
         """
         if self._ahead and self._ahead[0] == (level, epoch):
             return self._ahead[1]

@@ -43,7 +43,12 @@ class ResidentLoader(TrainLoader, Protocol):
     """A training loader whose batches are computed on the device, from images that stay there and an epoch's draws.
 
     A step that begins with `gather` can be captured as a CUDA graph: it needs nothing from the host.
+
+    Attributes:
+        draws_shape: of `draws`.
     """
+
+    draws_shape: tuple[int, int]
 
     def draws(self, level: int, epoch: int) -> Tensor:
         """int64 (values per image, num_images), on the device: column i holds what is drawn for the i-th place."""

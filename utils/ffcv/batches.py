@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.images import Normalizer
 from utils.data.loaders import Batch
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.ffcv.beton import Beton
 from utils.ffcv.pixels import Geometry
 from utils.ffcv.prefetch import BATCHES_AHEAD, Prefetcher
@@ -42,7 +42,7 @@ class BetonReader:
     _live: weakref.WeakSet = field(default_factory=weakref.WeakSet)
 
     def __post_init__(self) -> None:
-        self.side = SideStream(self.device) if self.device.type == "cuda" else None
+        self.side = ToDevice(self.device) if self.device.type == "cuda" else None
 
     def read(self, batches: list[np.ndarray], size: int, views: Callable[[int], Geometry]) -> Iterator[Batch]:
         """Images, float32 (N, 3, size, size), and labels (N,) of each batch of image numbers.

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.compiling import compile_network
+from utils.training.compiling import compile_network, compile_parts
 from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
 from utils.training.hardware import autocast_dtype, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, set_rate, start_optimizer
@@ -30,7 +30,7 @@ class EpochResult(NamedTuple):
     Attributes:
         train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
         test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
-        images_per_second: of training alone.
+        images_per_second: of the epoch's training: without evaluation, with the saving of states within the epoch.
         val_loss, val_acc: the same as of the test set on the validation images; NaN without them.
     """
 
@@ -47,7 +47,7 @@ class Trainer:
     """One network with its optimizer, trained epoch by epoch.
 
     Attributes:
-        graph_kind: what captures CUDA graphs; tests put a recorder for the CPU here.
+        graphs_class: what captures CUDA graphs; tests put a recorder for the CPU here.
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
         compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
@@ -56,7 +56,7 @@ class Trainer:
         test_graph: the evaluation as a CUDA graph; None likewise.
     """
 
-    graph_kind: type[CudaGraphs] = CudaGraphs
+    graphs_class: type[CudaGraphs] = CudaGraphs
 
     def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
@@ -73,11 +73,16 @@ class Trainer:
         self._set_up_graphs()
         self.restart()
 
+    def compile(self, parts: Collection[str]) -> None:
+        """Compiles these parts of the run and no others; to be called before the first step."""
+        compile_parts(self.ctx, self.model, self.data, parts)
+        self.compiled = parts
+
     def _set_up_graphs(self) -> None:
         self.graphs: StepGraphs | None = None
         self.test_graph: Captured | None = None
         self.own_stream: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graph_kind):
+        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graphs_class):
             assert isinstance(self.data.train, ResidentLoader)
             self.graphs = StepGraphs(graphs, self.model, self.data.train, self._step)
             self.test_graph = Captured(graphs, self._count_tests, graphs.new_pool())
@@ -245,7 +250,7 @@ class Trainer:
         """
         check = FiniteCheck(self.model, tally.losses[: tally.step])
         tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
-        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested.flatten(), check.asked]))
+        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested.flatten(), check.flags]))
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
         right, *rest = counts.tolist()
