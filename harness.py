@@ -41,7 +41,7 @@ from utils.runs.saving import SaveClock
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tables import LAYERS, SUMMARY, Row, columns_of, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.training.hardware import configure_kernels
@@ -56,7 +56,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     model = build_model(cfg, data, ctx)
     ticket = start_from_ticket(cfg, ctx, data, model)
     check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
-    check_points(cfg, data.train.steps_per_epoch)
+    check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
     record = ticket.record if ticket else None
@@ -190,9 +190,9 @@ class Harness:
         if not finished or self.stop.agreed():
             self._save_and_stop()
         result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
-        values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
         rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
-        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second)))
+        figures = {"epoch": epoch, "lr": rate, "seconds": seconds, **result._asdict()}
+        row = {column: figures[column] for column in columns_of(epoch_table(level), self.data.validation is not None)}
         self._after_epoch(row)
         return row
 
@@ -221,7 +221,7 @@ class Harness:
         level = self.position.level
         self.position.level, self.position.begun = level + 1, False
         if self.run:
-            with self.stop.clock.saving():
+            with self.stop.clock.measured():
                 state = resume.capture(self.cfg, self.trainer, self.position.state_dict(self.ctx))
                 self.run.save_checkpoint(f"level_{level}", state["model"])
                 tables = self.run.tables
@@ -240,17 +240,18 @@ class Harness:
         Raises:
             RunError: in the middle of an epoch, a loss or a weight is not finite.
         """
-        with self.stop.clock.saving():
-            if self.position.tally and self.position.step:
-                self.trainer.sync_statistics()
-                self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
-                self.position.tally.seconds = time.perf_counter() - self.began
+        if self.position.tally and self.position.step:
+            # These wait for the steps that are launched, which is not the saving's time.
+            self.trainer.sync_statistics()
+            self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
+            self.position.tally.seconds = time.perf_counter() - self.began
+        with self.stop.clock.measured():
             position = self.position.state_dict(self.ctx)
             if self.run:
                 self.run.save_state(resume.capture(self.cfg, self.trainer, position))
 
     def _save_and_stop(self) -> None:
-        self.stop.saving()
+        self.stop.hold_signals()
         self._save_state()
         if self.run:
             self.run.writer.flush()

@@ -25,7 +25,7 @@ from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
 from utils.runs.records import environment_file
 from utils.runs.run import Run
-from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS
+from utils.runs.tables import SUMMARY
 
 __all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
 
@@ -122,7 +122,7 @@ def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
 def print_levels(run: Run) -> None:
     """The table of levels that ends a run."""
     run.writer.flush()
-    frame = pd.DataFrame(run.tables[SUMMARY], columns=SUMMARY_COLUMNS)
+    frame = pd.DataFrame(run.tables[SUMMARY], columns=run.tables.columns(SUMMARY))
     print(f"\n{run.path}")
     digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
     print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))

@@ -9,6 +9,7 @@ from utils.distributed import join
 from utils.models import create_model
 from utils.pruning_utils import CRITERIA, prune
 from utils.runs.snapshots import Snapshot
+from utils.training.graphs import WARM_UP, CudaGraphs
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
@@ -34,14 +35,20 @@ def overlaps(device: str) -> dict[str, float]:
 
 
 def steps_watched(device: str, *words: str) -> dict[str, int]:
-    """Trains the second epoch of a pruned network with every wait for the device forbidden; the number of its steps."""
-    cfg = load_config(["--model_params.model_name=resnet20", "--experiment_params.compile=off", *words])
+    """Trains the fifth epoch of a pruned network with every wait for the device forbidden, and finishes it.
+
+    By then all is compiled and captured. Returns the number of its steps, and of the waits of `finish_epoch`.
+    """
+    cfg = load_config(["--model_params.model_name=resnet20", *words])
     with join() as ctx:
         assert ctx.device.type == device
         data = load_data(cfg, ctx)
         trainer = Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
         prune(trainer.model, "mag", 0.2)
-        trainer.train_epoch(0, 0, trainer.new_tally(), lambda steps: False)
+        for epoch in range(WARM_UP + 1):
+            tally = trainer.new_tally()
+            trainer.train_epoch(0, epoch, tally, lambda steps: False)
+            trainer.finish_epoch(0, epoch, tally, evaluate=True)
         tally = trainer.new_tally()
 
         def stop(steps: int) -> bool:  # from the first step's end: an epoch's order and draws come from the CPU
@@ -49,8 +56,10 @@ def steps_watched(device: str, *words: str) -> dict[str, int]:
                 torch.cuda.set_sync_debug_mode("error" if steps < trainer.timeline.steps_per_epoch else "default")
             return False
 
-        trainer.train_epoch(0, 1, tally, stop)
-        return {"steps": tally.step}
+        trainer.train_epoch(0, WARM_UP + 1, tally, stop)
+        with CudaGraphs(ctx.device, required=False).note_waits() as waits:
+            trainer.finish_epoch(0, WARM_UP + 1, tally, evaluate=True)
+        return {"steps": tally.step, "waits": len(waits)}
 
 
 def snapshot_behind_work() -> bool:

@@ -13,7 +13,7 @@ EPOCHS = 2
 
 
 def write_run(
-    folder: Path, name: str, accuracies, densities=None, seed=0, layers=None, planned=None, **options
+    folder: Path, name: str, accuracies, densities=None, seed=0, layers=None, planned=None, best_val=(), **options
 ) -> Path:
     """A run directory as the harness leaves it, with figures of the test's choice: one level per accuracy."""
     nested: dict = {"experiment_params": {"seed": seed, "expt_name": name}, "prune_params": {}}
@@ -30,6 +30,8 @@ def write_run(
          "final_test_loss": 0.5, "epochs": EPOCHS, "seconds": 10.0}
         for i, (a, d) in enumerate(zip(accuracies, densities))
     ]  # fmt: skip
+    more = [{"best_val_test_acc": accuracy} for accuracy in best_val] or [{}] * len(rows)
+    rows = [{**row, **columns} for row, columns in zip(rows, more, strict=True)]
     pd.DataFrame(rows).to_csv(run / "metrics" / "summary.csv", index=False)
     table = []
     for i, d in enumerate(densities):

@@ -33,14 +33,14 @@ METHODS = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.cpu: "cpu"}
 
 
 class RecordedGraphs(CudaGraphs):
-    """Takes the place of `CudaGraphs`; `kind` of a `Trainer`.
+    """Takes the place of `CudaGraphs`; `graphs_class` of a `Trainer`.
 
     Attributes:
         recorded: number of recordings made; `replays`: of replays.
     """
 
-    def __init__(self, device: torch.device, asked: bool):
-        self.asked, self.refused = asked, ""
+    def __init__(self, device: torch.device, required: bool):
+        super().__init__(device, required)
         self.recorded, self.replays = 0, 0
 
     @staticmethod
@@ -53,6 +53,15 @@ class RecordedGraphs(CudaGraphs):
 
     def new_pool(self) -> Any:
         return None
+
+    def recover(self, pool: Any) -> None:
+        pass
+
+    def mark(self) -> Any:
+        return self
+
+    def synchronize(self) -> None:
+        """All work is done at once here."""
 
     def record(self, work: Callable[[], None], pool: Any) -> Callable[[], None]:
         recording = Recording(work)

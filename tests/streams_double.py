@@ -1,4 +1,4 @@
-"""A double of a GPU's streams (`utils.data.side_stream.SideStream`) for machines without one: work that is launched is
+"""A double of a GPU's streams (`utils.data.side_stream.ToDevice`) for machines without one: work that is launched is
 done late, in the order of its stream, as a GPU may do it.
 
 Copies are done as late as they may be: when an event after them is waited for. Computing is done at once, or as late.
@@ -44,7 +44,7 @@ class Event:
 
 
 class LateDevice:
-    """What `SideStream` is to the loaders; `launch` is what a training step is."""
+    """What `ToDevice` is to the loaders; `launch` is what a training step is."""
 
     def __init__(self, eager: bool = True, careless: str = ""):
         assert careless in ("", *WAITS)
@@ -52,6 +52,10 @@ class LateDevice:
         self.lock = threading.RLock()
         self.copying, self.computing = Stream(), Stream()
         self.copies = 0
+        self.threads: list[threading.Thread] = []  # that have said that they will copy
+
+    def enter_thread(self) -> None:
+        self.threads.append(threading.current_thread())
 
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
@@ -61,6 +65,7 @@ class LateDevice:
 
     def copy(self, pairs: Iterable[tuple[Tensor, Tensor]], after: Event | None) -> Event:
         with self.lock:
+            assert threading.current_thread() in (*self.threads, threading.main_thread())
             self.copies += 1
             if after is not None and self.careless != "after":
                 self.copying.waiting.append(after.reach)

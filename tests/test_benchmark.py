@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 from harness_params import make_config
+from tests.benchmarks import gpu_figures
 from tests.conftest import ROOT
 from utils import benchmark
 from utils.bench import contenders, memory, usual_harness
 from utils.bench.arithmetic import step_bytes, step_flops
+from utils.data.in_memory import MemoryTrainLoader
 from utils.distributed import Context
+from utils.training.graphs import WARM_UP
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -35,7 +38,8 @@ def test_table():
     assert rows[0] == ["", "ours", "plain loop", "usual harness", "ours / plain", "ours / usual"]
     assert [row[0] for row in rows[2:]] == [
         "training step (one batch, 2 steps), images/s", rows[3][0], rows[4][0], "an epoch's training, images/s",
-        "between two levels, s", "- checkpoint handed over, s", "- prune, s", "- rewind, s", "- first batch, s",
+        "between two levels, s", "- checkpoint handed over, s", "- prune and evaluate, s", "- rewind, s",
+        "- first batch, s",
         "peak resident memory, without loader workers, MB",
     ]  # fmt: skip
     number = r"[\d.e-]+"
@@ -99,6 +103,34 @@ def test_all_contenders_train_the_same_number_of_images():
     assert list(made) == ["ours", "plain loop", "usual harness"]
     for timed in made.values():
         assert [timed[what]()[0] for what in ("step", "epoch")] == [48, 40]  # 16 + 16 + 8 images make an epoch
+
+
+def test_a_round_of_ours_draws_one_epoch(monkeypatch):
+    """As an epoch of a run: the next one's draws are made while the device is at work, and used."""
+    cfg = make_config({"dataset": {"dataset_name": "Digits"}, "experiment_params": {"epochs_per_level": 3}})
+    ctx = Context()
+    data, arrays = benchmark.load(cfg, ctx, synthetic=200)
+    made, _ = benchmark.contenders(cfg, ctx, data, arrays, steps=1, epoch_steps=2, names=["ours"])
+    drawn, plain = [], MemoryTrainLoader._draw
+    monkeypatch.setattr(MemoryTrainLoader, "_draw", lambda self, *words: drawn.append(words[:2]) or plain(self, *words))
+    for _ in range(5):
+        made["ours"]["epoch"]()
+    assert drawn == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def test_rounds_that_warm_up():
+    """With CUDA graphs, whole batches are captured in the first round, and the one smaller batch in the fourth."""
+    calls = []
+
+    def timed():
+        calls.append(1)
+        return len(calls), 1.0
+
+    found = contenders.images_per_second(Context(), {"ours": {"epoch": timed}}, "epoch", 2)
+    assert found == {"ours": [2.0, 3.0]}
+    assert contenders.warm_up_rounds(["ours", "plain loop"]) == 1
+    assert contenders.warm_up_rounds(["ours", "ours, no graphs", "plain loop"]) == WARM_UP + 1
+    assert gpu_figures.WARM_UP == WARM_UP + 1
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.models import create_model
+from utils.runs import resume
 from utils.training import compiling
 from utils.training.compiling import EVALUATION, PARTS, STEPS
 from utils.training.setup import build_model
@@ -95,17 +96,17 @@ def test_what_pays_goes_on_paying(operations, elementwise, images, more):
     ("options", "images"),
     [
         # 1,437 training images: 11 batches of 128 and one of 29; 360 test images.
-        ({"num_levels": 1, "epochs_per_level": 1}, (1408, 29, 360)),
-        ({"num_levels": 3, "epochs_per_level": 4}, (12 * 1408, 12 * 29, 12 * 360)),
-        ({"num_levels": 3, "epochs_per_level": 4, "training_type": "wr"}, (10 * 1408, 10 * 29, 10 * 360)),
+        ({"num_levels": 1, "epochs_per_level": 1}, (1408, 29, 2 * 360)),
+        ({"num_levels": 3, "epochs_per_level": 4}, (12 * 1408, 12 * 29, 15 * 360)),
+        ({"num_levels": 3, "epochs_per_level": 4, "training_type": "wr"}, (10 * 1408, 10 * 29, 13 * 360)),
         (
             {"num_levels": 3, "epochs_per_level": 4, "training_type": "wr", "rewind_step": 30},
-            (8 * 1408, 8 * 29, 8 * 360),
+            (8 * 1408, 8 * 29, 11 * 360),
         ),
-        ({"num_levels": 1, "epochs_per_level": 4, "eval_every_epochs": 2}, (4 * 1408, 4 * 29, 2 * 360)),
-        ({"num_levels": 1, "epochs_per_level": 2, "drop_last": True}, (2 * 1408, 0, 720)),
-        ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 479}, (1437, 0, 360)),
-        ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 5000}, (1437, 0, 360)),
+        ({"num_levels": 1, "epochs_per_level": 4, "eval_every_epochs": 2}, (4 * 1408, 4 * 29, 3 * 360)),
+        ({"num_levels": 1, "epochs_per_level": 2, "drop_last": True}, (2 * 1408, 0, 3 * 360)),
+        ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 479}, (1437, 0, 2 * 360)),
+        ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 5000}, (1437, 0, 2 * 360)),
     ],
 )
 def test_images_of_a_run(options, images):
@@ -162,6 +163,40 @@ def test_auto_is_off_on_a_cpu(monkeypatch, capsys):
 def test_auto_is_off_in_a_short_run(monkeypatch, capsys):
     assert auto_trainer(monkeypatch, True).compiled == ()
     assert "compile: auto is off here: on " in capsys.readouterr().err
+
+
+def surroundings_of(trainer: Trainer, **changes) -> dict:
+    return {"surroundings": {**resume.surroundings(trainer.cfg, trainer), **changes}, "level": 0}
+
+
+@pytest.mark.parametrize(("recorded", "parts"), [("training steps, evaluation", (STEPS, EVALUATION)), ("nothing", ())])
+def test_a_resumed_run_keeps_what_auto_decided(monkeypatch, capsys, recorded, parts):
+    """Also where it would decide otherwise: with more levels, or on code that weighs otherwise."""
+    monkeypatch.setattr(compiling, "parts_that_pay", lambda *_, **__: () if parts else PARTS)
+    trainer = auto_trainer(monkeypatch, True)
+    assert trainer.compiled == (() if parts else PARTS)
+    resume.keep_auto(trainer.cfg, trainer, surroundings_of(trainer, compiled=recorded))
+    assert trainer.compiled == parts and ("forward" in vars(trainer.model)) == bool(parts)
+    assert trainer.model._compiled_call_impl is None
+    here = "nothing" if parts else ", ".join(PARTS)
+    told = f"compile: auto stays {recorded}, which it was where the run began; here it would be {here}"
+    assert told in capsys.readouterr().err
+
+
+def test_a_resumed_run_decides_anew_where_nothing_was_decided(monkeypatch):
+    """Saved by older code; begun with another option; or on a machine that cannot compile."""
+    trainer = auto_trainer(monkeypatch, True)
+    state = surroundings_of(trainer, compiled="training steps")
+    for changes in ({"compile": "on"}, {"compile": "off"}):
+        resume.keep_auto(trainer.cfg, trainer, surroundings_of(trainer, compiled="training steps", **changes))
+        assert trainer.compiled == ()
+    older = surroundings_of(trainer)
+    del older["surroundings"]["compiled"]
+    resume.keep_auto(trainer.cfg, trainer, older)
+    resume.keep_auto(trainer.cfg, trainer, {"level": 0})
+    monkeypatch.setattr(compiling, "_not_on_a_gpu", lambda cfg, ctx: "there is no GPU")
+    resume.keep_auto(trainer.cfg, trainer, state)
+    assert trainer.compiled == () and "forward" not in vars(trainer.model)
 
 
 @needs_compiler

@@ -100,7 +100,7 @@ def _valid_options(draw):
             options.setdefault(section, {})[key] = draw(_value(option.checker))
     for section, keys in {
         "dataset": "num_classes loader resolution eval_resolution alternate_flip train_beton val_beton "
-        "start_resolution end_resolution",
+        "start_resolution end_resolution validation_images",
         "dist_params": "nproc",
         "model_params": "model_args",
         "experiment_params": "resume_level training_type cuda_graphs",

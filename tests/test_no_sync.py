@@ -25,8 +25,9 @@ from utils.training.trainer import Trainer
 class Repeated(CudaGraphs):
     """Graphs for a device without any: a captured step is called again instead of replayed."""
 
-    def __init__(self, device, asked):
-        self.asked, self.refused, self.recorded = asked, "", 0
+    def __init__(self, device, required):
+        super().__init__(device, required)
+        self.recorded = 0
 
     @staticmethod
     def missing(device):
@@ -98,7 +99,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("model", "options"), OPTIONS)
 def test_an_epoch_reads_nothing_from_the_device(prepared, monkeypatch, model, options, kind):
     """Its steps, the evaluation, the check of network and losses: all up to the end, where all is read at once."""
-    monkeypatch.setattr(Trainer, "graph_kind", kind)
+    monkeypatch.setattr(Trainer, "graphs_class", kind)
     trainer = prepared(model, options)
     assert all(tensor.device == META for tensor in trainer.model.state_dict().values())
     for epoch in range(2):  # with graphs, whole batches are captured in the second one

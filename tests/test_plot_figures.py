@@ -36,7 +36,7 @@ def test_accuracy_figure(study):
     left, right = ax.get_xlim()
     assert left > 100 > 10 > right, "densest left"
     assert ax.get_xlabel() == "Density (% of prunable weights kept)"
-    assert ax.get_ylabel() == "Test accuracy (%)"
+    assert ax.get_ylabel() == "Test accuracy, last epoch (%)"
     figure.draw_without_rendering()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10", "20", "50", "100"]
     lines = {line.get_label(): line for line in ax.lines}

@@ -7,6 +7,7 @@ import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
+from utils.plots.figures import draw_accuracy
 from utils.plots.groups import TIDY_COLUMNS
 from utils.plots.lines import dense_accuracy, points
 from utils.plots.names import IGNORED
@@ -471,3 +472,53 @@ def test_a_run_that_cannot_be_looked_at_is_one_line(capsys):
     assert main(["x" * 300, "--out", "figure.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("plot_results: ") and "File name too long" in line
+
+
+# --- validation images -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validated(tmp_path) -> Path:
+    """Three seeds: as accurate as dense down to 50% at the best validation epoch, at no density at the last epoch."""
+    (tmp_path / "runs").mkdir()
+    for seed in range(3):
+        best = [90 + seed, 91 + seed, 80 + seed]
+        options = {"dataset.validation_images": 100, "prune_params.prune_rate": 0.5}
+        write_run(tmp_path / "runs", f"imp_{seed}", [95, 94, 70], seed=seed, best_val=best, **options)
+    return tmp_path / "runs"
+
+
+def test_accuracy_at_the_best_validation_epoch(validated, tmp_path, capsys):
+    """From the runs, and from the table that holds all of their levels."""
+    table = tmp_path / "table.csv"
+    words = ["--kind", "table", "--metric", "best_val"]
+    assert main([str(validated), *words, "--out", str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("acc.: test accuracy, best validation epoch of each level\n")
+    assert "91.00 ± 1.00" in printed and "50.0 ± 0.0 (3 of 3)" in printed
+    assert main([str(table), *words]) == 0
+    assert capsys.readouterr().out == printed
+    assert list(pd.read_csv(table)) == [*TIDY_COLUMNS, "best_val_test_acc"]
+    assert main([str(validated), "--kind", "table"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("acc.: test accuracy, last epoch of each level\n") and "95.00 ± 0.00" in printed
+    [group] = groups_of(validated)
+    assert points(group, "best_val_test_acc")["mean"].tolist() == [91, 92, 81]
+    [ax] = draw_accuracy([group], "best_val").axes
+    assert ax.get_ylabel() == "Test accuracy, best validation epoch (%)"
+    assert list(ax.lines[0].get_ydata()) == [91, 92, 81]
+    assert main([str(validated), "--metric", "best_val", "--out", str(tmp_path / "f.png")]) == 0
+
+
+def test_runs_without_validation_images_have_no_best_validation_epoch(validated, tmp_path, capsys):
+    other = write_run(tmp_path, "other", [90, 80])
+    for words in (["--out", tmp_path / "f.png"], ["--kind", "table"]):
+        message = refused(capsys, validated, other, "--metric", "best_val", *words)
+        assert message.endswith(
+            "other: no best_val_test_acc: --metric best_val needs runs with dataset.validation_images"
+        )
+    assert main([str(validated), str(other), "--kind", "table", "--out", str(tmp_path / "t.csv")]) == 0
+    capsys.readouterr()
+    assert "other: no best_val_test_acc" in refused(
+        capsys, tmp_path / "t.csv", "--kind", "table", "--metric", "best_val"
+    )

@@ -124,6 +124,30 @@ def test_auto_precision_stays_what_it_was(fork, level):
     )
 
 
+class Worthwhile(MustBeMet):
+    """Compiling is possible here, and pays from two levels on: 3 epochs of 1,408 images each, LeNet's 400 values."""
+
+    def lay(self) -> None:
+        from utils.training import compiling
+
+        def possible(cfg, ctx) -> str:
+            self.met()
+            return ""
+
+        compiling._not_on_a_gpu, compiling.SAVED_SECONDS_PER_VALUE = possible, 6e-7
+
+
+def test_a_run_that_grows_is_not_compiled_from_the_middle_on(fork):
+    options = {**KINDS["imp"], "prune_params.num_levels": 3}
+    whole = fork("whole", **options)
+    first = fork("grown", trap=Worthwhile(), **{**options, "prune_params.num_levels": 1})
+    assert "compile: auto is off here" in first.err
+    run = fork("grown", resume=True, trap=Worthwhile(), **options)
+    run.assert_same_figures(whole)
+    assert "compile: auto compiles training steps" in run.err
+    assert "compile: auto stays nothing, which it was where the run began; here it would be training steps" in run.err
+
+
 def test_auto_precision_is_rank_0s(fork):
     options = {**SHORT, "experiment_params.precision": "auto"}
     one, _ = [rank.finish() for rank in fork.ranks("one", 2, trap=Auto(None), **options)]

@@ -1,5 +1,6 @@
 """When states are saved, what a snapshot holds, and that neither changes a bit of a run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -53,11 +54,38 @@ def test_when_a_state_is_due(monkeypatch):
         now[0] += seconds
         due.append(clock.due())
         if cost:
-            with clock.saving():
+            with clock.measured():
                 now[0] += cost
     assert due == [False, True, False, True, False, False, True]
     now[0] += 1e9
     assert not never.due()
+
+
+class WaitsMeasured(MustBeMet):
+    """Writes whether the clock runs while training waits for the device, to check its figures within an epoch."""
+
+    def lay(self) -> None:
+        from utils.training.trainer import Trainer
+
+        plain, measured, running = Trainer.check_finite, SaveClock.measured, []
+
+        @contextlib.contextmanager
+        def noted(clock):
+            running.append(clock)
+            with measured(clock):
+                yield
+            running.clear()
+
+        def check_finite(*words):
+            self.met()
+            assert not running, "the device's backlog counts as saving"
+            return plain(*words)
+
+        Trainer.check_finite, SaveClock.measured = check_finite, noted
+
+
+def test_a_save_is_measured_without_the_steps_before_it(fork):
+    fork("one", trap=Both(StateEachStep(), WaitsMeasured()), **KINDS["imp"], **BY_DEFAULT)
 
 
 def test_a_short_run_saves_at_the_end_of_its_levels_alone(fork):
@@ -145,7 +173,7 @@ class LateStream(MustBeMet):
     """
 
     def lay(self) -> None:
-        snapshots.SIDE_STREAM = self
+        snapshots.TO_HOST = self
 
     def takes(self, tensor: torch.Tensor) -> bool:
         return True
@@ -273,7 +301,7 @@ def test_which_epochs_are_evaluated(every, epochs, evaluated):
 def test_summary_leaves_out_what_was_not_evaluated():
     nan = float("nan")
     rows = [{"test_acc": acc, "test_loss": 0.5, "seconds": 1.0} for acc in (nan, 70.0, nan, 60.0)]
-    row = summary_row(2, 0.25, rows)
+    row = summary_row(2, 0.25, rows, 40.0)
     assert (row["max_test_acc"], row["final_test_acc"], row["epochs"], row["seconds"]) == (70.0, 60.0, 4, 4.0)
 
 

@@ -155,13 +155,22 @@ def test_pipes_lie_where_their_paths_are_short(monkeypatch):
         assert pipes_place() == place
 
 
-def test_a_daemon_of_somebody_else_is_used_and_left_alone(tmp_path, doubles, stand_in, capsys):
+def test_a_daemon_of_somebody_else_is_used_and_left_alone(tmp_path, doubles, stand_in, monkeypatch, capsys):
+    """It is tried out too: where CUDA does not use it, runs take turns."""
     theirs = {**os.environ, "CUDA_MPS_PIPE_DIRECTORY": doubles.env["FAKE_DEFAULT_PIPES"]}
     subprocess.run([doubles.program, "-d"], env=theirs, check=True, timeout=20)
     try:
+        monkeypatch.setenv("FAKE_DEAF_DRIVER", "1")
+        assert main([grid_file(tmp_path, base_dir=str(tmp_path / "more")), "--mps=on"]) == 2
+        main([grid_file(tmp_path, base_dir=str(tmp_path / "more"))])
+        refusal, note = [line for line in capsys.readouterr().err.splitlines() if "mps: " in line]
+        assert refusal == "run_grid: mps: on is not allowed here: CUDA does not use the daemon"
+        assert note == "run_grid: note: mps: auto is off here: CUDA does not use the daemon"
+        assert [run[SHARE] for run in doubles.records("run")] == [None, None]
+        monkeypatch.delenv("FAKE_DEAF_DRIVER")
         main([grid_file(tmp_path, jobs=2, seeds=[0, 1])])
         assert len(doubles.records("start")) == 1 and not doubles.records("quit", "daemon ended")
-        for run in doubles.records("run"):
+        for run in doubles.records("run")[2:]:
             assert [run[name] for name in VARIABLES] == ["0", None, None, "100"]
         assert "2 runs share a GPU through the MPS daemon that was there before" in capsys.readouterr().out
     finally:

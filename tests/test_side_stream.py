@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.data_helpers import load
 from tests.streams_double import WAITS, LateDevice
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.ffcv.prefetch import BATCHES_AHEAD, Prefetcher
 
 COUNTS = [3] * 20 + [2]  # the last batch is smaller
@@ -49,7 +49,7 @@ EXPECTED = [([k + 1] * n * 12, [k + 1] * n) for k, n in enumerate(COUNTS)]
 def test_the_device_reads_each_batch_whole(eager, slow):
     device = LateDevice(eager)
     assert read_all(device, slow) == EXPECTED
-    assert device.copies == len(COUNTS)
+    assert device.copies == len(COUNTS) and len(device.threads) == 1
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -103,17 +103,17 @@ def test_torchvisions_loader_sends_its_batches(tmp_path, careless):
 
 
 def test_the_double_has_what_the_real_one_has():
-    names = {name for name in vars(SideStream) if not name.startswith("_")}
+    names = {name for name in vars(ToDevice) if not name.startswith("_")}
     assert names <= set(dir(LateDevice))
 
 
 ON_A_GPU = """
 import torch
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.ffcv.prefetch import Prefetcher
 
 device = torch.device("cuda", 0)
-side, counts = SideStream(device), [256] * 40 + [100]
+side, counts = ToDevice(device), [256] * 40 + [100]
 
 def fill(k, pixels, labels, pool):
     pixels.copy_(torch.arange(pixels.numel()).view(pixels.shape) % 251)

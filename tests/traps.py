@@ -136,6 +136,22 @@ class Dropout(MustBeMet):
         return torch.dropout(out, 0.1, module.training)
 
 
+class Uncapturable(MustBeMet):
+    """A network whose training cannot be captured as a CUDA graph, though it does not wait for the GPU."""
+
+    def lay(self) -> None:
+        from utils.training.trainer import Trainer
+
+        plain = Trainer._backward
+
+        def backward(trainer: Trainer, loss: torch.Tensor) -> None:
+            plain(trainer, loss)
+            self.met()
+            torch.cuda.current_stream().query()
+
+        Trainer._backward = backward
+
+
 class Both:
     def __init__(self, *traps: Callable):
         self.traps = traps

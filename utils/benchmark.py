@@ -5,9 +5,9 @@
 
 utils/bench/contenders.py describes the contenders, three on a CPU and four on a GPU. They take turns within each round.
 Figures are medians over the rounds, with the smallest and largest in brackets; ratios are medians of the ratios of each
-round. A first round warms up and is not counted. Under torchrun several processes are measured (training alone). The
-step is set beside two limits of the machine, the rates at which it multiplies matrices and copies memory: by the FLOPs
-of the dense network, and by the bytes that `utils.training.work.Work.moved` counts.
+round. A first round, with CUDA graphs the first four, warms up and is not counted. Under torchrun several processes are
+measured (training alone). The step is set beside two limits of the machine, the rates at which it multiplies matrices
+and copies memory: by the FLOPs of the dense network, and by the bytes that `utils.training.work.Work.moved` counts.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def level_rows(
 def make_parser() -> argparse.ArgumentParser:
     """Options of the benchmark; those of the config go on to `load_config`."""
     parser = argparse.ArgumentParser(prog="python -m utils.benchmark", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds; one more warms up")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after those that warm up")
     parser.add_argument(
         "--steps", type=int, default=20, help="steps per round on one batch; 0: as many as an epoch has"
     )

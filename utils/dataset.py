@@ -10,8 +10,9 @@ import torch
 
 from harness_params import Config
 from utils.data.by_workers import load_by_workers
+from utils.data.held_out import hold_out
 from utils.data.image_tree import Split, UnequalSizes, decode_split, find_tree, image_size
-from utils.data.images import pixel_statistics
+from utils.data.images import Arrays, pixel_statistics
 from utils.data.in_memory import load_in_memory
 from utils.data.loaders import SMALL_BYTES, Data, check_class_count, data_root, naming
 from utils.data.published import Files, files_of
@@ -23,7 +24,7 @@ __all__ = ["DATASETS", "Data", "load_data"]
 
 
 def load_data(cfg: Config, ctx: Context) -> Data:
-    """The config's data set, ready on ``ctx.device``. All ranks call this together.
+    """The config's data set, ready on ``ctx.device``, its validation images held out. All ranks call this together.
 
     Raises:
         ConfigError: an option does not fit the data.
@@ -64,7 +65,15 @@ def _load_published(cfg: Config, ctx: Context, spec: ArraySpec) -> Data:
     with naming("dataset.data_root"):
         _fetch(cfg, ctx, files)
         train, test = files.read(root, train=True), files.read(root, train=False)
-    return load_in_memory(cfg, ctx, spec, train, test)
+    return load_in_memory(cfg, ctx, spec, *_split(cfg, train), test)
+
+
+def _split(cfg: Config, train: Arrays) -> tuple[Arrays, Arrays | None]:
+    """The images to train on, and the validation images, if any."""
+    if not cfg.dataset.validation_images:  # nothing is copied
+        return train, None
+    kept, held_out = hold_out(train[1], cfg.dataset.validation_images)
+    return (train[0][kept], train[1][kept]), (train[0][held_out], train[1][held_out])
 
 
 def _fetch(cfg: Config, ctx: Context, files: Files) -> None:
@@ -96,10 +105,11 @@ def _load_tree(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
         images = _decode_small(cfg, train, test, size)
     if images is None:
         return load_by_workers(cfg, ctx, spec, train, test, min(size))
-    mean, std = pixel_statistics(images[0])
+    kept, validation = _split(cfg, (images[0], train.labels))
+    mean, std = pixel_statistics(kept[0])
     shape = (3, *images[0].shape[1:3])
     full = ArraySpec(len(train.classes), shape, mean, std, spec.augment)
-    return load_in_memory(cfg, ctx, full, (images[0], train.labels), (images[1], test.labels))
+    return load_in_memory(cfg, ctx, full, kept, validation, (images[1], test.labels))
 
 
 def _decode_small(

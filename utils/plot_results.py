@@ -5,7 +5,8 @@
 RUN is a run directory, a directory of run directories, or a table written by ``--kind table --out TABLE.csv``.
 
 accuracy  test accuracy against density: logarithmic, densest left; mean and band over seeds; the dense network dotted;
-          methods that prune once, at initialization, dashed (each of their points is a run of its own)
+          methods that prune once, at initialization, dashed (each of their points is a run of its own);
+          of the last epoch of each level, or of another one (--metric)
 layers    density of each layer: every level of one method, or one line per method, at the run and level closest to a
           density (--density)
 curves    loss and accuracy against epochs: every level of one method, or one line per method, at the level closest to
@@ -28,9 +29,9 @@ from pathlib import Path
 import pandas as pd
 
 from utils.errors import ConfigError, DataError, RunError, report
-from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
+from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
-from utils.plots.lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
+from utils.plots.lines import METRICS, check_metric, chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
 from utils.plots.output import DPI, FIGURE_FORMATS, TABLE_FORMATS, check_file, write_file
 from utils.plots.runs import find_runs, has_finished_level, read_run
 
@@ -43,7 +44,10 @@ KINDS = ("accuracy", "layers", "curves", "table")
 
 
 def time_to_ticket(
-    summary: pd.DataFrame, dense_accuracy: float | None = None, density: float = TICKET_DENSITY
+    summary: pd.DataFrame,
+    dense_accuracy: float | None = None,
+    density: float = TICKET_DENSITY,
+    column: str = "final_test_acc",
 ) -> float | None:
     """Seconds from the run's start to its first network below `density` that is at least as accurate as the dense one.
 
@@ -52,7 +56,8 @@ def time_to_ticket(
 
     Args:
         summary: of one run, levels in order.
-        dense_accuracy: percent, at the end of training; None = the run's own level 0, which must be dense.
+        dense_accuracy: percent; None = that of the run's own level 0, which must be dense.
+        column: of `summary`, the accuracy.
 
     Returns:
         None if no level is such a network.
@@ -63,33 +68,39 @@ def time_to_ticket(
     if dense_accuracy is None:
         if summary["density"].iloc[0] != 1:
             raise DataError(f"level 0 has density {summary['density'].iloc[0]:g}: it is not a dense network")
-        dense_accuracy = summary["final_test_acc"].iloc[0]
-    found = (summary["density"] < density) & (summary["final_test_acc"] >= dense_accuracy - TIE)
+        dense_accuracy = summary[column].iloc[0]
+    found = (summary["density"] < density) & (summary[column] >= dense_accuracy - TIE)
     if not found.any():
         return None
     return float(summary["seconds"].cumsum()[found].iloc[0])
 
 
-def method_table(groups: Sequence[Group], density: float = TICKET_DENSITY) -> pd.DataFrame:
+def method_table(
+    groups: Sequence[Group], density: float = TICKET_DENSITY, column: str = "final_test_acc"
+) -> pd.DataFrame:
     """One row per method, as text: seeds, dense accuracy, the sparsest network as good as dense, time to ticket.
 
     Numbers are means over seeds with the standard deviation (n - 1). Where some seeds may have no value, the row says
     how many have one. The lowest density is that of the sparsest network that all seeds have.
+
+    Args:
+        density: a ticket is below it.
+        column: of the summary, the accuracy.
     """
-    return pd.DataFrame([_method_row(group, groups, density) for group in groups])
+    return pd.DataFrame([_method_row(group, groups, density, column) for group in groups])
 
 
-def _method_row(group: Group, groups: Sequence[Group], density: float) -> dict[str, str | int]:
-    dense = dense_accuracy([other for other in groups if other.training == group.training])
+def _method_row(group: Group, groups: Sequence[Group], density: float, column: str) -> dict[str, str | int]:
+    dense = dense_accuracy([other for other in groups if other.training == group.training], column)
     runs = [rows for _, rows in group.frame.groupby("run", sort=False)]
     lowest = []  # per seed: the lowest density at which it is as accurate as dense
     for seed, levels in group.frame.groupby("seed"):
-        as_good = levels[levels["final_test_acc"] >= dense.get(seed, float("inf")) - TIE]
+        as_good = levels[levels[column] >= dense.get(seed, float("inf")) - TIE]
         lowest.append(as_good["density"].min())
     times = []
     for rows in runs:
         accuracy = dense.get(rows["seed"].iloc[0])
-        times.append(None if accuracy is None else time_to_ticket(rows, accuracy, density))
+        times.append(None if accuracy is None else time_to_ticket(rows, accuracy, density, column))
     matched = 100 * pd.Series(lowest, dtype=float).dropna()
     last = sparsest_shared(group)
     reached = pd.Series([seconds for seconds in times if seconds is not None], dtype=float)
@@ -97,9 +108,9 @@ def _method_row(group: Group, groups: Sequence[Group], density: float) -> dict[s
     return {
         "method": group.label,
         "seeds": group.seeds,
-        "dense acc. (%)": _spread(group.frame[group.frame["density"] == 1]["final_test_acc"]),
+        "dense acc. (%)": _spread(group.frame[group.frame["density"] == 1][column]),
         "lowest density (%)": f"{100 * last['density'].mean():.3g}" if len(last) else "-",
-        "acc. there (%)": _spread(last["final_test_acc"]),
+        "acc. there (%)": _spread(last[column]),
         "lowest density >= dense acc. (%)": f"{_spread(matched, 1)} ({len(matched)} of {len(lowest)})",
         "time to ticket (s)": f"{_spread(reached, 0)} ({len(reached)} of {candidates} runs)",
         "total (s)": _spread(pd.Series([rows["seconds"].sum() for rows in runs]), 0),
@@ -152,7 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="file to write (required for all kinds but table)")
     parser.add_argument("--kind", choices=KINDS, default="accuracy")
     parser.add_argument("--metric", choices=tuple(METRICS), default="final",
-                        help="accuracy: of the last epoch, or of the best epoch (chosen on the test set)")  # fmt: skip
+                        help="accuracy, table: test accuracy at the last epoch of each level, at the best epoch by "
+                        "test accuracy, or at the best epoch by validation accuracy")  # fmt: skip
     parser.add_argument("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="accuracy: range of the y axis, in percent")  # fmt: skip
     parser.add_argument("--density", type=float,
@@ -166,7 +178,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # Options that apply only to some kinds of figure.
-ONLY = {"metric": ("accuracy",), "ylim": ("accuracy",), "density": ("layers", "curves", "table"), "level": ("curves",)}
+ONLY = {
+    "metric": ("accuracy", "table"),
+    "ylim": ("accuracy",),
+    "density": ("layers", "curves", "table"),
+    "level": ("curves",),
+}
 
 
 def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -195,8 +212,11 @@ def draw(args: argparse.Namespace) -> None:
         ConfigError, DataError, RunError: as `load_groups`; the file cannot be written.
     """
     groups = load_groups(args.runs, args.kind, args.partial)
+    check_metric(groups, args.metric)
     if args.kind == "table":
-        print(method_table(groups, args.density or TICKET_DENSITY).to_string(index=False))
+        column, epoch = METRICS[args.metric]
+        print(f"acc.: test accuracy, {epoch} of each level")
+        print(method_table(groups, args.density or TICKET_DENSITY, column).to_string(index=False))
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
     else:

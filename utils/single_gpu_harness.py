@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils.conv_type import apply_masks, density, load_weights, mask_gradients
+from utils.data.loaders import TestLoader
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
@@ -53,7 +54,7 @@ class SingleProcess:
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
-        check_points(cfg, self.steps)
+        check_points(cfg, self.steps, self.ticket.first_step if self.ticket else 0)
         self.points = points_of(cfg, self.steps)
 
     def run_levels(self, run: Run) -> None:
@@ -119,11 +120,15 @@ class SingleProcess:
         finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
         train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
-        test_loss, test_acc = self.evaluate() if is_evaluated(self.cfg, epoch) else (math.nan, math.nan)
+        evaluated = is_evaluated(self.cfg, epoch)
+        figures = [self.evaluate(one) if evaluated else (math.nan, math.nan) for one in self.data.evaluated]
+        test_loss, test_acc = figures[0]
         rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
         seconds = time.perf_counter() - start
         values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
         row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
+        if self.data.validation:
+            row["val_loss"], row["val_acc"] = figures[1]
         run.tables.add(epoch_table(level), [row])
         return row
 
@@ -134,17 +139,18 @@ class SingleProcess:
             save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """(mean cross entropy, accuracy in percent) over the test set."""
+    def evaluate(self, loader: TestLoader | None = None) -> tuple[float, float]:
+        """(mean cross entropy, accuracy in percent) over the images of a loader; None = over the test set."""
+        loader = loader or self.data.test
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for images, labels in self.data.test.batches():
+        for images, labels in loader.batches():
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
                 logits = self.model(images)
                 sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(1) == labels).sum()
         loss, right = sums.tolist()
-        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+        return loss / loader.num_images, 100 * right / loader.num_images
 
 
 def main() -> int:

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.gpu_check TREE [--photographs TREE] [--seconds 530] [--only STEP,...]
 
 TREE holds CIFAR-10 as images. Each step is a process with a time limit of its own; one that fails, or is cut off, stops
-no other. A step that would begin after --seconds is left out. The order is that of importance. Kernels are compiled
-into an empty folder, so the study starts cold and what follows it starts warm.
+no other. After --seconds what runs is cut off, and what is left is left out. The order is that of importance. What was
+found is written after each step. Kernels are compiled into an empty folder, so the study starts cold and what follows
+starts warm. The exit status is 0 if every step but the optional ones ended well and every target was met.
 
-- Images/s of a run: the median over its CSV's rows, without the first two epochs of a level.
+- Images/s of a run: the median over its CSV's rows, without the first four epochs of a level.
 - Wall time of a level: between the writing of two levels' checkpoints. Its steps: images over images/s, summed over the
   level's rows. The level evaluates after every epoch, its steps do not.
 - Start-up: from the command to the first row of the first level's CSV, evaluation included.
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -46,12 +48,14 @@ class Check:
         common: options of all runs: where the data are.
         images: training images of an epoch.
         photographs: a tree of large images, for FFCV; empty for none.
+        end: when nothing may run any more, by time.monotonic.
     """
 
     out: Path
     common: dict[str, object]
     images: int
     photographs: str = ""
+    end: float = math.inf
     figures: list[Figure] = dataclasses.field(default_factory=list)
 
     def command(self, config: str, name: str, options: dict[str, object]) -> list[str]:
@@ -74,8 +78,9 @@ class Check:
         Meanwhile `watch` is called every 20 ms.
 
         Raises:
-            StepFailed: it failed, ended before `until`, or was cut off after `limit` seconds.
+            StepFailed: it failed, ended before `until`, or was cut off after `limit` seconds, or at `end`.
         """
+        limit = min(limit, self.end - time.monotonic())
         start, file = time.monotonic(), self.out / f"{log}.log"
         with open(file, "w") as output:
             process = subprocess.Popen(
@@ -106,9 +111,18 @@ class Check:
     def add(self, what: str, value: float, unit: str, target: str = "", ok: bool | None = None) -> None:
         self.figures.append(Figure(what, value, unit, target, ok))
 
+    def write(self) -> None:
+        """Writes what was found so far: figures.json and table.md."""
+        (self.out / "figures.json").write_text(json.dumps([*map(dataclasses.asdict, self.figures)], indent=1))
+        (self.out / "table.md").write_text("\n".join([*table(self.figures), ""]))
+
 
 class StepFailed(Exception):
     """Why a step has no figures, in a line."""
+
+
+class LeftOut(Exception):
+    """What a step needs and this machine does not have."""
 
 
 def end(process: subprocess.Popen) -> None:
@@ -237,9 +251,9 @@ def together(check: Check, config: str = RESNET20, limit: float = 90) -> None:
 def ffcv(check: Check) -> None:
     """Loading of large images beside the step; needs FFCV and photographs."""
     if importlib.util.find_spec("ffcv") is None:
-        raise StepFailed("FFCV is not installed here")
+        raise LeftOut("FFCV is not installed here")
     if not check.photographs:
-        raise StepFailed("--photographs names no tree")
+        raise LeftOut("--photographs names no tree")
     command = [sys.executable, "tests/benchmarks/loading.py", "--source", check.photographs]
     check.run(command, "ffcv", 150)
     print((check.out / "ffcv.log").read_text(), flush=True)
@@ -260,34 +274,40 @@ def kernels(check: Check) -> None:
 
 STEPS: dict[str, Callable[[Check], None]] = {
     "tests": gpu_tests, "study": study, "start_warm": start_warm, "start_short": start_short, "real_runs": real_runs,
-    "benchmarks": benchmarks, "together": together, "ffcv": ffcv, "kernels": kernels,
+    "together": together, "benchmarks": benchmarks, "ffcv": ffcv, "kernels": kernels,
 }  # fmt: skip
+OPTIONAL = ("ffcv", "kernels")  # left out where there is no time for them
 
 
-def run_steps(check: Check, names: Iterable[str], seconds: float) -> bool:
-    """Runs the steps, prints what each found; returns whether all of them ended well."""
-    start, well = time.monotonic(), True
+def run_steps(check: Check, names: Iterable[str]) -> bool:
+    """Runs the steps, prints and writes what each found; returns whether all but the `OPTIONAL` ones ended well."""
+    start, succeeded = time.monotonic(), True
     for name in names:
-        began, known = time.monotonic(), len(check.figures)
-        if began - start > seconds:
-            print(f"--- {name}: left out, {began - start:.0f} s have passed", flush=True)
+        began, figures_before = time.monotonic(), len(check.figures)
+        if began > check.end:
+            print(f"--- {name}: left out: {began - start:.0f} s have passed", flush=True)
+            succeeded &= name in OPTIONAL
             continue
         outcome = "done"
         try:
             STEPS[name](check)
+        except LeftOut as reason:
+            outcome = f"left out: {reason}"
         except StepFailed as failure:
-            outcome, well = str(failure), False
+            outcome = str(failure)
+            succeeded &= name in OPTIONAL and time.monotonic() > check.end
         except Exception as error:  # a step's own fault must not cost the others' figures
-            outcome, well = f"{type(error).__name__}: {error}", False
+            outcome, succeeded = f"{type(error).__name__}: {error}", False
         now = time.monotonic()
         print(f"--- {name}: {outcome}, {now - began:.0f} s, at {now - start:.0f} s", flush=True)
-        for figure in check.figures[known:]:
+        for figure in check.figures[figures_before:]:
             print(f"    {figure}", flush=True)
-    return well
+        check.write()
+    return succeeded
 
 
 def main() -> int:
-    """Returns 0 if every step ended well and every target was met."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="tests/benchmarks/gpu_check.sh")
     parser.add_argument("tree")
     parser.add_argument("--photographs", default="")
@@ -300,15 +320,13 @@ def main() -> int:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(out / "kernels")
     common: dict[str, object] = {"dataset.dataset_name": "ImageFolder", "dataset.data_root": Path(args.tree).resolve()}
     images = sum(len(files) for _, _, files in os.walk(Path(args.tree) / "train"))
-    check = Check(out, common, images, args.photographs)
+    check = Check(out, common, images, args.photographs, end=time.monotonic() + args.seconds)
     try:
-        well = run_steps(check, args.only.split(","), args.seconds)
+        succeeded = run_steps(check, args.only.split(","))
     finally:
         shutil.rmtree(out / "kernels", ignore_errors=True)
-        figures = [dataclasses.asdict(figure) for figure in check.figures]
-        (out / "figures.json").write_text(json.dumps(figures, indent=1))
         print("\n".join(table(check.figures)), flush=True)
-    return 0 if well and all(figure.ok is not False for figure in check.figures) else 1
+    return 0 if succeeded and all(figure.ok is not False for figure in check.figures) else 1
 
 
 if __name__ == "__main__":

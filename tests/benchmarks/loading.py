@@ -14,6 +14,7 @@ Needs FFCV unless --loaders=torchvision. A GPU is used if there is one.
 """
 
 import argparse
+import dataclasses
 import itertools
 import os
 import statistics
@@ -83,10 +84,14 @@ def measure(ctx: Context, loader: str, root: Path, args: argparse.Namespace) -> 
     alone = [loading_rate(ctx, data, epoch) for epoch in range(args.rounds + 1)][1:]
     resident = OneBatch(data.train)
     for model in args.models:
-        ours, found = Ours(config(loader, model, root, args), ctx, data), {"step": [], "both": []}
+        found = {"step": [], "both": []}
+        ours = {
+            name: Ours(config(loader, model, root, args), ctx, dataclasses.replace(data, train=train))
+            for name, train in (("step", resident), ("both", data.train))
+        }
         for number in range(args.rounds + 1):
-            for name, batches in (("step", resident), ("both", data.train)):
-                images, seconds = ours.train(batches, data.train.steps_per_epoch)
+            for name, one in ours.items():
+                images, seconds = one.train(data.train.steps_per_epoch)
                 found[name] += [images / seconds] if number else []
         slower = min(statistics.median(alone), statistics.median(found["step"]))
         share = statistics.median(found["both"]) / slower

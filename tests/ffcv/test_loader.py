@@ -205,3 +205,22 @@ def test_os_cache(raw, caplog, monkeypatch):
     monkeypatch.setattr(ffcv_loader, "available_memory", lambda: 1000)
     assert not cached() and cached(os_cache="on")
     assert [record.message for record in caplog.records if "os_cache: auto = off" in record.message]
+
+
+# -------------------------------------------------------------------------------------------------- validation images
+
+
+def test_validation_images_are_torchvisions(tree, raw):
+    """The same images are held out by either loader, and training goes on with the same others."""
+    options = {"augment": "none", "validation_images": 9}
+    mine, theirs = _ffcv(raw, 32, **options), _folder(tree, 32, **options)
+    assert mine.validation.num_images == theirs.validation.num_images == 9
+    assert mine.train.num_images == theirs.train.num_images == TRAIN - 9
+    assert_same_batches(mine.validation.batches(), theirs.validation.batches(), 0.3)
+    assert_same_batches(mine.train.batches(1, 2), theirs.train.batches(1, 2), 0.3)
+    assert_same_batches(mine.train.score_batches(1, 2), theirs.train.score_batches(1, 2), 0.3)
+    assert_same_batches(mine.test.batches(), theirs.test.batches(), 0.3)
+    ranks = [_ffcv(raw, 32, **options, rank=rank, world=3, drop_last=True) for rank in range(3)]
+    parts = [batch for data in ranks for batch in data.validation.batches()]
+    assert torch.equal(images_of(parts), images_of(mine.validation.batches()))
+    assert mine.identity != _ffcv(raw, 32).identity

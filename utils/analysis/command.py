@@ -101,7 +101,9 @@ def data_argument(parser: argparse.ArgumentParser) -> None:
 def line_arguments(parser: argparse.ArgumentParser) -> None:
     """How barriers are measured."""
     parser.add_argument("--points", type=int, default=31, help="points on the line, both ends included (default 31)")
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="images of the figures")
+    parser.add_argument(
+        "--split", choices=("test", "validation", "train"), default="test", help="images of the figures"
+    )
     parser.add_argument("--batchnorm", choices=("recompute", "interpolate"), default="recompute",
                         help="BatchNorm statistics on the line (default recompute)")  # fmt: skip
     parser.add_argument("--batchnorm_images", type=int, default=STATISTICS_IMAGES, metavar="N",

@@ -11,6 +11,7 @@ the step of ours and of the plain loop includes that; on a CPU it repeats one ba
 own number of CPU threads: ours as the harness chooses it, the others all that the process has.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -30,6 +31,7 @@ from utils.distributed import Context
 from utils.models import create_model
 from utils.pruning_utils import prune
 from utils.training.compiling import compile_network
+from utils.training.graphs import WARM_UP
 from utils.training.hardware import autocast_dtype
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -63,13 +65,19 @@ class Ours:
         torch.set_num_threads(before)
         prune(self.trainer.model, "mag", DENSITY)
         apply_masks(self.trainer.model)
+        self.epochs = 0  # begun so far
 
     def train(self, steps: int) -> tuple[int, float]:
-        """Trains the first `steps` steps of an epoch and reads its counts; returns (images of all ranks, seconds)."""
+        """Trains `steps` steps of the next epoch and reads its counts; returns (images of all ranks, seconds).
+
+        As in a run, each epoch but a level's first was drawn while the one before it was trained.
+        """
+        level, epoch = divmod(self.epochs, self.trainer.timeline.epochs)
+        self.epochs += 1
         torch.set_num_threads(self.threads)
         start, tally = time.perf_counter(), self.trainer.new_tally()
-        self.trainer.train_epoch(0, 0, tally, stop=lambda done: done == steps)
-        self.trainer.finish_epoch(0, 0, tally, evaluate=False)
+        self.trainer.train_epoch(level, epoch, tally, stop=lambda done: done == steps)
+        self.trainer.finish_epoch(level, epoch, tally, evaluate=False)
         return sum(map(self.trainer.data.train.global_batch, range(tally.step))), time.perf_counter() - start
 
 
@@ -156,7 +164,8 @@ def contenders(
     one = data.train if ctx.device.type == "cuda" else OneBatch(data.train)
 
     def ours(config: Config) -> tuple[Timed, Timed, int]:
-        made = Ours(config, ctx, data)
+        # A loader each, of the same images: it holds the next epoch's draws.
+        made = Ours(config, ctx, dataclasses.replace(data, train=copy.copy(data.train)))
         # A trainer each: a CUDA graph belongs to a loader.
         on_one = made if one is data.train else Ours(config, ctx, dataclasses.replace(data, train=one))
         return lambda: on_one.train(steps), lambda: made.train(epoch_steps), made.threads
@@ -180,12 +189,17 @@ def contenders(
 
 
 def images_per_second(ctx: Context, made: dict[str, dict[str, Timed]], what: str, rounds: int) -> Figures:
-    """Times all contenders in turn, each round starting with another one; the first round is left out."""
+    """Times all contenders in turn, each round starting with another one; `warm_up_rounds` are left out."""
     found: Figures = {name: [] for name in made}
-    names = list(made)
-    for number in range(rounds + 1):
+    names, left_out = list(made), warm_up_rounds(made)
+    for number in range(left_out + rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             ctx.barrier()
             images, seconds = made[name][what]()
             found[name].append(images / seconds)
-    return {name: rates[1:] for name, rates in found.items()}
+    return {name: rates[left_out:] for name, rates in found.items()}
+
+
+def warm_up_rounds(names: Collection[str]) -> int:
+    """Rounds that do not count: with CUDA graphs all those in which one is captured, an epoch's last batch's too."""
+    return WARM_UP + 1 if NO_GRAPHS in names else 1

@@ -74,12 +74,13 @@ class OneBatch:
         self.batch = (images if channels_last else images.contiguous()), labels
         self.size, self.steps_per_epoch = loader.global_batch(0), loader.steps_per_epoch
         self.batch_size, self.num_images = loader.batch_size, self.size * loader.steps_per_epoch
+        self.draws_shape = (1, self.num_images)
 
     def draw_ahead(self, level: int, epoch: int) -> None:
         pass
 
     def draws(self, level: int, epoch: int) -> Tensor:
-        return self.batch[1].new_zeros((1, self.num_images))
+        return self.batch[1].new_zeros(self.draws_shape)
 
     def gather(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         return self.batch

@@ -48,7 +48,7 @@ class Clock:
     def agreed(self) -> bool:
         return False
 
-    def saving(self) -> None:
+    def hold_signals(self) -> None:
         pass
 
     def now(self) -> float:

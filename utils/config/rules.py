@@ -74,6 +74,14 @@ def check_classes(c: Values) -> Faults:
         yield "dataset.num_classes", f"{c.dataset.dataset_name} has {own} classes; write {own}, or 0 for the set's own"
 
 
+def check_validation(c: Values) -> Faults:
+    """At least one image of each class is held out; how many the classes can spare, only the data tell."""
+    d = c.dataset
+    classes = DATASETS[d.dataset_name].num_classes or d.num_classes
+    if 0 < d.validation_images < classes:
+        yield "dataset.validation_images", f"0, or at least {classes}: one image of each of {classes} classes"
+
+
 def check_loader(c: Values) -> Faults:
     """Each loader reads some data sets only."""
     d = c.dataset
@@ -162,7 +170,10 @@ def check_cuda_graphs(c: Values) -> Faults:
     if dist.distributed and dist.nproc > 1:
         yield "experiment_params.cuda_graphs", f"auto or off with several processes (dist_params.nproc is {dist.nproc})"
     if e.precision == "fp16":
-        yield "experiment_params.cuda_graphs", "auto or off with precision fp16, whose loss scale the CPU reads"
+        yield (
+            "experiment_params.cuda_graphs",
+            "auto or off with precision fp16: the loss scaler's steps are not captured",
+        )
     if d.loader in ("torchvision", "ffcv") or DATASETS[d.dataset_name].large:
         yield "experiment_params.cuda_graphs", "auto or off unless the images are held in memory (dataset.loader)"
 
@@ -215,6 +226,7 @@ CHECKS = (
     check_scope,
     check_ticket,
     check_classes,
+    check_validation,
     check_loader,
     check_ffcv_only,
     check_resolution,

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from harness_params import Config
 from utils.data.epochs import EpochPlan, epoch_order, share
+from utils.data.held_out import hold_out
 from utils.data.image_tree import Split, open_image
 from utils.data.images import RESIZE_RATIO, Normalizer, random_crop_box
 from utils.data.loaders import (
@@ -29,7 +30,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
@@ -47,7 +48,8 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
         side: shorter side of the first training image, in pixels.
 
     Raises:
-        ConfigError: alternate_flip is set, which needs images held in memory.
+        ConfigError: alternate_flip is set, which needs images held in memory; or the classes cannot spare so many
+            validation images.
     """
     if cfg.dataset.alternate_flip:
         raise ConfigError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
@@ -60,13 +62,20 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
         return Normalizer(spec.mean, spec.std, shape, ctx.device, channels_last=cfg.experiment_params.channels_last)
 
     workers, batch = cfg.dataset.num_workers, max(1, cfg.dataset.batch_size // ctx.world)
+    kept, held_out = map(train.part, hold_out(train.labels, cfg.dataset.validation_images))
+
+    def evaluation(split: Split) -> FolderTestLoader:
+        return FolderTestLoader(split, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world)
+
+    validation = (held_out.files, held_out.labels) if len(held_out.files) else ()
     return Data(
-        FolderTrainLoader(train, size, normalizer(size), crop, flip, workers, **epoch_plan(cfg, ctx)),
-        FolderTestLoader(test, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world),
+        FolderTrainLoader(kept, size, normalizer(size), crop, flip, workers, **epoch_plan(cfg, ctx)),
+        evaluation(test),
         len(train.classes),
         (3, size, size),
         ((3, eval_size, eval_size),) if eval_size != size else (),
-        identity_of(train.files, train.labels, test.files, test.labels),
+        identity_of(kept.files, kept.labels, test.files, test.labels, *validation),
+        evaluation(held_out) if validation else None,
     )
 
 
@@ -140,7 +149,7 @@ class _Reader:
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
         self.normalize, device = normalize, normalize.factor.device
-        self.side = SideStream(device) if device.type == "cuda" else None
+        self.side = ToDevice(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
             images,
@@ -220,7 +229,7 @@ class FolderTrainLoader(EpochPlan):
 
 
 class FolderTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the set's order, every image once."""
+    """Test or validation batches: this rank's contiguous part of the set, in the set's order, every image once."""
 
     def __init__(
         self, split: Split, size: int, normalize: Normalizer, batch_size: int, num_workers: int, rank: int, world: int

@@ -6,7 +6,7 @@ Every DataError names the file or folder; the caller adds the option that chose 
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,10 @@ class Split:
 
     def path(self, index: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.files[index]))
+
+    def part(self, indices: np.ndarray) -> "Split":
+        """Some of the images, int64 (n,) by their numbers."""
+        return replace(self, files=self.files[indices], labels=self.labels[indices])
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:

@@ -27,8 +27,13 @@ EVAL_IMAGES, EVAL_VALUES = 1000, 1000 * 3 * 32 * 32
 FLIP_DRAWS = -2
 
 
-def load_in_memory(cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, test: Arrays) -> Data:
+def load_in_memory(
+    cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, validation: Arrays | None, test: Arrays
+) -> Data:
     """Loaders of arrays, which are moved to the device.
+
+    Args:
+        train: without the validation images.
 
     Raises:
         ConfigError: another resolution is asked for than the images have.
@@ -49,7 +54,8 @@ def load_in_memory(cfg: Config, ctx: Context, spec: ArraySpec, train: Arrays, te
         MemoryTestLoader(*test, normalize, ctx.rank, ctx.world),
         spec.num_classes,
         spec.image_shape,
-        identity=identity_of(*train, *test),
+        identity=identity_of(*train, *test, *(validation or ())),
+        validation=MemoryTestLoader(*validation, normalize, ctx.rank, ctx.world) if validation else None,
     )
 
 
@@ -75,7 +81,7 @@ class MemoryTrainLoader(EpochPlan):
     ):
         super().__init__(num_images=len(images), **plan)
         self.normalize, self.crop, self.flip, self.alternate = normalize, crop, flip, alternate
-        self.device = normalize.factor.device
+        self.device, self.draws_shape = normalize.factor.device, (2 + flip, len(images))
         pad = CROP_PADDING if crop else 0
         self.shape = images.shape[1:]
         height, width, channels = self.shape
@@ -95,8 +101,8 @@ class MemoryTrainLoader(EpochPlan):
         """Draws of one epoch, by place in its order, on the device.
 
         Returns:
-            int64 (3, num_images), without flips (2, num_images): first pixel of the crop in the padded store, or
-            without crops the index of the image; label; 1 if the image is mirrored.
+            int64, of `draws_shape`: (3, num_images), without flips (2, num_images): first pixel of the crop in the
+            padded store, or without crops the index of the image; label; 1 if the image is mirrored.
         """
         if self._ahead and self._ahead[0] == (level, epoch):
             return self._ahead[1]
@@ -157,10 +163,10 @@ class MemoryTrainLoader(EpochPlan):
 
 
 class MemoryTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the set's order, every image once.
+    """Test or validation batches: this rank's contiguous part of the set, in the set's order, every image once.
 
     Attributes:
-        num_images: in the whole test set.
+        num_images: in the whole set.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, normalize: Normalizer, rank: int = 0, world: int = 1):

@@ -43,7 +43,12 @@ class ResidentLoader(TrainLoader, Protocol):
     """A training loader whose batches are computed on the device, from images that stay there and an epoch's draws.
 
     A step that begins with `gather` can be captured as a CUDA graph: it needs nothing from the host.
+
+    Attributes:
+        draws_shape: of `draws`.
     """
+
+    draws_shape: tuple[int, int]
 
     def draws(self, level: int, epoch: int) -> Tensor:
         """int64 (values per image, num_images), on the device: column i holds what is drawn for the i-th place."""
@@ -53,7 +58,7 @@ class ResidentLoader(TrainLoader, Protocol):
 
 
 class TestLoader(Protocol):
-    """Test batches of this rank; all ranks together yield every image once. num_images counts the whole test set."""
+    """Test or validation batches of this rank; all ranks together yield every image once. num_images counts all."""
 
     num_images: int
 
@@ -62,9 +67,10 @@ class TestLoader(Protocol):
 
 @dataclass
 class Data:
-    """Both loaders of a data set.
+    """The loaders of a data set.
 
     Attributes:
+        validation: training images that are held out; None without ``dataset.validation_images``.
         image_shape: (C, H, W) of a training image.
         other_shapes: further shapes, of test images and of progressive resizing.
         identity: digest of the data (`identity_of`), independent of the path; compared on resume.
@@ -76,10 +82,16 @@ class Data:
     image_shape: tuple[int, int, int]
     other_shapes: tuple[tuple[int, int, int], ...] = ()
     identity: str = ""
+    validation: TestLoader | None = None
+
+    @property
+    def evaluated(self) -> list[TestLoader]:
+        """What an evaluation covers: the test set, and the validation images where there are any."""
+        return [self.test, *([self.validation] if self.validation else [])]
 
     def close(self) -> None:
         """End the loaders' worker processes and threads, if they have any."""
-        for loader in (self.train, self.test):
+        for loader in (self.train, *self.evaluated):
             if hasattr(loader, "close"):
                 loader.close()
 

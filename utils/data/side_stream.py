@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 
-class SideStream:
+class ToDevice:
     """Copies to one GPU, in order, on a stream of their own."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = torch.cuda.Stream(device)
+
+    def enter_thread(self) -> None:
+        """To be called first in a thread that copies: else it opens GPU 0 too, in every process."""
+        torch.cuda.set_device(self.device)
 
     def host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Pinned host memory, which the GPU reads without a detour."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from utils.data.epochs import EpochPlan, epoch_order, share
 from utils.data.images import Normalizer
 from utils.data.loaders import Batch
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.ffcv.beton import Beton
 from utils.ffcv.pixels import Geometry
 from utils.ffcv.prefetch import BATCHES_AHEAD, Prefetcher
@@ -42,7 +42,7 @@ class BetonReader:
     _live: weakref.WeakSet = field(default_factory=weakref.WeakSet)
 
     def __post_init__(self) -> None:
-        self.side = SideStream(self.device) if self.device.type == "cuda" else None
+        self.side = ToDevice(self.device) if self.device.type == "cuda" else None
 
     def read(self, batches: list[np.ndarray], size: int, views: Callable[[int], Geometry]) -> Iterator[Batch]:
         """Images, float32 (N, 3, size, size), and labels (N,) of each batch of image numbers.
@@ -89,15 +89,25 @@ class FFCVTrainLoader(EpochPlan):
         sizes: ``sizes(epoch)`` returns the resolution of an epoch.
         crop: crop of random area and ratio; otherwise the centre view.
         flip: mirror left to right with probability 1/2.
+        ids: int64 (N,), numbers of the images to train on; None = all of the file.
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
-    def __init__(self, reader: BetonReader, sizes: Callable[[int], int], crop: bool, flip: bool, **plan):
-        super().__init__(num_images=reader.beton.num_images, **plan)
+    def __init__(
+        self,
+        reader: BetonReader,
+        sizes: Callable[[int], int],
+        crop: bool,
+        flip: bool,
+        ids: np.ndarray | None = None,
+        **plan,
+    ):
+        self.ids = np.arange(reader.beton.num_images) if ids is None else ids
+        super().__init__(num_images=len(self.ids), **plan)
         self.reader, self.sizes, self.crop, self.flip = reader, sizes, crop, flip
 
     def _read(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[Batch]:
-        order = epoch_order(self.num_images, seed, level, epoch).numpy()
+        order = self.ids[epoch_order(self.num_images, seed, level, epoch).numpy()]
         batches, size, beton = [order[part] for part in parts], self.sizes(epoch), self.reader.beton
 
         def views(k: int) -> Geometry:
@@ -120,16 +130,23 @@ class FFCVTrainLoader(EpochPlan):
 
 
 class FFCVTestLoader:
-    """Test batches: this rank's contiguous part of the test set, in the file's order, every image once."""
+    """Test or validation batches: this rank's contiguous part of the images, in the file's order, every image once.
 
-    def __init__(self, reader: BetonReader, size: int, batch_size: int, rank: int, world: int):
+    Args:
+        ids: int64 (N,), numbers of the images; None = all of the file.
+    """
+
+    def __init__(
+        self, reader: BetonReader, size: int, batch_size: int, rank: int, world: int, ids: np.ndarray | None = None
+    ):
         self.reader, self.size, self.batch_size = reader, size, batch_size
-        self.num_images = reader.beton.num_images
-        self.part = share(self.num_images, rank, world)
+        ids = np.arange(reader.beton.num_images) if ids is None else ids
+        self.num_images = len(ids)
+        self.ids = ids[share(self.num_images, rank, world)]
 
     def batches(self) -> Iterator[Batch]:
         """float32 (N, 3, H, W) and int64 (N,); no batch on a rank without images."""
-        ids, beton = np.arange(self.part.start, self.part.stop), self.reader.beton
+        ids, beton = self.ids, self.reader.beton
         parts = [ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size)]
 
         def views(k: int) -> Geometry:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from harness_params import Config
+from utils.data.held_out import hold_out
 from utils.data.images import Normalizer, epoch_resolution
 from utils.data.loaders import (
     LARGE_RESOLUTION,
@@ -46,7 +47,7 @@ def load_ffcv(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
     """Both loaders, from the .beton files that the config names or that lie under data_root.
 
     Raises:
-        ConfigError: an option does not fit.
+        ConfigError: an option does not fit; the classes cannot spare so many validation images.
         DataError: a file is missing or damaged.
     """
     d, e = cfg.dataset, cfg.experiment_params
@@ -66,13 +67,17 @@ def load_ffcv(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
     threads, timeout = _threads(d.num_workers, log_notes=ctx.is_main), 60 * cfg.dist_params.timeout_minutes
     readers = [BetonReader(beton, normalizer, ctx.device, threads, timeout) for beton in (train, test)]
     compile_decoder()
+    kept, held_out = hold_out(train.labels, d.validation_images)
+    place = eval_size, max(1, d.batch_size // ctx.world), ctx.rank, ctx.world
     return Data(
-        FFCVTrainLoader(readers[0], sizes, *augment_recipe(cfg, spec), **epoch_plan(cfg, ctx)),
-        FFCVTestLoader(readers[1], eval_size, max(1, d.batch_size // ctx.world), ctx.rank, ctx.world),
+        FFCVTrainLoader(readers[0], sizes, *augment_recipe(cfg, spec), kept, **epoch_plan(cfg, ctx)),
+        FFCVTestLoader(readers[1], *place),
         num_classes,
         (3, size, size),
         tuple((3, side, side) for side in sorted({eval_size, *map(sizes, range(e.epochs_per_level))} - {size})),
-        identity_of(train.labels, test.labels),  # the same after the files are written again with other settings
+        # The same after the files are written again with other settings.
+        identity_of(train.labels, test.labels, *([held_out] if len(held_out) else [])),
+        FFCVTestLoader(readers[0], *place, held_out) if len(held_out) else None,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.data.side_stream import SideStream
+from utils.data.side_stream import ToDevice
 from utils.errors import RunError
 
 BATCHES_AHEAD = 3
@@ -60,7 +60,7 @@ class Prefetcher:
         fill: Callable[[int, Tensor, Tensor, Executor], None],
         sizes: Sequence[int],
         shape: tuple[int, ...],
-        side: SideStream | None,
+        side: ToDevice | None,
         threads: int,
         timeout: float,
         source: str,
@@ -82,6 +82,8 @@ class Prefetcher:
 
     def _run(self) -> None:
         try:
+            if self.side:
+                self.side.enter_thread()
             with ThreadPoolExecutor(self.threads, thread_name_prefix="ffcv") as pool:
                 for k, size in enumerate(self.sizes):
                     slot = self._take_slot()

@@ -28,12 +28,12 @@ class Sharing:
     Attributes:
         variables: environment variables of every run.
         gpus: CUDA_VISIBLE_DEVICES of the parallel slots, in turn; empty = as without MPS.
-        words: what to tell the user; empty without MPS.
+        message: what to tell the user; empty without MPS.
     """
 
     variables: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
-    words: str = ""
+    message: str = ""
 
     def environment(self, slot: int) -> dict[str, str]:
         """Environment variables of a run in this slot, on top of its others."""
@@ -93,14 +93,24 @@ def _started(grid: Grid, runs: int, stack: contextlib.ExitStack) -> Sharing:
     if not shutil.which(PROGRAM):
         raise MpsRefusal(f"there is no {PROGRAM} on PATH")
     share = os.environ.get(PERCENTAGE) or str(thread_share(runs))
-    words = f"{runs} runs share a GPU through {{}}, each with at most {share}% of its threads"
-    with contextlib.suppress(MpsRefusal):
-        servers()
-        return Sharing({PERCENTAGE: share}, (), words.format("the MPS daemon that was there before"))
+    message = f"{runs} runs share a GPU through {{}}, each with at most {share}% of its threads"
+    if _daemon_answers():
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(grid.gpus)} if grid.gpus else {}
+        _try_out({**os.environ, **visible, PERCENTAGE: share}, gpus)
+        return Sharing({PERCENTAGE: share}, (), message.format("the MPS daemon that was there before"))
     connection = stack.enter_context(own_daemon(",".join(gpus)))
     variables = {**connection, PERCENTAGE: share}
     _try_out({**os.environ, **variables, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}, gpus)
-    return Sharing(variables, tuple(gpus) if grid.gpus else (",".join(gpus),), words.format("MPS"))
+    return Sharing(variables, tuple(gpus) if grid.gpus else (",".join(gpus),), message.format("MPS"))
+
+
+def _daemon_answers() -> bool:
+    """Whether this process's environment leads to an MPS daemon."""
+    try:
+        servers()
+    except MpsRefusal:
+        return False
+    return True
 
 
 def gpu_names(gpus: tuple[str, ...]) -> list[str]:
@@ -146,14 +156,15 @@ def _probe(env: Mapping[str, str], *words: str) -> Iterator[list[str]]:
     )  # fmt: skip
     late = threading.Timer(PROBE_SECONDS, probe.kill)
     late.start()
-    with probe:  # on exit its pipes are closed, which ends it, and it is waited for
-        assert probe.stdout and probe.stderr
-        found = []
-        while line := probe.stdout.readline().strip():  # up to its empty line, or its end
-            found.append(line)
-        if not found and probe.wait():
-            lines = probe.stderr.read().strip().splitlines()
-            late.cancel()
-            raise MpsRefusal(lines[-1] if lines else f"CUDA does not answer within {PROBE_SECONDS} s")
+    try:
+        with probe:  # on exit its pipes are closed, which ends it, and it is waited for
+            assert probe.stdout and probe.stderr
+            found = []
+            while line := probe.stdout.readline().strip():  # up to its empty line, or its end
+                found.append(line)
+            if not found and probe.wait():
+                lines = probe.stderr.read().strip().splitlines()
+                raise MpsRefusal(lines[-1] if lines else f"CUDA does not answer within {PROBE_SECONDS} s")
+            yield found
+    finally:
         late.cancel()
-        yield found

@@ -45,8 +45,8 @@ class GridRunner:
         previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             with shared_gpus(self.grid, min(self.grid.parallel, len(waiting)), _print_note) as sharing:
-                if sharing.words:
-                    print(f"run_grid: {sharing.words}", flush=True)
+                if sharing.message:
+                    print(f"run_grid: {sharing.message}", flush=True)
                 self._work(waiting, sharing)
         finally:
             for signum, handler in previous.items():

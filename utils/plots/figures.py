@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from utils.errors import DataError
 from utils.plots.groups import Group, Key
 from utils.plots.lines import (
+    METRICS,
     chosen_levels,
     dense_accuracy,
     epoch_frame,
@@ -43,7 +44,6 @@ from utils.plots.style import (
 
 FEWER = "name fewer runs"
 KEEP_ONE = "--density keeps one run of each method, the one closest to it"
-METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
 
 
 # --- accuracy against density ----------------------------------------------------------------------------------------
@@ -55,14 +55,14 @@ def draw_accuracy(
     """Test accuracy against density: one line per group, densest left.
 
     Args:
-        metric: ``final`` (after the last epoch of a level) or ``max`` (best epoch, chosen on the test set).
+        metric: of `METRICS`.
         ylim: lowest and highest accuracy shown, in percent.
 
     Raises:
         ConfigError: too many groups.
     """
     check_lines(len(groups), FEWER)
-    column = METRICS[metric]
+    column, epoch = METRICS[metric]
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         ax = figure.subplots()
@@ -72,8 +72,7 @@ def draw_accuracy(
             mean_line(ax, 100 * line["density"], line, label=group.label, **style)
         _dense_lines(ax, groups, column)
         density_axis(ax, min(line["density"].min() for line in lines))
-        best = " (best epoch)" if metric == "max" else ""
-        ax.set(ylabel=f"Test accuracy{best} (%)", title=title)
+        ax.set(ylabel=f"Test accuracy, {epoch} (%)", title=title)
         if ylim:
             ax.set_ylim(*ylim)
         legend_beside(figure, ax, seeds_note(pd.concat(lines)["seeds"]))

@@ -10,6 +10,13 @@ from utils.plots.groups import Group, Key
 from utils.runs.saved import read_csv
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, SUMMARY, epoch_table, table_file
 
+# Name: (column of the summary, epoch of a level at which it is).
+METRICS = {
+    "final": ("final_test_acc", "last epoch"),
+    "max": ("max_test_acc", "best test epoch"),
+    "best_val": ("best_val_test_acc", "best validation epoch"),
+}
+
 # --- accuracy against density ----------------------------------------------------------------------------------------
 
 
@@ -17,6 +24,21 @@ def points(group: Group, column: str) -> pd.DataFrame:
     """One row per point of the group's line, densest first: density, mean, least, largest, seeds."""
     found = _by_level(group, column).sort_values("density", ascending=False)
     return found[["density", "mean", "least", "largest", "seeds"]].reset_index(drop=True)
+
+
+def check_metric(groups: Sequence[Group], metric: str) -> None:
+    """Checks that every level has the figure.
+
+    Raises:
+        DataError: a run has no validation images, or its CSV is damaged.
+    """
+    column, _ = METRICS[metric]
+    for group in groups:
+        for run, rows in group.frame.groupby("run", sort=False):
+            if column not in rows or rows[column].isna().all():
+                raise DataError(f"{run}: no {column}: --metric {metric} needs runs with dataset.validation_images")
+            if not pd.api.types.is_numeric_dtype(rows[column]) or rows[column].isna().any():
+                raise DataError(f"{run}: column {column} does not hold numbers only")
 
 
 def _by_level(group: Group, column: str = "final_test_acc") -> pd.DataFrame:

@@ -15,6 +15,7 @@ from utils.runs.environment import git_commit
 from utils.runs.run import Run
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
+from utils.training.compiling import decided_before
 from utils.training.trainer import Trainer
 
 State = dict[str, Any]
@@ -39,7 +40,7 @@ def capture(cfg: Config, trainer: Trainer, position: State) -> Snapshot:
 
 
 def _origin(cfg: Config, trainer: Trainer) -> State:
-    """Config, environment and data of a state; `check` compares them."""
+    """Config, environment and data of a state; resuming compares them."""
     return {
         "config": cfg.to_dict(),
         "surroundings": surroundings(cfg, trainer),
@@ -84,7 +85,9 @@ def restore(cfg: Config, ctx: Context, trainer: Trainer, position: Position, run
     state = choose(cfg, trainer, run) if run and cfg.experiment_params.resume_expt_name else None
     state = ctx.broadcast_object(state)
     if state is not None:
-        check(cfg, trainer, state)
+        check_data(cfg, trainer, state)
+        keep_auto(cfg, trainer, state)
+        note_changes(cfg, trainer, state)
         apply(cfg, trainer, position, run, state)
     elif run:
         run.tables.rewrite()  # rows of epochs that no state has are trained again
@@ -126,10 +129,8 @@ def _from_level(trainer: Trainer, run: Run, level: int) -> State:
     }
 
 
-def check(cfg: Config, trainer: Trainer, state: State) -> None:
-    """Checks that `state` is of the same data; notes on rank 0 what may change its figures.
-
-    (Options that would change the experiment are refused before, by `check_run_directory`.)
+def check_data(cfg: Config, trainer: Trainer, state: State) -> None:
+    """Checks that `state` is of the same data.
 
     Raises:
         ConfigError: the data are others.
@@ -137,21 +138,44 @@ def check(cfg: Config, trainer: Trainer, state: State) -> None:
     if state.get("data", trainer.data.identity) != trainer.data.identity:
         where = cfg.dataset.data_root
         raise ConfigError(f"dataset.data_root: {where} holds other data than the run being resumed began with")
+
+
+def keep_auto(cfg: Config, trainer: Trainer, state: State) -> None:
+    """Gives ``precision: auto`` and ``compile: auto`` the meaning that they had where the run began.
+
+    All ranks call it together. Notes on rank 0 where they would mean something else here.
+    """
     before = state.get("surroundings")  # the oldest runs have none
-    if before and trainer.ctx.is_main and state["level"] < cfg.prune_params.num_levels:
-        norms = (m for m in trainer.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
-        by_rank = not all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
-        _note_changes(before, surroundings(cfg, trainer), cfg.experiment_params.precision, by_rank)
+    if not before:
+        return
+    here = surroundings(cfg, trainer)
+    if cfg.experiment_params.precision == "auto":
+        trainer.dtype = AUTO_PRECISIONS[before["precision"]]
+    parts = decided_before(cfg, trainer.ctx, before)
+    if parts is not None:
+        trainer.compile(parts)
+    kept = surroundings(cfg, trainer)
+    for option, key in (("precision", "precision"), ("compile", "compiled")):
+        if kept[key] != here[key] and _goes_on(cfg, trainer, state):
+            meaning = f"auto stays {kept[key]}, which it was where the run began; here it would be {here[key]}"
+            print(f"harness: note: experiment_params.{option}: {meaning}", file=sys.stderr)
 
 
-def _note_changes(before: dict[str, Any], now: dict[str, Any], precision: str, norms_by_rank: bool) -> None:
-    """Prints how two `surroundings` differ. norms_by_rank: BatchNorm sees the images of one process at a time."""
+def _goes_on(cfg: Config, trainer: Trainer, state: State) -> bool:
+    """Whether this is rank 0 of a run that has levels left to train: only then there is something to be told."""
+    return trainer.ctx.is_main and state["level"] < cfg.prune_params.num_levels
+
+
+def note_changes(cfg: Config, trainer: Trainer, state: State) -> None:
+    """Notes on rank 0 what may change the figures of the run, after `keep_auto`.
+
+    (Options that would change the experiment are refused before, by `check_run_directory`.)
+    """
+    before, now = state.get("surroundings") or {}, surroundings(cfg, trainer)
     changed = [key for key in now if key in before and before[key] != now[key]]
-    if "precision" in changed and precision == "auto":
-        changed.remove("precision")
-        kept = f"auto stays {before['precision']}, which it was where the run began; here it would be"
-        print(f"harness: note: experiment_params.precision: {kept} {now['precision']}", file=sys.stderr)
-    if changed:
+    if changed and _goes_on(cfg, trainer, state):
+        norms = (m for m in trainer.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+        norms_by_rank = not all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
         changes = ", ".join(f"{key} {now[key]} (was {before[key]})" for key in changed)
         other_parts = norms_by_rank and "processes" in changed
         effect = "BatchNorm sees other parts of a batch, so figures may differ"
@@ -160,10 +184,7 @@ def _note_changes(before: dict[str, Any], now: dict[str, Any], precision: str, n
 
 
 def apply(cfg: Config, trainer: Trainer, position: Position, run: Run | None, state: State) -> None:
-    """Puts network, optimizer, position and tables where `state` has them; ``precision: auto`` keeps its meaning."""
-    before = state.get("surroundings")
-    if before and cfg.experiment_params.precision == "auto":
-        trainer.dtype = AUTO_PRECISIONS[before["precision"]]
+    """Puts network, optimizer, position and tables where `state` has them."""
     trainer.load_state_dict(state)
     position.load_state_dict(state, trainer)
     if run is None:

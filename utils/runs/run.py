@@ -33,7 +33,11 @@ class Run:
     def __init__(self, path: Path, cfg: Config):
         self.path, self.cfg = path, cfg
         self.writer = BackgroundWriter()
-        self.tables = Tables(path / "metrics", lambda write: self.writer.submit(write, snapshot=False))
+        self.tables = Tables(
+            path / "metrics",
+            lambda write: self.writer.submit(write, snapshot=False),
+            validation=cfg.dataset.validation_images > 0,
+        )
         self._queued: dict[Path, threading.Event] = {}
         self._generation = 0
         self._index: list[dict[str, Any]] = []

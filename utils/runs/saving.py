@@ -9,7 +9,7 @@ LARGEST_SHARE = 0.02
 
 
 class SaveClock:
-    """Says when a state is due by the minute: ``save_every_minutes`` after the last one, or later if saving is slow.
+    """Decides when a resume state is due: ``save_every_minutes`` after the last one, or later if saving is slow.
 
     Args:
         minutes: between two states; 0 = never due.
@@ -25,8 +25,8 @@ class SaveClock:
         return time.monotonic() - self.saved_at >= max(60 * self.minutes, self.waited / LARGEST_SHARE)
 
     @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Around all of a save that training waits for."""
+    def measured(self) -> Iterator[None]:
+        """Around all of a save that training waits for: measures it."""
         begin = time.monotonic()
         yield
         self.saved_at = time.monotonic()

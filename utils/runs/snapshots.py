@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class SideStream:
+class ToHost:
     """From a GPU to pinned memory, on a CUDA stream of its own. All that needs a GPU here is in this class."""
 
     def __init__(self) -> None:
@@ -20,7 +20,10 @@ class SideStream:
         return tensor.is_cuda
 
     def buffer(self, tensor: Tensor) -> Tensor:
-        """Pinned memory of the tensor's shape, dtype and strides. torch keeps what was freed and gives it out again."""
+        """Pinned memory of the tensor's shape, dtype and strides.
+
+        torch keeps what is freed and gives it out again, except after capturing a CUDA graph, which empties its store.
+        """
         return torch.empty_like(tensor, device="cpu", pin_memory=True)
 
     def begin(self, pairs: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
@@ -45,7 +48,7 @@ class SideStream:
         return ended.synchronize
 
 
-SIDE_STREAM = SideStream()
+TO_HOST = ToHost()
 
 
 class Transfer:
@@ -58,16 +61,16 @@ class Transfer:
     def add(self, tensor: Tensor) -> Tensor:
         """The CPU tensor that will hold `tensor` as it is now, whatever training does with it from now on."""
         copy = tensor.detach().clone()  # on a GPU: queued behind the steps before, and takes microseconds
-        if not SIDE_STREAM.takes(copy):
+        if not TO_HOST.takes(copy):
             return copy
-        buffer = SIDE_STREAM.buffer(copy)
+        buffer = TO_HOST.buffer(copy)
         self._pairs.append((buffer, copy))
         return buffer
 
     def begin(self) -> None:
         """Begins to copy what was added."""
         if self._pairs:
-            self._wait = SIDE_STREAM.begin(self._pairs)
+            self._wait = TO_HOST.begin(self._pairs)
 
     def wait(self) -> None:
         """Waits until all tensors are on the CPU, and frees their copies on the device."""

@@ -38,7 +38,7 @@ class Stop(Protocol):
     def agreed(self) -> bool:
         """Whether any rank was asked to stop; every rank must call it at the same place."""
 
-    def saving(self) -> None:
+    def hold_signals(self) -> None:
         """Called before the state of a run that stops is saved."""
 
 
@@ -60,8 +60,8 @@ class StopRequest(NotedSignal):
         for signum in handled():
             signal.signal(signum, self.note)
 
-    def saving(self) -> None:
-        """For as long as a save may take, ignore further signals: to end now would lose the state.
+    def hold_signals(self) -> None:
+        """Ignores further signals for as long as a save may take: to end now would lose the state.
 
         (A signal that went to one worker alone reaches the others later: torchrun sends it when that one has ended.)
         """

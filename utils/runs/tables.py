@@ -21,6 +21,9 @@ PRUNED_ACCURACY = "pruned_test_acc"  # right after pruning, before rewinding and
 LATER_COLUMNS = {"summary": [PRUNED_ACCURACY]}
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
+# Further columns of runs with validation images.
+VALIDATION_COLUMNS = ["val_acc", "val_loss"]
+BEST_COLUMNS = ["best_val_acc", "best_val_epoch", "best_val_test_acc"]
 SUMMARY, LAYERS = "summary", "layerwise_density"
 
 Row = dict[str, Any]
@@ -36,10 +39,11 @@ def table_file(run: Path, table: str) -> Path:
     return run / "metrics" / f"{table}.csv"
 
 
-def columns_of(table: str) -> list[str]:
-    """Columns of a table by its name."""
+def columns_of(table: str, validation: bool = False) -> list[str]:
+    """Columns of a table by its name. Args: validation: whether the run has validation images."""
     own = {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
-    return [*own, *LATER_COLUMNS.get(table, [])]
+    further = {SUMMARY: VALIDATION_COLUMNS + BEST_COLUMNS, LAYERS: []}.get(table, VALIDATION_COLUMNS)
+    return [*own, *LATER_COLUMNS.get(table, []), *(further if validation else [])]
 
 
 def is_evaluated(cfg: Config, epoch: int) -> bool:
@@ -51,15 +55,23 @@ def is_evaluated(cfg: Config, epoch: int) -> bool:
 def summary_row(level: int, density: float, epochs: list[Row], pruned_test_acc: float) -> Row:
     """A level's row of the summary.
 
+    With validation images, the best epoch is that of the highest accuracy on them, the earliest of several.
+
     Args:
         density: 0 to 1.
         epochs: the rows of its epochs, of which the last one is evaluated.
         pruned_test_acc: see `PRUNED_ACCURACY`.
     """
     last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
-    best = max(row["test_acc"] for row in epochs if not math.isnan(row["test_acc"]))
+    evaluated = [row for row in epochs if not math.isnan(row["test_acc"])]
+    best = max(row["test_acc"] for row in evaluated)
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
-    return dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
+    row = dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
+    if "val_acc" in last:
+        chosen = max(evaluated, key=lambda row: row["val_acc"])  # max gives the first of equals
+        row |= {column: last[column] for column in VALIDATION_COLUMNS}
+        row |= dict(zip(BEST_COLUMNS, (chosen["val_acc"], chosen["epoch"], chosen["test_acc"])))
+    return row
 
 
 class Tables:
@@ -70,10 +82,11 @@ class Tables:
     Args:
         folder: ``metrics/``.
         submit: queues a write.
+        validation: whether the run has validation images.
     """
 
-    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object]):
-        self.folder, self._submit = folder, submit
+    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object], validation: bool = False):
+        self.folder, self._submit, self._validation = folder, submit, validation
         self._rows: dict[str, list[Row]] = {}
 
     def __getitem__(self, table: str) -> list[Row]:
@@ -111,13 +124,18 @@ class Tables:
 
     def _write(self, table: str) -> None:
         """Queues the file of a table as it is now; nothing is written if the file is the same."""
-        path, data = self.folder / f"{table}.csv", csv_text(table, self._rows[table]).encode()
+        path = self.folder / f"{table}.csv"
+        data = csv_text(table, self._rows[table], self._validation).encode()
 
         def write() -> None:
             if not (path.exists() and path.read_bytes() == data):
                 write_whole(path, data)
 
         self._submit(write)
+
+    def columns(self, table: str) -> list[str]:
+        """Columns of a table of this run."""
+        return columns_of(table, self._validation)
 
     def read_levels(self, before: int) -> dict[str, list[Row]]:
         """The rows on disk of the levels before `before`, as a state of `load_state_dict`.
@@ -142,7 +160,7 @@ class Tables:
             return []
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
-        expected = columns_of(table)
+        expected = self.columns(table)
         for column in LATER_COLUMNS.get(table, []):
             if column not in frame:
                 frame[column] = ""
@@ -156,11 +174,11 @@ class Tables:
             raise RunError(f"{path} is no readable CSV: {error}") from error
 
 
-def csv_text(table: str, rows: list[Row]) -> str:
+def csv_text(table: str, rows: list[Row], validation: bool = False) -> str:
     """A table as CSV; not-a-number is an empty cell. (pandas' own writer takes ten times as long, per epoch.)"""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = columns_of(table)
+    columns = columns_of(table, validation)
     writer.writerow(columns)
     # Rows of older runs lack `LATER_COLUMNS`. Only not-a-number differs from itself.
     filled = ([row.get(key, math.nan) for key in columns] for row in rows)
@@ -175,4 +193,4 @@ def _parsed(column: str, text: str) -> Any:
         return text == "True"
     if text == "":  # how not-a-number is written
         return float("nan")
-    return int(text) if column in ("level", "epoch", "epochs", "kept", "total") else float(text)
+    return int(text) if column in ("level", "epoch", "epochs", "kept", "total", "best_val_epoch") else float(text)

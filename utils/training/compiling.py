@@ -2,15 +2,17 @@
 
 Compiling costs seconds before the first step, and saves time in every step after it. With ``compile: auto``, `pays`
 weighs the two. It is a function of the config, the network and the data alone, never of a clock: compiled and plain
-kernels round differently, and a resumed run must decide as it did before. For the same reason a run does not train
-uncompiled "until the compiled step is there": when that is depends on the machine.
+kernels round differently. For the same reason a run does not train uncompiled "until the compiled step is there": when
+that is depends on the machine. A resumed run keeps to what was decided where it began (`decided_before`), also when it
+has more levels now.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,25 +48,42 @@ def compile_network(cfg: Config, ctx: Context, model: nn.Module, data: Data) -> 
     Returns:
         those of `PARTS` that run compiled. Each is a graph of its own, and with auto compiled only if it pays.
     """
+    parts = _decide(cfg, ctx, model, data)
+    if parts:
+        compile_parts(ctx, model, data, parts)
+    return parts
+
+
+def _decide(cfg: Config, ctx: Context, model: nn.Module, data: Data) -> Collection[str]:
     e = cfg.experiment_params
     if e.compile == "off":
         return ()
     reason = ctx.broadcast_object(_not_on_a_gpu(cfg, ctx))
     if e.compile == "on":
-        parts: Collection[str] = PARTS
-    elif reason:
-        parts = ()
+        return PARTS
+    if reason:
         if ctx.device.type == "cuda":
             _note(ctx, f"is off here: {reason}")
-    else:
-        images, work = images_of(cfg, data), count_work(model, data.image_shape)
-        shares = {part: number // ctx.world for part, number in images.items()}
-        parts = parts_that_pay(work, shares, sizes=1 + len(data.other_shapes))
-        _note(ctx, explain(work, shares[STEPS], parts))
-    if parts:
-        whole = share(data.train.batch_size, ctx.rank, ctx.world)
-        _compile(model, parts, whole.stop - whole.start)
+        return ()
+    images, work = images_of(cfg, data), count_work(model, data.image_shape)
+    shares = {part: number // ctx.world for part, number in images.items()}
+    parts = parts_that_pay(work, shares, sizes=1 + len(data.other_shapes))
+    _note(ctx, explain(work, shares[STEPS], parts))
     return parts
+
+
+def decided_before(cfg: Config, ctx: Context, before: Mapping[str, Any]) -> Collection[str] | None:
+    """Those of `PARTS` that auto compiled where a run began; None if it decided nothing, or cannot compile here.
+
+    All ranks call it together.
+
+    Args:
+        before: `utils.runs.resume.surroundings` of the run.
+    """
+    if cfg.experiment_params.compile != "auto" or before.get("compile") != "auto" or "compiled" not in before:
+        return None
+    parts = tuple(part for part in PARTS if part in before["compiled"].split(", "))
+    return None if parts and ctx.broadcast_object(_not_on_a_gpu(cfg, ctx)) else parts
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -78,7 +97,8 @@ def images_of(cfg: Config, data: Data) -> dict[str, int]:
     sizes = [train.global_batch(step) for step in (0, train.steps_per_epoch - 1)]
     last = sizes[1] if sizes[1] < sizes[0] else 0
     whole = (train.steps_per_epoch - bool(last)) * sizes[0]
-    tests = epochs // e.eval_every_epochs * data.test.num_images
+    evaluated = sum(loader.num_images for loader in data.evaluated)
+    tests = epochs // e.eval_every_epochs * evaluated + p.num_levels * data.test.num_images  # once right after pruning
     return {STEPS: epochs * whole, LAST_BATCHES: epochs * last, EVALUATION: tests}
 
 
@@ -129,8 +149,15 @@ def _note(ctx: Context, text: str) -> None:
 # --- torch.compile ---------------------------------------------------------------------------------------------------
 
 
-def _compile(model: nn.Module, parts: Collection[str], whole: int) -> None:
-    """Compiles the network's forward pass for `parts`; the others stay plain. whole: images of a whole batch, here."""
+def compile_parts(ctx: Context, model: nn.Module, data: Data, parts: Collection[str]) -> None:
+    """Compiles the network's forward pass for `parts`, in place of those before; the others stay plain.
+
+    Kernels are made when a part runs for the first time.
+    """
+    for name in ("forward", "_compiled_call_impl"):  # set below, and by Module.compile
+        vars(model).pop(name, None)
+    if not parts:
+        return
     keep_kernels()
     import torch._dynamo  # takes a second; imported here alone
 
@@ -139,10 +166,11 @@ def _compile(model: nn.Module, parts: Collection[str], whole: int) -> None:
     if set(parts) == set(PARTS):
         model.compile(dynamic=False)
         return
+    whole = share(data.train.batch_size, ctx.rank, ctx.world)
     plain, compiled = model.forward, torch.compile(model.forward, dynamic=False)
 
     def forward(images: Tensor) -> Tensor:
-        part = EVALUATION if not model.training else STEPS if len(images) == whole else LAST_BATCHES
+        part = EVALUATION if not model.training else STEPS if len(images) == whole.stop - whole.start else LAST_BATCHES
         return (compiled if part in parts else plain)(images)
 
     model.forward = forward

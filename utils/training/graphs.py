@@ -10,7 +10,9 @@ by what the captured kernels draw, so that it stands where it would stand withou
 steps holds it.
 """
 
+import collections
 import contextlib
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,9 @@ from utils.training.tally import Tally
 # optimizer and its hook keep from one step to the next.
 WARM_UP = 3
 
+# The host is less than three times so many steps ahead of the device: a stop waits for the steps that are launched.
+STEPS_PER_MARK = 16
+
 TrainOn = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -38,13 +43,18 @@ class CudaGraphs:
     """Captures work as CUDA graphs.
 
     Attributes:
-        asked: whether ``cuda_graphs`` is on; with auto, work that cannot be captured runs as it stands.
-        refused: why nothing is captured; empty so far.
+        required: whether ``cuda_graphs`` is on; with auto, work that cannot be captured runs as it stands.
+        refused: why nothing is captured; empty while capturing is allowed.
     """
 
-    def __init__(self, device: torch.device, asked: bool):
-        self.asked, self.refused = asked, ""
-        self.stream = torch.cuda.Stream(device)  # the default stream cannot be captured
+    def __init__(self, device: torch.device, required: bool):
+        self.device, self.required, self.refused = device, required, ""
+        self.steps, self.marks = 0, collections.deque[Any]()
+
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """What is captured runs here: the default stream cannot be captured."""
+        return torch.cuda.Stream(self.device)
 
     @staticmethod
     def missing(device: torch.device) -> str:
@@ -67,24 +77,50 @@ class CudaGraphs:
         return torch.cuda.graph_pool_handle()
 
     def capture(self, work: Callable[[], None], pool: Any) -> Callable[[], None]:
-        """A function that launches what `work` does, captured without doing it.
+        """A function that launches what `work` does, captured without doing it; `work` itself where that fails.
 
-        Raises:
-            RunError: the work waits for the device, or does something else that cannot be captured.
+        Work that waits for the device cannot be captured, nor can some other things. Errors as `refuse`.
         """
         try:
             return self.record(work, pool)
         except RuntimeError as error:
-            reason = str(error.__context__ or error).strip().partition("\n")[0]
-            raise RunError(f"experiment_params.cuda_graphs: set it to off: capturing failed ({reason})") from error
+            self.refuse(f"capturing failed ({str(error.__context__ or error).strip().partition(chr(10))[0]})")
+            self.recover(pool)
+            return work
 
     def record(self, work: Callable[[], None], pool: Any) -> Callable[[], None]:
-        """`capture`, with torch's own errors."""
-        graph = torch.cuda.CUDAGraph()
+        """A function that launches what `work` does, captured without doing it. Errors are torch's own."""
+        self.newest = graph = torch.cuda.CUDAGraph()
         # thread_local: the thread that copies and writes states goes on with its own calls.
         with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
+
+    def recover(self, pool: Any) -> None:
+        """Puts torch right after a capture into `pool` that failed: it has not ended all that it had begun."""
+        self.failed = self.newest  # torch's host allocator goes on asking it
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        # The random generator may still count as captured, and refuse to draw; a capture that succeeds ends that.
+        with contextlib.suppress(RuntimeError):
+            self.record(self._next_to_nothing, self.new_pool())
+
+    def _next_to_nothing(self) -> None:
+        torch.zeros((), device=self.device)
+
+    def pace(self) -> None:
+        """Called after each step: waits for the first of 3 * `STEPS_PER_MARK` steps that are launched and not done."""
+        self.steps += 1
+        if self.steps % STEPS_PER_MARK == 0:
+            self.marks.append(self.mark())
+            if len(self.marks) > 2:
+                self.marks.popleft().synchronize()
+
+    def mark(self) -> Any:
+        """An event that ends with all that is launched so far; who waits for it sleeps."""
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        return event
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
@@ -96,7 +132,7 @@ class CudaGraphs:
 
     @contextlib.contextmanager
     def note_waits(self) -> Iterator[list[str]]:
-        """A list of the waits for the device inside, which is complete at the end."""
+        """A list of the waits for the device inside, which is complete at the end. Other warnings are shown then."""
         waits: list[str] = []
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
@@ -106,8 +142,11 @@ class CudaGraphs:
                 yield waits
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
-        messages = [str(warning.message) for warning in caught]
-        waits += [message for message in messages if "synchronizing CUDA operation" in message]
+        for warning in caught:
+            if "synchronizing CUDA operation" in str(warning.message):
+                waits.append(str(warning.message))
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def refuse(self, reason: str) -> None:
         """Captures nothing from now on, with a note.
@@ -115,17 +154,25 @@ class CudaGraphs:
         Raises:
             RunError: ``cuda_graphs`` is on.
         """
-        if self.asked:
+        if self.required:
             raise RunError(f"experiment_params.cuda_graphs: on is not possible: {reason}")
         print(f"harness: note: experiment_params.cuda_graphs: auto is off here: {reason}", file=sys.stderr)
         self.refused = reason
 
 
 class Captured:
-    """Work that runs as it stands `WARM_UP` times, is then captured, and from then on replayed: one launch per call."""
+    """Work that runs as it stands `WARM_UP` times, is then captured, and from then on replayed: one launch per call.
 
-    def __init__(self, graphs: CudaGraphs, work: Callable[[], None], pool: Any):
-        self.graphs, self.work, self.pool = graphs, work, pool
+    Work that cannot be captured goes on as it stands, unless ``cuda_graphs`` is on.
+
+    Args:
+        clear: called after a capture that failed; removes what that has left.
+    """
+
+    def __init__(
+        self, graphs: CudaGraphs, work: Callable[[], None], pool: Any, clear: Callable[[], None] = lambda: None
+    ):
+        self.graphs, self.work, self.pool, self.clear = graphs, work, pool, clear
         self.runs = 0
         self.replay: Callable[[], None] | None = None
 
@@ -139,6 +186,8 @@ class Captured:
                 self.work()
         else:
             self.replay = self.graphs.capture(self.work, self.pool)
+            if self.graphs.refused:
+                self.clear()
             self.replay()
 
 
@@ -151,8 +200,8 @@ class StepGraphs:
 
     def __init__(self, graphs: CudaGraphs, model: nn.Module, loader: ResidentLoader, step: TrainOn):
         self.graphs, self.model, self.loader, self.train_on = graphs, model, loader, step
-        self.draws = torch.empty_like(loader.draws(0, 0))  # of the epoch in progress
-        device, steps = self.draws.device, loader.steps_per_epoch
+        device, steps = next(model.parameters()).device, loader.steps_per_epoch
+        self.draws = torch.empty(loader.draws_shape, dtype=torch.int64, device=device)  # of the epoch in progress
         self.offsets = torch.arange(loader.batch_size, device=device)
         self.rates = torch.zeros(steps, device=device)  # of the epoch's steps
         self.rate = torch.zeros(1, device=device)  # of the step in progress: what the optimizer reads
@@ -183,7 +232,7 @@ class StepGraphs:
         if not self.masks.current():
             self.drop()
         for group in optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate  # for good: what a graph has captured reads this tensor, also in later epochs
         host = torch.tensor(rates, dtype=torch.float32, pin_memory=self.rates.device.type == "cuda")
         self.rates.copy_(host, non_blocking=True)
         self.draws.copy_(self.loader.draws(level, epoch))
@@ -191,12 +240,18 @@ class StepGraphs:
         for step in range(tally.step, len(rates)):
             self._captured(self.loader.global_batch(step))()
             tally.step += 1
+            self.graphs.pace()
             yield
 
     def _captured(self, size: int) -> Captured:
         if size not in self.captured:
-            self.captured[size] = Captured(self.graphs, lambda: self._step(size), self.pool)
+            self.captured[size] = Captured(self.graphs, lambda: self._step(size), self.pool, self._clear_gradients)
         return self.captured[size]
+
+    def _clear_gradients(self) -> None:
+        """Gradients made while capturing hold no values."""
+        for param in self.model.parameters():
+            param.grad = None
 
     def _step(self, size: int) -> None:
         """One step from fixed tensors alone, which is what a graph captures."""
@@ -210,7 +265,7 @@ class StepGraphs:
 
 
 def choose_graphs(
-    cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None, kind: type[CudaGraphs]
+    cfg: Config, ctx: Context, data: Data, dtype: torch.dtype | None, graphs_class: type[CudaGraphs]
 ) -> CudaGraphs | None:
     """The graphs that ``experiment_params.cuda_graphs`` asks for; None for none.
 
@@ -220,9 +275,9 @@ def choose_graphs(
     option = cfg.experiment_params.cuda_graphs
     if option == "off":
         return None
-    reason = _reason_against(ctx, data, dtype, kind)
+    reason = _reason_against(ctx, data, dtype, graphs_class)
     if not reason:
-        return kind(ctx.device, asked=option == "on")
+        return graphs_class(ctx.device, required=option == "on")
     if option == "on":
         raise ConfigError([f"experiment_params.cuda_graphs: on is not allowed here: {reason}"])
     if ctx.device.type == "cuda" and ctx.is_main:
@@ -230,13 +285,16 @@ def choose_graphs(
     return None
 
 
-def _reason_against(ctx: Context, data: Data, dtype: torch.dtype | None, kind: type[CudaGraphs]) -> str:
-    if missing := kind.missing(ctx.device):
+def _reason_against(ctx: Context, data: Data, dtype: torch.dtype | None, graphs_class: type[CudaGraphs]) -> str:
+    if missing := graphs_class.missing(ctx.device):
         return missing
     if ctx.world > 1:
         return "there are several processes"
     if dtype is torch.float16:
-        return "precision is fp16, whose loss scale the CPU reads in every step"
-    if not (isinstance(data.train, ResidentLoader) and isinstance(data.test, MemoryTestLoader)):
+        return "precision is fp16, and the loss scaler's steps are not captured"
+    if not (
+        isinstance(data.train, ResidentLoader)
+        and all(isinstance(loader, MemoryTestLoader) for loader in data.evaluated)
+    ):
         return "the images are not held in memory"
     return ""

@@ -101,7 +101,7 @@ class FiniteCheck:
     """Whether losses and network are finite: asked of the device now, read later, with whatever else is read then.
 
     Attributes:
-        asked: float64 (steps done + tensors of the network,): to be summed over the ranks and read.
+        flags: float64 (steps done + tensors of the network,): to be summed over the ranks and read.
     """
 
     def __init__(self, model: nn.Module, losses: Tensor):
@@ -110,10 +110,10 @@ class FiniteCheck:
         # The largest absolute value of a tensor is finite if and only if all its values are.
         largest = torch._foreach_norm(list(tensors.values()), math.inf)
         broken = ~torch.stack(largest).isfinite()
-        self.asked = torch.cat([losses, broken.double()])
+        self.flags = torch.cat([losses, broken.double()])
 
     def losses(self, answer: list[float], level: int, epoch: int) -> list[float]:
-        """The losses of the steps over all ranks. Args: answer: the sums of `asked` over the ranks.
+        """The losses of the steps over all ranks. Args: answer: the sums of `flags` over the ranks.
 
         Raises:
             RunError: a loss or a weight is not finite; names the step or the weight.
@@ -143,4 +143,4 @@ def finite_losses(ctx: Context, model: nn.Module, losses: Tensor, level: int, ep
         RunError: a loss or a weight is not finite; names the step or the weight.
     """
     check = FiniteCheck(model, losses)
-    return check.losses(ctx.sum(check.asked).tolist(), level, epoch)
+    return check.losses(ctx.sum(check.flags).tolist(), level, epoch)

@@ -1,8 +1,9 @@
 """Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
-from utils.training.compiling import compile_network
+from utils.training.compiling import compile_network, compile_parts
 from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
 from utils.training.hardware import autocast_dtype, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, set_rate, start_optimizer
@@ -29,7 +30,8 @@ class EpochResult(NamedTuple):
     Attributes:
         train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
         test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
-        images_per_second: of training alone.
+        images_per_second: of the epoch's training: without evaluation, with the saving of states within the epoch.
+        val_loss, val_acc: the same as of the test set on the validation images; NaN without them.
     """
 
     train_loss: float
@@ -37,13 +39,15 @@ class EpochResult(NamedTuple):
     test_loss: float
     test_acc: float
     images_per_second: float
+    val_loss: float = math.nan
+    val_acc: float = math.nan
 
 
 class Trainer:
     """One network with its optimizer, trained epoch by epoch.
 
     Attributes:
-        graph_kind: what captures CUDA graphs; tests put a recorder for the CPU here.
+        graphs_class: what captures CUDA graphs; tests put a recorder for the CPU here.
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
         compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
@@ -52,7 +56,7 @@ class Trainer:
         test_graph: the evaluation as a CUDA graph; None likewise.
     """
 
-    graph_kind: type[CudaGraphs] = CudaGraphs
+    graphs_class: type[CudaGraphs] = CudaGraphs
 
     def __init__(self, cfg: Config, ctx: Context, model: nn.Module, data: Data):
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
@@ -64,15 +68,21 @@ class Trainer:
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
         self.timeline = make_timeline(cfg, data)
-        self.test_sums = torch.zeros(2, dtype=torch.float64, device=ctx.device)  # of `_count_tests`
+        # Of `_count_tests`, a row per loader of ``data.evaluated``.
+        self.test_sums = torch.zeros((len(data.evaluated), 2), dtype=torch.float64, device=ctx.device)
         self._set_up_graphs()
         self.restart()
+
+    def compile(self, parts: Collection[str]) -> None:
+        """Compiles these parts of the run and no others; to be called before the first step."""
+        compile_parts(self.ctx, self.model, self.data, parts)
+        self.compiled = parts
 
     def _set_up_graphs(self) -> None:
         self.graphs: StepGraphs | None = None
         self.test_graph: Captured | None = None
         self.own_stream: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graph_kind):
+        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graphs_class):
             assert isinstance(self.data.train, ResidentLoader)
             self.graphs = StepGraphs(graphs, self.model, self.data.train, self._step)
             self.test_graph = Captured(graphs, self._count_tests, graphs.new_pool())
@@ -240,25 +250,29 @@ class Trainer:
         """
         check = FiniteCheck(self.model, tally.losses[: tally.step])
         tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
-        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested, check.asked]))
+        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested.flatten(), check.flags]))
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
-        right, test_loss, test_right, *answer = counts.tolist()
-        losses = check.losses(answer, level, epoch)[tally.first :]
+        right, *rest = counts.tolist()
+        losses = check.losses(rest[tested.numel() :], level, epoch)[tally.first :]
         sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
         speed = sum(sizes) / tally.training_seconds()
-        return EpochResult(train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed)
+        test, *validation = self._figures(rest)
+        return EpochResult(train_loss, 100 * right / sum(sizes), *test, speed, *itertools.chain(*validation))
 
     def evaluate(self) -> tuple[float, float]:
         """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks."""
-        return self._test_figures(*self.ctx.sum(self._tested().clone()).tolist())
+        return self._figures(self.ctx.sum(self._tested().clone()).flatten().tolist())[0]
 
-    def _test_figures(self, loss: float, right: float) -> tuple[float, float]:
-        return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
+    def _figures(self, sums: list[float]) -> list[tuple[float, float]]:
+        """(mean cross entropy, accuracy in percent) of each of ``data.evaluated``, from the first values of `sums`."""
+        sizes = [loader.num_images for loader in self.data.evaluated]
+        return [(loss / n, 100 * right / n) for n, loss, right in zip(sizes, sums[::2], sums[1::2])]
 
     def _tested(self) -> Tensor:
-        """float64 (2,): cross entropy summed over this rank's test images, and how many it classifies right.
+        """float64 (loaders of ``data.evaluated``, 2): cross entropy summed over this rank's images, and how many of
+        them it classifies right.
 
         BN running statistics are taken from rank 0 first, so that all ranks evaluate, and rank 0 saves, one network.
         """
@@ -271,12 +285,12 @@ class Trainer:
     @torch.no_grad()
     def _count_tests(self) -> None:
         self.test_sums.zero_()
-        loss, right = self.test_sums.unbind()
-        for images, labels in self.data.test.batches():
-            with self.autocast():
-                logits = self.model(images)
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-            right += (logits.argmax(1) == labels).sum()
+        for loader, (loss, right) in zip(self.data.evaluated, map(Tensor.unbind, self.test_sums)):
+            for images, labels in loader.batches():
+                with self.autocast():
+                    logits = self.model(images)
+                    loss += F.cross_entropy(logits, labels, reduction="sum")
+                right += (logits.argmax(1) == labels).sum()
 
     def sync_statistics(self) -> None:
         """Overwrites every rank's BN running statistics with rank 0's."""

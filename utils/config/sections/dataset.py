@@ -38,6 +38,13 @@ OPTIONS = {
         default=False,
         meaning="draw flips once per level; invert all of them in each epoch (sets held in memory)",
     ),
+    "validation_images": Option(
+        Int(0),
+        default=0,
+        unit="images",
+        meaning="training images held out for validation, the same ones in every run, as many of each class as its "
+        "size asks for; 0 = none",
+    ),
     "drop_last": Option(Bool(), default=False, meaning="leave out the last batch of an epoch if it is short"),
     "resolution": Option(SIDE, default=0, unit="pixels", meaning="side of training images; 0 = the data set's own"),
     "eval_resolution": Option(SIDE, default=0, unit="pixels", meaning="side of test images; 0 = same as resolution"),
