@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import ROOT
 from tests.processes import in_ranks
 from utils.conv_type import density, insert_masks, keep_masked, masked_params
 from utils.pruning_utils import CRITERIA, prune
@@ -42,6 +43,7 @@ torch.save(model.state_dict(), "ticket.pt")               # weights and masks
 
 
 def test_the_lines_of_the_readme(tmp_path, monkeypatch, capsys):
+    assert f"```python{OWN_NETWORK}```" in (ROOT / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -45,7 +45,7 @@ def test_seeds_are_averaged_and_starting_densities_are_points_of_one_line(study)
         ({"experiment_params.training_type": "lrr"}, "IMP + LR rewinding"),
         ({"prune_params.prune_method": "snip"}, "Iterative pruning by SNIP"),
         ({"prune_params.er_method": "er_erk", "prune_params.er_init": 0.5}, "ERK, then IMP"),
-        ({"prune_params.er_method": "synflow"}, "IMP"),  # er_init is 1: nothing was pruned
+        ({"prune_params.er_method": "synflow", "prune_params.er_init": 1.0}, "IMP"),  # nothing was pruned
     ],
 )
 def test_names_of_methods(tmp_path, options, label):
@@ -170,7 +170,7 @@ def test_starting_densities_of_runs_pruned_further_are_lines_of_their_own(tmp_pa
 @pytest.mark.parametrize("kind", ["accuracy", "layers"])
 def test_an_er_init_of_one_is_no_pruning_at_initialization(tmp_path, kind):
     write_run(tmp_path, "a", [90, 80])
-    write_run(tmp_path, "b", [90, 80], seed=1, **{"prune_params.er_method": "snip"})
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"prune_params.er_method": "snip", "prune_params.er_init": 1.0})
     assert [(g.label, g.seeds) for g in groups_of(tmp_path, kind)] == [("IMP", 2)]
 
 
