@@ -252,7 +252,8 @@ BAD = {  # options below ticket_params unless they have a dot; exit status; what
         "ticket_params.mask: same is not allowed: only none with prune_params.er_method",
     ),
     "shuffle beside er_method": (
-        {**OURS, "mask": "shuffle_layer", "prune_params.er_method": "snip"}, 2, "ticket_params.mask"),
+        {**OURS, "mask": "shuffle_layer", "prune_params.er_method": "snip", "prune_params.er_init": 0.5}, 2,
+        "ticket_params.mask"),
     "shuffled final weights": ({**OURS, "mask": "shuffle_layer", "weights": "final"}, 2, "ticket_params.weights"),
     "final signs of a dense network": ({**OURS, "mask": "none", "weights": "final_signs"}, 2, "final_signs"),
     "init of a file": ({"source": "good.pt", "weights": "init"}, 2, "init needs a run"),

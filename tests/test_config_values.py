@@ -114,6 +114,8 @@ def _valid_options(draw):
         options.setdefault("optimizer", {}).update(scheduler_type="MultiStepLRWarmup", milestones=milestones)
     if options.get("ticket_params", {}).get("source") and options["ticket_params"].get("mask") != "none":
         options.get("prune_params", {}).pop("er_method", None)  # a ticket brings its own mask
+    if "er_method" in options.get("prune_params", {}):
+        options["prune_params"]["er_init"] = 0.5
     if "save_steps" in options.get("prune_params", {}):
         options["prune_params"]["save_steps"] = sorted(set(options["prune_params"]["save_steps"]))
     return options
