@@ -56,7 +56,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     model = build_model(cfg, data, ctx)
     ticket = start_from_ticket(cfg, ctx, data, model)
     check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
-    check_points(cfg, data.train.steps_per_epoch)
+    check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
     record = ticket.record if ticket else None

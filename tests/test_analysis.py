@@ -238,3 +238,16 @@ def test_tables_are_at_most_100_columns_wide():
     assert "…" in text and "_seed0" in text and "conv2.weight" in text and "0.3333" in text
     short = pd.DataFrame({"layer": ["fc1"], "iou": [float("nan")]})
     assert table_text(short).split() == ["layer", "iou", "fc1", "-"]
+
+
+def test_names_of_sources_are_short_and_each_is_one_thing(tmp_path):
+    from utils.analysis.sources import _short_names
+
+    files = [
+        "my_model_a/checkpoints/model_level_1.pt",
+        "checkpoints/b.pt/run",
+        "c/model_x.pt",
+        "c/checkpoints/model_x.pt",
+    ]
+    names = _short_names([tmp_path / file for file in files])
+    assert names == ["my_model_a/level_1", "checkpoints/b.pt/run", "c/model_x.pt", "c/checkpoints/model_x.pt"]

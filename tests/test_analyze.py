@@ -195,12 +195,12 @@ def bad(runs: Path, tmp: Path) -> dict[str, tuple[list, int, str]]:
     return {
         "no such run": (["overlap", a, tmp / "none"], 1, "none: no such directory"),
         "no such file": (["overlap", own, tmp / "none.pt"], 1, "none.pt: no such file"),
-        "one alone": (["overlap", a], 2, "one alone has no pair"),
+        "one alone": (["overlap", a], 2, "only one is named"),
         "named twice": (["overlap", a, a], 1, "named more than once"),
         "a run beside a checkpoint": (["overlap", a, own], 2, "a checkpoint beside runs"),
         "levels of checkpoints": (["overlap", own, lone, "--levels=1"], 2, "--levels: only for runs"),
         "levels that are no numbers": (["overlap", a, b, "--levels=1,x"], 2, "--levels: '1,x' is not allowed"),
-        "a level too many": (["overlap", a, b, "--levels=1,9"], 1, "level 9 is not finished"),
+        "a level too many": (["overlap", a, b, "--levels=1,9"], 1, "level 9 is not finished; levels 0 to 2 are"),
         "other networks": (["overlap", a, norms], 1, "different networks: conv1.weight"),
         "code in a file": (["overlap", own, evil], 1, "no checkpoint: it is damaged, or holds more than tensors"),
         "a file without masks": (["overlap", own, plain], 1, "holds no masks"),
@@ -282,11 +282,27 @@ def test_sharpness_of_the_levels_of_a_run(runs, tmp_path, capsys):
     loaded = load_run(runs / "wr_0", 2)
     cfg = loaded.cfg.replace({"experiment_params": {"seed": 0}, "dataset": {"augment": "none"}})
     _, data = build_network(cfg)
-    hessian = Hessian(loaded.model, [next(iter(data.train.batches(0, 2)))])
+    hessian = Hessian(loaded.model, lambda: [next(iter(data.train.batches(0, 2)))])
     assert rows["eigenvalue"][1] == pytest.approx(top_eigenvalue(hessian, 0, 0.01).value, rel=1e-4)
     assert rows["trace"][1] == pytest.approx(trace(hessian, 3).value, rel=1e-4)
     analyze("sharpness", runs / "wr_0/checkpoints/model_level_0.pt", "--images=128", "--samples=1", "--most=1")
     assert "has not converged" in capsys.readouterr().err
+
+
+def test_sources_of_other_batches_and_losses_are_measured_in_any_order(runs, forks, tmp_path):
+    """Each with its own label smoothing, on the same images."""
+    smooth = {"optimizer.label_smoothing": 0.3, "dataset.batch_size": 100, "prune_params.num_levels": 1}
+    forks("smooth", **smooth, **{"experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0})
+    seen = []
+    for names in (("wr_0", "smooth"), ("smooth", "wr_0")):
+        words = [runs / name for name in names]
+        out = tmp_path / "s.csv"
+        analyze("sharpness", *words, "--levels=0", "--images=150", "--samples=2", "--most=2", "--out", out)
+        seen.append(pd.read_csv(out).set_index("name").sort_index())
+    pd.testing.assert_frame_equal(*seen)
+    assert dict(seen[0]["label_smoothing"]) == {"smooth": 0.3, "wr_0": 0} and set(seen[0]["images"]) == {256}
+    analyze("sharpness", runs / "smooth", "--images=0", "--samples=1", "--most=1", "--out", out)  # read anew
+    assert pd.read_csv(out)["images"][0] > 1000
 
 
 # --- stability -------------------------------------------------------------------------------------------------------
@@ -319,8 +335,13 @@ def test_stability_from_training_to_barriers(forks, tmp_path, capfd):
     assert out.read_bytes() == first and "run_grid" not in capfd.readouterr().out
 
     for words, status, part in [
-        (["stability", run, "--steps=5", "--data_seeds=1,2"], 2, "step"),  # not kept
+        (
+            ["stability", run, "--steps=5", "--data_seeds=1,2"],
+            2,
+            f"--steps: 5 is not allowed: those that {run} has kept (prune_params.save_steps): 0, 6",
+        ),
         (["stability", run, "--steps=6", "--data_seeds=1"], 2, "--data_seeds: 1 is not allowed: two or more"),
+        (["stability", run, "--steps=6", "--data_seeds=1,9999999999"], 2, "--data_seeds: 9999999999 is not allowed"),
         (["stability", run, "--steps=6", "--data_seeds=1,2", "--levels=4"], 1, "level 4 is not finished"),
     ]:
         analyze(*words, "--into", tmp_path / "none", status=status)

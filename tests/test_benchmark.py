@@ -38,7 +38,8 @@ def test_table():
     assert rows[0] == ["", "ours", "plain loop", "usual harness", "ours / plain", "ours / usual"]
     assert [row[0] for row in rows[2:]] == [
         "training step (one batch, 2 steps), images/s", rows[3][0], rows[4][0], "an epoch's training, images/s",
-        "between two levels, s", "- checkpoint handed over, s", "- prune, s", "- rewind, s", "- first batch, s",
+        "between two levels, s", "- checkpoint handed over, s", "- prune and evaluate, s", "- rewind, s",
+        "- first batch, s",
         "peak resident memory, without loader workers, MB",
     ]  # fmt: skip
     number = r"[\d.e-]+"

@@ -18,8 +18,12 @@ from utils.runs.records import saved_ticket
 BRANCH = {**SHORT, "ticket_params.source": "source", "ticket_params.weights": "reinit"}
 REWOUND = {**SHORT, "experiment_params.training_type": "wr", "prune_params.rewind_epoch": 1}
 REWOUND |= {"ticket_params.source": "source", "ticket_params.weights": "rewind", "ticket_params.level": 1}
-FROM_STEP_2 = {**REWOUND, "experiment_params.training_type": "imp", "ticket_params.step": 2}  # of an epoch's 3
-FROM_STEP_2 |= {"prune_params.rewind_epoch": None}
+FROM_STEP_2 = {
+    **REWOUND,
+    "ticket_params.step": 2,
+    "prune_params.rewind_epoch": None,
+    "prune_params.rewind_step": 2,
+}  # of 3
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +147,27 @@ def saved_ticket_digest(fork, moved) -> str:
     return saved_ticket(fork("digest", **{**BRANCH, **moved}).path)["sha256"]
 
 
+def test_a_resume_with_another_source_is_refused(fork, source):
+    """One that is not there is told, and not read."""
+    with_source(source, fork.folder)
+    fork("mine", status=143, trap=StopAt(2), **BRANCH)
+    other = fork("other", **{**SOURCE, "experiment_params.seed": 3}).path
+    refused = fork("mine", resume=True, status=2, **{**BRANCH, "ticket_params.source": str(other)})
+    assert "holds other masks or weights than the run being resumed began with" in refused.last_line
+    (fork.folder / "source").rename(fork.folder / "elsewhere")
+    gone = fork("mine", resume=True, **{**BRANCH, "ticket_params.source": "nowhere"})
+    assert "ticket_params.source: nowhere is not there, and is not read: the run began with " in gone.err
+
+
+def test_a_level_started_again_needs_no_source(fork, source):
+    with_source(source, fork.folder)
+    fork("mine", **BRANCH)
+    shutil.rmtree(fork.folder / "source")
+    (fork.folder / "mine" / "artifacts" / "state.json").unlink()  # as if no state were left
+    run = fork("mine", resume=True, **BRANCH, **{"experiment_params.resume_level": 1})
+    assert list(run.csv("summary")["level"]) == [0, 1]
+
+
 def test_a_resume_neither_drops_nor_adds_a_source(fork, source):
     with_source(source, fork.folder)
     fork("mine", status=143, trap=StopAt(2), **BRANCH)
@@ -213,6 +238,15 @@ BAD = {  # options below ticket_params unless they have a dot; exit status; what
     "another batch": ({**OURS, **REWIND, "dataset.batch_size": 400}, 2, "dataset.batch_size: 400"),
     "another optimizer": ({**OURS, **REWIND, "optimizer.optimizer_name": "adam"}, 2, "optimizer_name: 'adam' is not"),
     "another momentum": ({**OURS, **REWIND, "optimizer.momentum": 0.5}, 2, "optimizer.momentum"),
+    "rewinding to another place": (
+        {**OURS, **REWIND, "prune_params.num_levels": 2}, 2, "rewind is not allowed with experiment_params.tr"),
+    "nothing taken": ({**OURS, "mask": "none", "weights": "reinit"}, 2, "takes anything from it: leave it out"),
+    "steps before the start": (
+        {**OURS, **REWIND, "prune_params.save_steps": "2,4"}, 2,
+        "prune_params.save_steps: [2, 4] is not allowed: none before 3: level 0 begins at step 3"),
+    "rewind point before the start": (
+        {**OURS, **REWIND, "experiment_params.training_type": "wr", "prune_params.rewind_step": 2}, 2,
+        "prune_params.rewind_step: 2 is not allowed: at least step 3"),
     "mask beside er_method": (
         {**OURS, "prune_params.er_method": "snip", "prune_params.er_init": 0.5}, 2,
         "ticket_params.mask: same is not allowed: only none with prune_params.er_method",

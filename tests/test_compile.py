@@ -15,6 +15,7 @@ from harness_params import make_config
 from tests.conftest import Finished
 from tests.processes import rows_of
 from tests.traps import Both, StopAt
+from utils.dataset import load_data
 from utils.distributed import Context
 from utils.training.compiling import compile_network, missing_tools
 
@@ -152,7 +153,8 @@ def test_each_size_of_progressive_resizing_has_its_graphs():
     sizes = range(4, 14)
     net = torch.nn.Flatten()
     counters.clear()
-    compile_network(make_config({"experiment_params": {"compile": "on"}}), Context(), net)
+    cfg = make_config({"experiment_params": {"compile": "on"}})
+    compile_network(cfg, Context(), net, load_data(cfg, Context()))
     for size in sizes:
         assert net(torch.zeros(2, 3, size, size)).shape == (2, 3 * size * size)
     assert counters["stats"]["unique_graphs"] == len(sizes)

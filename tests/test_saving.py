@@ -301,7 +301,7 @@ def test_which_epochs_are_evaluated(every, epochs, evaluated):
 def test_summary_leaves_out_what_was_not_evaluated():
     nan = float("nan")
     rows = [{"test_acc": acc, "test_loss": 0.5, "seconds": 1.0} for acc in (nan, 70.0, nan, 60.0)]
-    row = summary_row(2, 0.25, rows)
+    row = summary_row(2, 0.25, rows, 40.0)
     assert (row["max_test_acc"], row["final_test_acc"], row["epochs"], row["seconds"]) == (70.0, 60.0, 4, 4.0)
 
 

@@ -58,7 +58,7 @@ def exact(model: nn.Module, batches, smoothing: float = 0.0, all_weights: bool =
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_largest_eigenvalue_is_the_exact_one(smoothing):
     batches = images(13)
-    hessian = Hessian(network(), batches, torch.float64, smoothing)
+    hessian = Hessian(network(), lambda: batches, torch.float64, smoothing)
     matrix = exact(network(), batches, smoothing)
     expected = torch.linalg.eigvalsh(matrix)[-1].item()
     found = top_eigenvalue(hessian, tolerance=1e-7, most=5000)
@@ -72,13 +72,13 @@ def test_the_largest_eigenvalue_is_the_exact_one(smoothing):
 def test_float32_is_near():
     batches = images(13)
     expected = torch.linalg.eigvalsh(exact(network(), batches))[-1].item()
-    assert top_eigenvalue(Hessian(network(), batches), most=2000).value == pytest.approx(expected, rel=1e-3)
+    assert top_eigenvalue(Hessian(network(), lambda: batches), most=2000).value == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_trace_is_within_its_error_of_the_exact_one():
     batches = images(13)
     expected = exact(network(), batches).trace().item()
-    found = trace(Hessian(network(), batches, torch.float64), samples=300)
+    found = trace(Hessian(network(), lambda: batches, torch.float64), samples=300)
     assert 0 < found.standard_error < 0.1 * expected and found.samples == 300
     assert abs(found.value - expected) < 4 * found.standard_error
 
@@ -86,7 +86,7 @@ def test_the_trace_is_within_its_error_of_the_exact_one():
 def test_products_are_those_of_the_exact_hessian():
     """Column by column, pruned weights included: theirs are zero."""
     batches = images(7)
-    hessian, matrix = Hessian(network(), batches, torch.float64), exact(network(), batches)
+    hessian, matrix = Hessian(network(), lambda: batches, torch.float64), exact(network(), batches)
     free = torch.cat([mask.flatten() for mask in hessian.free])
     found = []
     for place in range(len(free)):
@@ -139,9 +139,9 @@ def test_the_trace_of_a_diagonal_is_exact():
 def test_figures_depend_on_the_seed_alone_and_leave_the_network_as_it_was():
     model, batches = network().train(), images(6)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    first, again, other = (trace(Hessian(model, batches), 3, seed) for seed in (1, 1, 2))
+    first, again, other = (trace(Hessian(model, lambda: batches), 3, seed) for seed in (1, 1, 2))
     assert first == again != other
-    assert top_eigenvalue(Hessian(model, batches), 1) == top_eigenvalue(Hessian(model, batches), 1)
+    assert top_eigenvalue(Hessian(model, lambda: batches), 1) == top_eigenvalue(Hessian(model, lambda: batches), 1)
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(param.grad is None for param in model.parameters())
@@ -149,9 +149,9 @@ def test_figures_depend_on_the_seed_alone_and_leave_the_network_as_it_was():
 
 def test_what_has_no_hessian():
     with pytest.raises(ValueError, match="at least one image"):
-        Hessian(network(), [])
+        Hessian(network(), list)
     model = network()
     model[6].bias.data.fill_(math.nan)
-    hessian = Hessian(model, images(3))
+    hessian = Hessian(model, lambda: images(3))
     with pytest.raises(RunError, match="the training loss is nan"):
         top_eigenvalue(hessian)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness_params import make_config
 from tests.conftest import ROOT
 from tests.plot_helpers import groups_of, write_run
 from utils.errors import ConfigError, DataError
@@ -55,10 +56,10 @@ def test_ablations_over_levels_and_seeds_are_one_grid(tmp_path):
 WR = {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 2, "prune_params.num_levels": 4}
 BAD = {
     "level": (branch(level=4), "ticket_params.level: 4 is not allowed"),
-    "rewind": (branch(weights="rewind", step=50), "has no state of step 50"),
-    "batch": (branch(weights="rewind") | {"dataset.batch_size": 64}, "dataset.batch_size: 64 is not allowed"),
+    "rewind": (branch(weights="rewind", step=50) | WR, "has no state of step 50"),
+    "batch": (branch(weights="rewind") | WR | {"dataset.batch_size": 64}, "dataset.batch_size: 64 is not allowed"),
     "nowhere": (branch(source="impp_seed{seed}"), "ticket_params.source: impp_seed0: no run and no file"),
-    "itself": (branch(source="b_seed0"), "starts from the run itself"),
+    "itself": (branch(source="b_seed0"), "its source starts, through other runs, from the run itself"),
     "final": (branch(mask="shuffle_layer", weights="final"), "ticket_params.weights: final is not allowed"),
 }
 
@@ -159,6 +160,47 @@ def test_other_kinds_of_sources_and_further_levels(tmp_path):
         "SNIP, layers shuffled", "IMP, reinit, then IMP", "Checkpoint, final weights",
         "IMP, reinit, then IMP, layers shuffled", "IMP, no mask, final weights, then Magnitude",
     }  # fmt: skip
+
+
+def source_with(**options) -> dict:
+    """What a branch notes of a source run: all of its options."""
+    nested: dict = {"prune_params": {"num_levels": 3}}
+    for path, value in options.items():
+        section, key = path.split(".")
+        nested.setdefault(section, {})[key] = value
+    cfg = make_config(nested)
+    return {"options": cfg.to_dict(), "seed": cfg.experiment_params.seed, "ticket": None}
+
+
+def test_branches_of_other_sources_are_other_lines(tmp_path):
+    """Sources that differ in their seed or length alone are one; other options, and other files, are named."""
+    reinit = {"weights": "reinit"}
+    for seed in (0, 1):
+        source = source_with(**{"experiment_params.seed": seed, "prune_params.num_levels": 3 + seed})
+        write_branch(tmp_path, f"a{seed}", [80 + seed], [0.5], seed, source, reinit)
+        source = source_with(**{"experiment_params.seed": seed, "optimizer.lr": 0.5})
+        write_branch(tmp_path, f"b{seed}", [70 + seed], [0.5], seed, source, reinit)
+    groups = {group.label: list(points(group, "final_test_acc")["mean"]) for group in groups_of(tmp_path)}
+    assert groups == {"ticket of lr 0.1": [80.5], "ticket of lr 0.5": [70.5]}
+
+
+def test_branches_of_other_files_are_other_lines(tmp_path):
+    for name, digest in (("x.pt", "1" * 64), ("y.pt", "2" * 64)):
+        source = {"source": f"/somewhere/{name}", "sha256_of_file": digest}
+        write_branch(tmp_path, name[0], [80], [0.5], source=source, ticket={"weights": "final", "level": -1})
+    assert {group.label for group in groups_of(tmp_path)} == {"ticket of x.pt 11111111", "ticket of y.pt 22222222"}
+
+
+def test_branches_of_one_seed_from_sources_of_other_seeds_are_replicates(tmp_path):
+    for seed in (0, 1, 2):
+        source = source_with(**{"experiment_params.seed": seed})
+        write_branch(tmp_path, f"b{seed}", [80 + seed], [0.5], 5, source)
+    (group,) = groups_of(tmp_path)
+    assert list(group.frame["seed"]) == ["5 of 0", "5 of 1", "5 of 2"]
+    assert points(group, "final_test_acc")[["mean", "seeds"]].to_numpy().tolist() == [[81, 3]]
+    write_branch(tmp_path, "again", [80], [0.5], 5, source)
+    with pytest.raises(DataError, match="same experiment with the same seed 5 of 2"):
+        groups_of(tmp_path)
 
 
 def test_a_branch_that_has_not_noted_its_ticket_is_named(tmp_path):

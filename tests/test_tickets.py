@@ -112,6 +112,34 @@ def test_reinit_is_never_the_weights_of_init(source):
     assert all(torch.equal(again[name], seen[0][name]) for name in again)
 
 
+def test_reinit_of_a_reinit_is_not_the_same_again(source, forks):
+    """With the same seed, and also of a branch of it that kept its weights."""
+    changed = {"ticket_params.source": "source", "ticket_params.weights": "reinit"}
+    once = forks("once", **ONE_LEVEL, **changed)
+    kept = forks("kept", **ONE_LEVEL, **{"ticket_params.source": "once"})
+    init = once.checkpoint("init")
+    assert torch.equal(kept.checkpoint("init")["fc1.weight"], init["fc1.weight"])
+    for run in (once, kept):
+        for place in (run.path.name, run.path / "checkpoints" / "model_level_0.pt"):
+            _, state = taken(source.path.parent, place, weights="reinit")
+            masked = state["fc1.weight_mask"]
+            assert (state["fc1.weight"] == init["fc1.weight"])[masked].float().mean() < 1e-3
+    signs = taken(source.path.parent, "once", weights="init_signs")[1]["fc1.weight"]
+    assert (signs.abs() == init["fc1.weight"].abs())[init["fc1.weight_mask"]].float().mean() < 1e-3
+
+
+def test_what_differs_or_has_no_effect_is_noted(source, capsys):
+    folder = source.path.parent
+    taken(folder, mask="none", level=1)
+    assert "ticket_params.level: 1 has no effect: mask is none" in capsys.readouterr().err
+    taken(folder, weights="rewind", level=1)
+    assert capsys.readouterr().err == ""
+    changes = {"optimizer.lr": 0.05, "experiment_params.epochs_per_level": 4, "optimizer.beta1": 0.5}
+    taken(folder, weights="rewind", level=1, **changes)
+    err = capsys.readouterr().err
+    assert "with other options: optimizer.lr 0.05 (there 0.1), experiment_params.epochs_per_level 4 (there 2)" in err
+
+
 def test_signs_and_sizes(source):
     folder, init, final = source.path.parent, source.checkpoint("init"), source.checkpoint("level_2")
     reinit = taken(folder, weights="reinit")[1]

@@ -54,7 +54,7 @@ class SingleProcess:
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
-        check_points(cfg, self.steps)
+        check_points(cfg, self.steps, self.ticket.first_step if self.ticket else 0)
         self.points = points_of(cfg, self.steps)
 
     def run_levels(self, run: Run) -> None:

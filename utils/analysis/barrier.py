@@ -17,7 +17,7 @@ Batches = Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
-class Point:
+class PlaceOnLine:
     """A network on the line.
 
     Attributes:
@@ -52,7 +52,7 @@ def alphas(points: int) -> list[float]:
 
 def along_line(
     model: nn.Module, a: State, b: State, places: Iterable[float], images: Batches, statistics: Batches | None
-) -> Iterator[Point]:
+) -> Iterator[PlaceOnLine]:
     """Evaluates (1 - alpha) * a + alpha * b at each place; the model is left at the last one, in evaluation mode.
 
     Args:
@@ -66,7 +66,7 @@ def along_line(
         model.load_state_dict(interpolated(a, b, alpha))
         if statistics is not None:
             recompute_statistics(model, statistics())
-        yield Point(alpha, *evaluate(model, images()))
+        yield PlaceOnLine(alpha, *evaluate(model, images()))
 
 
 def interpolated(a: State, b: State, alpha: float) -> State:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness_params import SCHEMA
 from utils.analysis.sources import Pair
+from utils.errors import ConfigError
 from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry
 from utils.pruning.methods import NO_METHOD
@@ -30,6 +32,28 @@ class Branch:
 def branches(steps: Sequence[int], levels: Sequence[int], data_seeds: Sequence[int]) -> list[Branch]:
     """Every combination."""
     return [Branch(*values) for values in itertools.product(steps, levels, data_seeds)]
+
+
+def check_branches(run: Path, steps: Sequence[int], data_seeds: Sequence[int]) -> None:
+    """Checks that the run has kept the steps, and that the seeds are seeds.
+
+    Raises:
+        ConfigError: one fault per option.
+    """
+    faults, names = [], [path.stem.removeprefix("model_step_") for path in run.glob("checkpoints/model_step_*.pt")]
+    kept = sorted(int(name) for name in names if name.isdecimal())
+    if missing := [step for step in steps if step not in kept]:
+        has = f"those that {run} has kept (prune_params.save_steps): {', '.join(map(str, kept)) or 'none'}"
+        faults.append(f"--steps: {missing[0]} is not allowed: {has}")
+    option = SCHEMA.find("experiment_params.data_seed")
+    assert option is not None
+    for seed in data_seeds:
+        try:
+            option.checker.check(seed)
+        except ValueError:
+            faults.append(f"--data_seeds: {seed} is not allowed: {option.checker.help()}")
+    if faults:
+        raise ConfigError(faults)
 
 
 def branch_grid(

@@ -1,6 +1,6 @@
 """Figures of utils/analyze.py, in the style of those of utils/plot_results.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,21 @@ def over_repetitions(frame: pd.DataFrame, column: str, keys: Sequence[str]) -> p
     return by.agg(mean="mean", least="min", largest="max", seeds="count").reset_index()
 
 
+def lines_against_density(frame: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(recipe, its points, densest first: density, mean, least, largest, seeds). A point is one density of a recipe.
+
+    Args:
+        frame: its columns recipe, start, level and density say which rows are repetitions of one point.
+    """
+    by = frame.groupby(["recipe", "start", "level"], sort=False)
+    found = by.agg(
+        density=("density", "mean"), mean=(column, "mean"), least=(column, "min"), largest=(column, "max"),
+        seeds=(column, "count"),
+    ).reset_index()  # fmt: skip
+    for recipe, line in found.groupby("recipe", sort=False):
+        yield str(recipe), line.sort_values("density", ascending=False)
+
+
 def repetitions_note(numbers: pd.Series, what: str = "pair") -> str:
     """Head of a legend: over how many pairs or runs lines and bands are."""
     least, most = int(numbers.min()), int(numbers.max())
@@ -44,10 +59,13 @@ def repetitions_note(numbers: pd.Series, what: str = "pair") -> str:
 
 
 def draw_overlap(frame: pd.DataFrame) -> Figure:
-    """Intersection over union by layer, a line per level; above it, for several levels, against density.
+    """Intersection over union by layer, a line per recipe and level; above it, for several levels, against density.
 
     Args:
-        frame: rows of `overlap`: a, b, level, density_a, density_b and those of `overlap_rows`.
+        frame: rows of `overlap`: a, b, level, density_a, density_b and those of `overlap_rows`; recipe and start.
+
+    Raises:
+        ConfigError: too many recipes for one figure.
     """
     frame = frame.assign(density=(frame["density_a"] + frame["density_b"]) / 2)
     whole = frame[frame["layer"] == WHOLE]
@@ -56,33 +74,48 @@ def draw_overlap(frame: pd.DataFrame) -> Figure:
             figure, below = _panels(frame, 1)
         else:
             figure, (above, below) = _panels(frame, 2)
-            levels = whole.groupby("level")["density"].mean()
-            seen = over_repetitions(whole, "iou", ["level"])
-            mean_line(above, 100 * levels, seen, label=f"masks, {repetitions_note(seen['seeds'])}", **line_style(0))
-            for place, (column, label) in enumerate(RANDOM.items(), start=1):
-                values = whole.groupby("level")[column].mean()
-                above.plot(100 * levels, values, color=line_style(place)["color"], linestyle=":", label=label)
-            density_axis(above, float(levels.min()))
-            above.set(ylabel="Intersection over union", ylim=(0, 1.03))
-            above.legend()
+            _overlap_against_density(above, whole)
         _by_layer(figure, below, frame, "iou", "layerwise_iou")
         below.set(ylabel="Intersection over union", ylim=(0, 1.03))
     return figure
+
+
+def _overlap_against_density(ax: Axes, whole: pd.DataFrame) -> None:
+    recipes = _recipes(whole)
+    for place, (recipe, line) in enumerate(lines_against_density(whole, "iou")):
+        name = f"{recipe}: " if len(recipes) > 1 else ""
+        note = repetitions_note(line["seeds"])
+        mean_line(ax, 100 * line["density"], line, label=f"{name}masks, {note}", **line_style(place))
+    for number, (column, label) in enumerate(RANDOM.items(), start=1):
+        for place, (_, line) in enumerate(lines_against_density(whole, column)):
+            colour = line_style(place if len(recipes) > 1 else number)["color"]
+            # Of several recipes, each in the colour of its masks; a label with an underscore is not in the legend.
+            shown = label if place == 0 else "_"
+            ax.plot(100 * line["density"], line["mean"], color=colour, linestyle=(":", "-.")[number - 1], label=shown)
+    density_axis(ax, float(whole["density"].min()))
+    ax.set(ylabel="Intersection over union", ylim=(0, 1.03))
+    ax.legend()
+
+
+def _recipes(frame: pd.DataFrame) -> list[str]:
+    found = list(frame["recipe"].drop_duplicates())
+    check_lines(len(found), FEWER)
+    return found
 
 
 RANDOM = {"random_iou": "random masks", "layerwise_iou": "random in each layer"}
 
 
 def draw_signs(frame: pd.DataFrame) -> Figure:
-    """Share of the kept weights with the sign of the initial ones, by layer, a line per level.
+    """Share of the kept weights with the sign that they had at the start of the run, by layer, a line per level.
 
     Args:
         frame: rows of `signs`: level, density and those of `sign_rows`.
     """
     with plt.style.context(STYLE):
         figure, ax = _panels(frame, 1)
-        _by_layer(figure, ax, frame, "share_init")
-        ax.set_ylabel("Kept weights with their initial sign")
+        _by_layer(figure, ax, frame.assign(recipe="", start=1.0), "share_init")
+        ax.set_ylabel("Kept weights with their sign at the start of the run")
     return figure
 
 
@@ -92,16 +125,23 @@ def _panels(frame: pd.DataFrame, rows: int):
 
 
 def _by_layer(figure: Figure, ax: Axes, frame: pd.DataFrame, column: str, expected: str = "") -> None:
-    """A line per level, the mean over pairs, coloured by the network's density; dots at what is expected."""
-    levels = frame[frame["layer"] == WHOLE].groupby("level")["density"].mean()
-    layers = frame[frame["layer"] != WHOLE]
+    """A line per recipe and level, the mean over pairs, coloured by the network's density; dashes: what is expected."""
+    keys = ["recipe", "start", "level"]
+    densities = frame[frame["layer"] == WHOLE].groupby(keys, sort=False)["density"].mean()
+    recipes, layers = _recipes(frame), frame[frame["layer"] != WHOLE]
     names = list(layers["layer"].drop_duplicates())
-    colours = level_colours(figure, ax, list(levels))
-    for colour, level in zip(colours, levels.index):
-        means = layers[layers["level"] == level].groupby("layer", sort=False)
-        ax.plot(means[column].mean().to_numpy(), color=colour, marker=".", linewidth=1.1)
+    rows = dict(iter(layers.groupby(keys, sort=False)))
+    named: set[str] = set()
+    for colour, key in zip(level_colours(figure, ax, list(densities)), densities.index):
+        means, style = rows[key].groupby("layer", sort=False), line_style(recipes.index(key[0]))
+        more = {} if key[0] in named or len(recipes) == 1 else {"label": key[0]}
+        named.add(key[0])
+        marker = style["marker"] if len(recipes) > 1 else "."
+        ax.plot(means[column].mean().to_numpy(), color=colour, marker=marker, linewidth=1.1, **more)
         if expected:
             ax.plot(means[expected].mean().to_numpy(), color=colour, marker="_", linestyle="none", markersize=9)
+    if len(recipes) > 1:
+        ax.legend()
     layer_ticks(ax, names, "; dashes: random masks of these densities" if expected else "")
 
 
@@ -113,28 +153,34 @@ def draw_costs(frame: pd.DataFrame) -> Figure:
     """
     with plt.style.context(STYLE):
         figure, ax = _panels(frame, 1)
-        _by_layer(figure, ax, frame, "kept_multiply_adds")
+        _by_layer(figure, ax, frame.assign(recipe="", start=1.0), "kept_multiply_adds")
         ax.set_yscale("symlog")
         ax.set_ylabel("Multiply-adds of kept weights, per image")
     return figure
 
 
 def draw_drop(frame: pd.DataFrame) -> Figure:
-    """Test accuracy against density: right after pruning, and after training.
+    """Test accuracy against density, right after pruning and after training: two lines per recipe.
 
     Args:
-        frame: rows of `drop`: run, level, density, pruned_test_acc, final_test_acc.
+        frame: rows of `drop`: run, level, density, pruned_test_acc, final_test_acc; recipe and start.
+
+    Raises:
+        ConfigError: too many recipes for one figure.
     """
     shown = {"final_test_acc": "after training", "pruned_test_acc": "right after pruning"}
+    several, counts = len(_recipes(frame)) > 1, []
     with plt.style.context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        levels = frame.groupby("level")["density"].mean()
-        for place, (column, label) in enumerate(shown.items()):
-            line = over_repetitions(frame, column, ["level"])
-            mean_line(ax, 100 * levels, line, label=label, **line_style(place))
-        density_axis(ax, float(levels.min()))
+        for number, (column, label) in enumerate(shown.items()):
+            for place, (recipe, line) in enumerate(lines_against_density(frame, column)):
+                style = line_style(place) | ({"linestyle": ":"} if number else {}) if several else line_style(number)
+                name = f"{recipe}, {label}" if several else label
+                mean_line(ax, 100 * line["density"], line, label=name, **style)
+                counts.append(line["seeds"])
+        density_axis(ax, float(frame["density"].min()))
         ax.set_ylabel("Test accuracy (%)")
-        legend_beside(figure, ax, repetitions_note(line["seeds"], "run"))
+        legend_beside(figure, ax, repetitions_note(pd.concat(counts), "run"))
     return figure
 
 
@@ -145,7 +191,7 @@ def draw_barriers(frame: pd.DataFrame) -> Figure:
     """Error barrier against density where there are several levels; otherwise error and loss along the lines.
 
     Args:
-        frame: rows of `utils.analysis.lines.measured`.
+        frame: rows of `utils.analysis.lines.measured`; recipe and start.
 
     Raises:
         ConfigError: too many lines for one figure.
@@ -208,14 +254,16 @@ def draw_stability(frame: pd.DataFrame) -> Figure:
 
 
 def _against_density(frame: pd.DataFrame) -> Figure:
-    found = barriers_of(frame)
+    found, counts = barriers_of(frame, ["recipe", "start"]), []
+    several = len(_recipes(found)) > 1
     with plt.style.context(STYLE):
         figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-        levels = found.groupby("level")["density"].mean()
-        line = over_repetitions(found, "error_barrier", ["level"])
-        mean_line(ax, 100 * levels, line, label="error barrier", **line_style(0))
-        density_axis(ax, float(levels.min()))
+        for place, (recipe, line) in enumerate(lines_against_density(found, "error_barrier")):
+            label = recipe if several else "error barrier"
+            mean_line(ax, 100 * line["density"], line, label=label, **line_style(place))
+            counts.append(line["seeds"])
+        density_axis(ax, float(found["density"].min()))
         ax.set_ylabel("Error barrier (percentage points)")
         ax.set_ylim(bottom=0)
-        legend_beside(figure, ax, repetitions_note(line["seeds"]))
+        legend_beside(figure, ax, repetitions_note(pd.concat(counts)))
     return figure

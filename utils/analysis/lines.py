@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from utils.analysis.barrier import Point, State, along_line, alphas, barrier, with_masks
+from utils.analysis.barrier import PlaceOnLine, State, along_line, alphas, barrier, with_masks
 from utils.analysis.command import progress_bar
 from utils.analysis.networks import Bench
 from utils.analysis.sources import Pair
@@ -69,7 +69,7 @@ def _checked(bench: Bench, pair: Pair, options: LineOptions) -> tuple[State, Sta
     return with_masks(*pair.states, pair.labels, options.union)
 
 
-def _rows(pair: Pair, density: float, line: Sequence[Point]) -> list[Row]:
+def _rows(pair: Pair, density: float, line: Sequence[PlaceOnLine]) -> list[Row]:
     first = {"a": pair.names[0], "b": pair.names[1], "level": pair.level, "density": density}
     last = {
         "loss_barrier": barrier([point.loss for point in line]),

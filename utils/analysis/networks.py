@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness_params import SCHEMA, Config, make_config
+from harness_params import Config, make_config
 from utils.analysis.barrier import Batches, whole_batches
 from utils.analysis.sources import Source
 from utils.config.sources import read_yaml
@@ -22,8 +22,8 @@ from utils.training.hardware import configure_kernels
 
 # What the runs of one analysis must have in common: the network and its images.
 SHARED = (
-    "model_params.model_name", "model_params.blurpool", "dataset.dataset_name", "dataset.num_classes",
-    "dataset.resolution", "dataset.eval_resolution", "dataset.validation_images",
+    "model_params.model_name", "model_params.model_args", "model_params.blurpool", "dataset.dataset_name",
+    "dataset.num_classes", "dataset.resolution", "dataset.eval_resolution", "dataset.validation_images",
 )  # fmt: skip
 
 
@@ -34,12 +34,14 @@ class Bench:
     Attributes:
         model: in evaluation mode, on the GPU if there is one.
         data: its loaders; training images are not augmented.
-        cfg: the config of the sources, as `plain` changes it.
+        cfg: the config of network and images, as `plain` changes it.
+        own: {path of a source: its own config, unchanged}.
     """
 
     model: nn.Module
     data: Data
     cfg: Config
+    own: dict[Path, Config]
 
     def images(self, split: str, at_least: int = 0) -> Batches:
         """The batches of ``test``, ``validation`` or ``train`` images; training images in one fixed random order.
@@ -68,33 +70,50 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
         ConfigError: no config is known for a checkpoint, or --config is faulty.
         DataError: the sources have different networks or data; the images are missing or damaged.
     """
-    cfg = plain(common_config(sources, config, data_root is not None), data_root)
+    own = own_configs(sources, config)
+    cfg = plain(common_config(sources, list(own.values()), data_root is not None), data_root)
     configure_kernels(deterministic=False)
     torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
     share_out_threads(1, cfg.dist_params.threads)
     model, data = build_network(cfg)
     with contextlib.closing(data):
-        yield Bench(model, data, cfg)
+        yield Bench(model, data, cfg, own)
 
 
-def common_config(sources: Sequence[Source], config: str | None, moved: bool = False) -> Config:
-    """The config of the sources, which have the network and the images in common.
+def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Config]:
+    """{path of a source: the config of its run}.
 
     Args:
         config: the file of --config, which stands for checkpoints that lie in no run.
-        moved: whether another folder of images is given.
 
     Raises:
-        ConfigError, DataError: as `open_bench`.
+        ConfigError: no config is known for a checkpoint, or --config is faulty or has no effect.
+        DataError: the config of a run is missing or damaged.
     """
     if config is not None and all(source.run for source in sources):
         raise ConfigError(f"--config: {config} has no effect: each source lies in a run, which has its own config")
-    found = []
+    found = {}
     for source in sources:
         if source.run is None and config is None:
             raise ConfigError(f"--config: {source.path} lies in no run: a config with its network and data is expected")
-        found.append((source.name, saved_config(source.run) if source.run else _read_config(str(config))))
-    (name, first), *others = found
+        found[source.path] = saved_config(source.run) if source.run else _read_config(str(config))
+    return found
+
+
+def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool = False) -> Config:
+    """One config for all sources, which have the network and the images in common; their order does not matter.
+
+    Its batches are the largest of theirs, and the incomplete last one is dropped if a source drops it. It has as many
+    epochs as the longest of them: the last epoch gives training images their order and final size.
+
+    Args:
+        own: the config of each source.
+        moved: whether another folder of images is given.
+
+    Raises:
+        DataError: the sources have different networks or data.
+    """
+    (name, first), *others = [(source.name, cfg) for source, cfg in zip(sources, own, strict=True)]
     for other, cfg in others:
         for path in SHARED:
             if first.value(path) != cfg.value(path):
@@ -103,7 +122,12 @@ def common_config(sources: Sequence[Source], config: str | None, moved: bool = F
                 )
         if not moved and data_files(first) != data_files(cfg):
             raise DataError(f"{name} and {other} have images in different folders; --data_root says which to take")
-    return first
+    batches = {
+        "batch_size": max(cfg.dataset.batch_size for cfg in own),
+        "drop_last": any(c.dataset.drop_last for c in own),
+    }
+    epochs = max(cfg.experiment_params.epochs_per_level for cfg in own)
+    return first.replace({"dataset": batches, "experiment_params": {"epochs_per_level": epochs}})
 
 
 def _read_config(file: str) -> Config:
@@ -120,11 +144,9 @@ def plain(cfg: Config, data_root: str | None = None) -> Config:
     """The config for analysis: one process, images without augmentation, in an order that no seed of a run decides."""
     changes: dict = {
         "dataset": {"augment": "none", "alternate_flip": False, "download": False},
-        "experiment_params": {"seed": 0},
+        "experiment_params": {"seed": 0, "data_seed": -1},
         "dist_params": {"distributed": False},
     }
-    if SCHEMA.find("experiment_params.data_seed"):
-        changes["experiment_params"]["data_seed"] = -1
     if data_root is not None:
         changes["dataset"]["data_root"] = str(Path(data_root))
     return cfg.replace(changes)

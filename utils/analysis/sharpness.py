@@ -8,7 +8,7 @@ largest eigenvalue by power iteration and the trace by Hutchinson's estimator, a
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,8 @@ class Hessian:
 
     Args:
         model: with its masks, if it has any; it is copied.
-        batches: (images, labels) on the model's device; read once per product, whose memory is that of one batch.
+        batches: gives (images, labels) on the model's device, the same ones at each call; called once per product,
+            whose memory is that of one batch.
         dtype: of the computation; float64 makes small eigenvalues and tight tolerances meaningful.
         label_smoothing: of the loss.
 
@@ -69,11 +70,11 @@ class Hessian:
     def __init__(
         self,
         model: nn.Module,
-        batches: Sequence[Batch],
+        batches: Callable[[], Iterable[Batch]],
         dtype: torch.dtype = torch.float32,
         label_smoothing: float = 0.0,
     ):
-        self.images = sum(len(labels) for _, labels in batches)
+        self.images = sum(len(labels) for _, labels in batches())
         if not self.images:
             raise ValueError("the Hessian of a training loss needs at least one image")
         self.model, self.batches = copy.deepcopy(model).to(dtype), batches
@@ -92,7 +93,7 @@ class Hessian:
         inside = [v * free for v, free in zip(vector, self.free)]
         total = [torch.zeros_like(param) for param in self.params]
         with scoring(self.model):
-            for images, labels in self.batches:
+            for images, labels in self.batches():
                 logits = self.model(images.to(self.dtype))
                 loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.smoothing) / self.images
                 if not loss.isfinite():

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import ConfigError, DataError, RunError
+from utils.errors import ConfigError, DataError
 from utils.plots.runs import find_runs
-from utils.runs.loading import State, finished_levels, level_checkpoint, read_state, run_of
+from utils.runs.loading import State, chosen_level, finished_levels, level_checkpoint, read_state, run_of
+from utils.runs.records import saved_ticket
 
 CHECKPOINT = -1  # in place of a level's number where checkpoints are named
 
@@ -83,10 +84,16 @@ def find_sources(words: Sequence[str]) -> list[Source]:
 
 
 def _short_names(places: Sequence[Path]) -> list[str]:
-    """Paths from the folder that all of them share, without what says nothing: checkpoints/model_ and .pt."""
+    """Paths from the folder that all of them share, each once; of a .pt file without checkpoints/, model_ and .pt."""
     folder = Path(os.path.commonpath([place.parent for place in places]))
-    names = [str(place.relative_to(folder)).replace("checkpoints/", "") for place in places]
-    return [name.replace("model_", "").removesuffix(".pt") for name in names]
+    whole = [place.relative_to(folder) for place in places]
+    names = [str(_shortened(path)) if path.suffix == ".pt" else str(path) for path in whole]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(whole, names)]
+
+
+def _shortened(file: Path) -> Path:
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    return folder / (file.stem.removeprefix("model_") or file.stem)
 
 
 def find_pairs(words: Sequence[str]) -> list[Source]:
@@ -97,7 +104,7 @@ def find_pairs(words: Sequence[str]) -> list[Source]:
     """
     sources = find_sources(words)
     if len(sources) < 2:
-        raise ConfigError(f"{sources[0].path}: one alone has no pair: name two or more runs, or checkpoints")
+        raise ConfigError(f"{sources[0].path}: only one is named: two or more runs, or checkpoints, are compared")
     return sources
 
 
@@ -133,13 +140,31 @@ def common_levels(sources: Sequence[Source], asked: Sequence[int] | None = None)
         if asked is not None:
             raise ConfigError("--levels: only for runs: a checkpoint is one level")
         return [CHECKPOINT]
-    finished = {source.path: finished_levels(source.path) for source in sources}
-    for path, levels in finished.items():
-        missing = [level for level in asked or [0] if level not in levels]
-        if missing:
-            raise RunError(f"{path}: level {missing[0]} is not finished")
-    shared = set.intersection(*(set(levels) for levels in finished.values()))
+    for source in sources:
+        for level in asked or [0]:
+            chosen_level(source.path, level)
+    shared = set.intersection(*(set(finished_levels(source.path)) for source in sources))
     return sorted(shared if asked is None else asked)
+
+
+def notes_on_levels(sources: Sequence[Source], levels: Sequence[int], asked: Sequence[int] | None) -> list[str]:
+    """The note that some runs have finished more levels than are compared, where nobody has asked for fewer."""
+    if asked is not None or not sources[0].is_run:
+        return []
+    longer = [source.name for source in sources if len(finished_levels(source.path)) > len(levels)]
+    shared = "level 0 alone is" if len(levels) == 1 else f"levels 0 to {levels[-1]} are"
+    return [f"only {shared} finished in every run; {', '.join(longer)} has more"] if longer else []
+
+
+def notes_on_tickets(sources: Sequence[Source]) -> list[str]:
+    """A note for each run that began with a ticket: there, the start of the run is no fresh initialization."""
+    notes = []
+    for source in sources:
+        ticket = saved_ticket(source.path)
+        if ticket:
+            taken = f"weights {ticket['weights']}, mask {ticket['mask']} of {ticket['source']}"
+            notes.append(f"{source.name} began with a ticket ({taken}): its start is that, no fresh initialization")
+    return notes
 
 
 def pairs(sources: Sequence[Source], levels: Sequence[int]) -> Iterator[Pair]:

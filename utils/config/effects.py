@@ -10,7 +10,7 @@ from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
 IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
-# The others draw lots.
+# The other methods choose weights at random.
 SCORED = [name for name, method in METHODS.items() if method.score != "random_scores"]
 # Methods in rounds look at the shape of a batch alone.
 SCORED_ON_BATCHES = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
@@ -74,10 +74,7 @@ def _in_tickets(c: Values) -> Reasons:
         return
     if t.weights != "rewind":
         yield "ticket_params.step", f"weights is {t.weights}: only rewind starts at a step of the source"
-    if t.mask == "none" and t.weights == "reinit":
-        for key in ("source", "level"):
-            yield f"ticket_params.{key}", "neither mask none nor weights reinit takes anything from it"
-    elif t.mask == "none" and t.weights in ("init", "rewind", "init_signs"):
+    if t.mask == "none" and t.weights in ("init", "rewind", "init_signs", "reinit"):
         yield "ticket_params.level", f"mask is none, and weights {t.weights} are those of every level"
 
 

@@ -36,7 +36,7 @@ def with_sources(runs: Sequence[GridRun], names: Iterable[str], reader: GridRead
             continue
         checked.append(replace(run, after=after if waits else ""))
     reader.faults += [
-        f"run {name}: its source starts from the run itself, by way of others" for name in _circles(checked)
+        f"run {name}: its source starts, through other runs, from the run itself" for name in _circles(checked)
     ]
     return checked
 

@@ -4,14 +4,14 @@ The label of a group says how it differs from the other groups of the same figur
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from utils.errors import DataError
-from utils.plots.names import AXES, METHOD, REWINDING, differing, short_paths, word
+from utils.plots.names import AXES, METHOD, OF_SOURCE, REWINDING, differing, short_paths, word
 from utils.plots.runs import SavedRun
 from utils.pruning.methods import METHODS
 from utils.runs.saved import read_csv
@@ -71,19 +71,32 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
         DataError: the runs are of different data sets; two runs are the same experiment with the same seed.
     """
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
-    members: dict[Key, list[SavedRun]] = {}
-    for run in runs:
-        left_out = AXES if run.planned == 1 and not by_start else set()
-        members.setdefault(_key(run.options, left_out), []).append(run)
-    for group in members.values():
-        _check_repeats(group)
+    members = [_told_apart(group) for group in _members(runs, by_start)]
     groups = [
         Group(label, _frame(group), tuple(group), group[0].dataset, group[0].model, _training(group[0].options))
-        for label, group in zip(_labels(list(members.values())), members.values())
+        for label, group in zip(_labels(members), members)
     ]
     names = [*REWINDING.values(), *(method.title for method in METHODS.values())]
     rank = {name: place for place, name in enumerate(names)}
     return sorted(groups, key=lambda group: rank.get(group.runs[0].method, len(rank)))
+
+
+def labels_of(runs: Sequence[SavedRun]) -> list[str]:
+    """The label of each run's group. Copies of a run, and runs of several data sets, are allowed here."""
+    members = _members(runs)
+    return [
+        next(label for label, group in zip(_labels(members), members) if any(run is member for member in group))
+        for run in runs
+    ]
+
+
+def _members(runs: Sequence[SavedRun], by_start: bool = False) -> list[list[SavedRun]]:
+    """The runs of each group, as `group_runs` wants them."""
+    members: dict[Key, list[SavedRun]] = {}
+    for run in runs:
+        left_out = AXES if run.planned == 1 and not by_start else set()
+        members.setdefault(_key(run.options, left_out), []).append(run)
+    return list(members.values())
 
 
 def _labels(members: Sequence[Sequence[SavedRun]]) -> list[str]:
@@ -111,7 +124,8 @@ def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
 def _training(options: dict[str, Any]) -> Key:
     """The options that are not about pruning: what the dense network depends on."""
     return _key(
-        options, {path for path in options if path.startswith(("prune_params.", "ticket_params."))} | {TRAINING_TYPE}
+        options,
+        {path for path in options if path.startswith(("prune_params.", "ticket_params.", OF_SOURCE))} | {TRAINING_TYPE},
     )
 
 
@@ -128,12 +142,22 @@ def _check_datasets(found: Sequence[tuple[str, str]]) -> None:
         raise DataError(f"runs of different data sets do not belong in one figure: {names}")
 
 
-def _check_repeats(runs: Sequence[SavedRun]) -> None:
+def _told_apart(runs: list[SavedRun]) -> list[SavedRun]:
+    """The runs of a group, each with a seed of its own: that of its ticket's source is added where runs share theirs.
+
+    Raises:
+        DataError: two runs have the same seeds.
+    """
+    if len({(run.seed, run.start) for run in runs}) < len(runs):
+        runs = [
+            run if run.source_seed is None else replace(run, seed=f"{run.seed} of {run.source_seed}") for run in runs
+        ]
     seen: dict[tuple[int | str, float], SavedRun] = {}
     for run in runs:
         other = seen.setdefault((run.seed, run.start), run)
         if other is not run:
             raise DataError(f"{other.path} and {run.path} are the same experiment with the same seed {run.seed}")
+    return runs
 
 
 def tidy(groups: Sequence[Group]) -> pd.DataFrame:

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness_params import SCHEMA, Config
+from harness_params import SCHEMA, Config, make_config
 from utils.config.effects import SCORED, without_effect
 from utils.config.values import Values
 from utils.pruning.methods import METHODS, initial_density
 
 Ticket = dict[str, Any]  # "ticket" of a run's environment.json
+OF_SOURCE = "source: "  # before the names of the options of a ticket's source
 
 # Options that no legend names. Where the images lie is among them: `data_files` puts it back for data without a name.
 IGNORED = frozenset(SCHEMA.paths(lambda option: not option.role.in_legends))
@@ -47,7 +48,8 @@ def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, An
 
     Args:
         ticket: what the run's ``environment.json`` says of the ticket that it started from. Its source run stands there
-            by the name of its method: sources that differ in their seed are the same.
+            by the name of its method, and by its own effective options (with `OF_SOURCE` before their names): sources
+            that differ in their seed are the same.
     """
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
     if cfg.prune_params.num_levels == 1:  # wr saves the state at k here, too, but nothing is rewound to it
@@ -64,11 +66,36 @@ def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, An
     }
     if ticket:
         options["ticket_params.source"] = source_name(ticket)
+        options |= {f"{OF_SOURCE}{path}": value for path, value in _source_options(ticket).items()}
     # IGNORED has the loader because the data set's name settles it, but for an ImageFolder: in memory its images are
     # cropped and normalised in another way.
     if cfg.dataset.dataset_name == "ImageFolder":
         options["dataset.loader"] = cfg.dataset.loader
     return options | data_files(cfg)
+
+
+def _source_options(ticket: Ticket) -> dict[str, Any]:
+    """What a ticket's source is, beside its method; a file by its content. Older runs have not noted it."""
+    if "sha256_of_file" in ticket:
+        return {"file": f"{Path(ticket['source']).name} {ticket['sha256_of_file'][:8]}"}
+    saved = ticket.get("options", {})
+    if "optimizer" not in saved:
+        return {}
+    cfg = make_config(saved)
+    options = effective_options(cfg, ticket.get("ticket"))
+    named = METHOD | (AXES if cfg.prune_params.num_levels == 1 else set())  # AXES: points of one line, as elsewhere
+    return {path: value for path, value in options.items() if path not in named}
+
+
+def source_seed(ticket: Ticket) -> int | str | None:
+    """Seed of the run that a ticket is from, with those of the runs before it; None if it is from a file."""
+    if "seed" not in ticket:
+        return None
+    before = source_seed(ticket["ticket"]) if ticket.get("ticket") else None
+    own = ticket["seed"]
+    data_seed = ticket.get("options", {}).get("experiment_params", {}).get("data_seed", -1)
+    own = own if data_seed in (-1, own) else f"{own}/{data_seed}"
+    return own if before is None else f"{own} of {before}"
 
 
 def data_files(cfg: Config) -> dict[str, str]:
@@ -151,6 +178,8 @@ def short_paths(options: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def word(path: str, value: Any) -> str:
     """An option and its value in a legend, such as 'lr 0.1', 'resnet20', 'E = 160 epochs'."""
+    if path.startswith(OF_SOURCE):
+        return f"ticket of {word(path.removeprefix(OF_SOURCE), value)}"
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, tuple):
         text = ", ".join(map(str, value)) or "by default"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness_params import Config
 from utils.errors import DataError, RunError
-from utils.plots.names import effective_options, method_name
+from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
 from utils.runs.records import saved_ticket
 from utils.runs.saved import is_run, read_summary, saved_config
@@ -27,6 +27,7 @@ class SavedRun:
         options: {section.key: value} of what defines the experiment, without options that have no effect.
         method: name of its pruning method.
         summary: its summary.csv.
+        source_seed: seed of the run that its ticket is from; None without one.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class SavedRun:
     options: dict[str, Any]
     method: str
     summary: pd.DataFrame
+    source_seed: int | str | None = None
 
 
 def find_runs(paths: Iterable[str]) -> list[Path]:
@@ -84,7 +86,7 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     return SavedRun(
         path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
-        effective_options(cfg, ticket), method_name(cfg, ticket), summary,
+        effective_options(cfg, ticket), method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
     )  # fmt: skip
 
 

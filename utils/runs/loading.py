@@ -14,7 +14,7 @@ from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import DataError, RunError
-from utils.runs.saved import is_run, read_csv, read_summary, saved_config
+from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load
 from utils.training.setup import build_model
@@ -96,11 +96,6 @@ def chosen_level(run: Path, level: int) -> int:
     if level != -1 and level not in levels:
         raise RunError(f"{run}: level {level} is not finished; levels 0 to {levels[-1]} are")
     return levels[-1] if level == -1 else level
-
-
-def finished_levels(run: Path) -> list[int]:
-    """The levels in a run's summary. Errors as `read_summary`."""
-    return [int(level) for level in read_summary(run)["level"]]
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -41,11 +41,14 @@ def points_of(cfg: Config, steps_per_epoch: int) -> dict[int, list[str]]:
     return points
 
 
-def check_points(cfg: Config, steps_per_epoch: int) -> None:
+def check_points(cfg: Config, steps_per_epoch: int, first_step: int = 0) -> None:
     """Check before training that level 0 has every step of `points_of`.
 
+    Args:
+        first_step: at which level 0 begins; above 0 for a ticket with weights ``rewind``.
+
     Raises:
-        ConfigError: a step lies beyond level 0, or nothing would be left to train after ``rewind_step``.
+        ConfigError: a step lies before or beyond level 0, or nothing would be left to train after ``rewind_step``.
     """
     p, e = cfg.prune_params, cfg.experiment_params
     steps = e.epochs_per_level * steps_per_epoch
@@ -55,6 +58,13 @@ def check_points(cfg: Config, steps_per_epoch: int) -> None:
         faults.append(fault("prune_params.rewind_step", p.rewind_step, f"less than {of_level}"))
     if any(step > steps for step in p.save_steps):
         faults.append(fault("prune_params.save_steps", p.save_steps, f"each at most {of_level}"))
+    if not e.resume_expt_name:
+        begins = f"level 0 begins at step {first_step}, where the ticket was taken"
+        if any(step < first_step for step in p.save_steps):
+            faults.append(fault("prune_params.save_steps", p.save_steps, f"none before {first_step}: {begins}"))
+        if e.training_type == "wr" and rewind_step(cfg, steps_per_epoch) < first_step:
+            key = "rewind_step" if p.rewind_step else "rewind_epoch"
+            faults.append(fault(f"prune_params.{key}", getattr(p, key), f"at least step {first_step}: {begins}"))
     if faults:
         raise ConfigError(faults)
 

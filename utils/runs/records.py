@@ -17,3 +17,10 @@ def saved_ticket(run: Path) -> dict[str, Any] | None:
         return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def redraws(ticket: dict[str, Any] | None) -> int:
+    """How often weights were drawn anew on the way to a run: by its ticket, its source's ticket, and so on."""
+    if not ticket:
+        return 0
+    return int(ticket["weights"] in ("reinit", "init_signs")) + redraws(ticket.get("ticket"))

@@ -38,6 +38,11 @@ def saved_config(path: Path) -> Config:
         raise DataError(f"{path}: {CONFIG_FILE}: {error.faults[0]}") from error
 
 
+def finished_levels(run: Path) -> list[int]:
+    """The levels in a run's summary. Errors as `read_summary`."""
+    return [int(level) for level in read_summary(run)["level"]]
+
+
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read a CSV that must hold `columns`; it may have more.
 

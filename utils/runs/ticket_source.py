@@ -4,20 +4,27 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness_params import Config, make_config
+from harness_params import SCHEMA, Config, make_config
 from utils.config.effects import without_effect
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError, RunError
+from utils.runs.saved import finished_levels, is_run
 from utils.runs.states import saved_states
 
 # Weights that a file can give: it holds one set of them, with no word on how they began.
-OF_A_FILE = ("final", "reinit")
+FILE_WEIGHTS = ("final", "reinit")
 # To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there, unless
 # they have no effect.
-GOES_ON = (
+SAME_AS_SOURCE = (
     "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "dataset.validation_images",
     "optimizer.optimizer_name", "optimizer.momentum", "optimizer.nesterov", "optimizer.beta1",
     "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
+)  # fmt: skip
+# Options that a branch may want to change on purpose from that step on: a note tells which are changed.
+MAY_DIFFER = (
+    *(path for path in SCHEMA.paths(lambda option: option.role.in_legends)
+      if path.startswith("optimizer.") and path not in SAME_AS_SOURCE),
+    "experiment_params.epochs_per_level", "dataset.augment", "dataset.alternate_flip",
 )  # fmt: skip
 
 
@@ -51,6 +58,14 @@ class Source:
         return self.checkpoint(f"level_{self.level}")
 
     @property
+    def run(self) -> Path | None:
+        """The run itself, or the one whose checkpoint the file is; None for a file from elsewhere."""
+        if self.cfg:
+            return self.path
+        folder = self.path.resolve().parent
+        return folder.parent if folder.name == "checkpoints" and is_run(folder.parent) else None
+
+    @property
     def has_point(self) -> bool:
         """Whether the run holds the step of level 0 to start at, or will."""
         assert self.cfg is not None
@@ -73,6 +88,8 @@ def reads_source(cfg: Config) -> bool:
     e = cfg.experiment_params
     if not e.resume_expt_name:
         return True
+    if e.resume_level:  # starts from the run's own checkpoints
+        return False
     with contextlib.suppress(RunError):  # whoever loads the states reports it
         return not saved_states(Path(e.base_dir) / e.resume_expt_name)
     return False
@@ -86,8 +103,7 @@ def find_source(cfg: Config) -> Source:
             options do not go together.
     """
     t, e = cfg.ticket_params, cfg.experiment_params
-    named, given = Path(e.base_dir) / t.source, Path(t.source)
-    path = named if named.exists() else given
+    named, given, path = Path(e.base_dir) / t.source, Path(t.source), source_path(cfg)
     own = Path(e.base_dir) / (e.resume_expt_name or e.expt_name or " ")
     if not path.exists():
         places = f"{named} or {given.absolute()}" if named.absolute() != given.absolute() else str(given)
@@ -100,14 +116,22 @@ def find_source(cfg: Config) -> Source:
     return source
 
 
+def source_path(cfg: Config) -> Path:
+    """Where ``ticket_params.source`` lies: in base_dir if it is there, else where it says."""
+    named = Path(cfg.experiment_params.base_dir) / cfg.ticket_params.source
+    return named if named.exists() else Path(cfg.ticket_params.source)
+
+
 def _file_source(cfg: Config, path: Path) -> Source:
     t = cfg.ticket_params
     faults = []
     if t.level != -1:
         faults.append(f"ticket_params.level: {t.level} is not allowed: {path} is a file, which has no levels")
     weights = "final" if t.weights == "auto" else t.weights
-    if weights not in OF_A_FILE:
-        allowed = f"{' or '.join(OF_A_FILE)}: {path} is a file, which holds one set of weights; {weights} needs a run"
+    if weights not in FILE_WEIGHTS:
+        allowed = (
+            f"{' or '.join(FILE_WEIGHTS)}: {path} is a file, which holds one set of weights; {weights} needs a run"
+        )
         faults.append(f"ticket_params.weights: {weights} is not allowed: {allowed}")
     if faults:
         raise ConfigError(faults)
@@ -124,7 +148,7 @@ def _run_source(cfg: Config, path: Path) -> Source:
         saved = make_config(values)
     except ConfigError as error:
         raise ConfigError(f"ticket_params.source: {path}: expt_config.yaml: {error.faults[0]}") from error
-    return _with_level(cfg, path, saved, finished_levels(path))
+    return _with_level(cfg, path, saved, len(finished_levels(path)))
 
 
 def _with_level(cfg: Config, path: Path, saved: Config, levels: int, planned: bool = False) -> Source:
@@ -149,17 +173,12 @@ def check_planned_source(cfg: Config, path: Path, planned: Config) -> Source:
     return source
 
 
-def finished_levels(run: Path) -> int:
-    """Number of levels of a run that have a checkpoint, from level 0 on."""
-    level = 0
-    while (run / "checkpoints" / f"model_level_{level}.pt").is_file():
-        level += 1
-    return level
-
-
 def _faults(cfg: Config, source: Source) -> list[str]:
     t = cfg.ticket_params
     faults = []
+    if t.mask == "none" and source.weights == "reinit":
+        why = "neither mask none nor weights reinit takes anything from it: leave it out"
+        faults.append(f"ticket_params.source: {t.source} is not allowed: {why}")
     if source.weights == "final" and t.mask.startswith("shuffle"):
         why = "final weights are zero where they were pruned; a shuffled mask needs weights that were not"
         faults.append(f"ticket_params.weights: {source.weights} is not allowed with ticket_params.mask {t.mask}: {why}")
@@ -180,16 +199,45 @@ def _faults(cfg: Config, source: Source) -> list[str]:
 def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
     """Level 0 goes on from a step of the source run, with its optimizer."""
     assert source.cfg is not None
+    if cfg.experiment_params.training_type == "imp" and cfg.prune_params.num_levels > 1:
+        why = f"level 0 would begin at the {source.point}, and later levels at step 0 of the schedule with its weights"
+        return [
+            "ticket_params.weights: rewind is not allowed with experiment_params.training_type imp and several levels: "
+            f"{why}; training_type wr with the same step in prune_params.rewind_step (or rewind_epoch) rewinds to it"
+        ]
     if not source.has_point:
         need = "training_type wr" if source.step == -1 else f"{source.step} in prune_params.save_steps"
         return [
             f"ticket_params.weights: rewind is not allowed: {source.path} has no {source.point}: it needs {need} there"
         ]
-    faults = []
-    unused = {path for config in (cfg, source.cfg) for path, _ in without_effect(config, config.schema)}
-    for path in GOES_ON:
+    faults, unused = [], _unused(cfg, source.cfg)
+    for path in SAME_AS_SOURCE:
         here, there = cfg.value(path), source.cfg.value(path)
         if here != there and path not in unused:
             why = f"it is {there!r} in {source.path}, from whose {source.point} level 0 goes on"
             faults.append(f"{path}: {here!r} is not allowed: {why}")
     return faults
+
+
+def _unused(*configs: Config) -> set[str]:
+    """Options that have no effect in one of the configs."""
+    return {path for cfg in configs for path, _ in without_effect(cfg, cfg.schema)}
+
+
+def notes_on(cfg: Config, source: Source) -> list[tuple[str, str]]:
+    """(option, note) of what has no effect with this source, or differs from it and may do so on purpose."""
+    t, notes = cfg.ticket_params, []
+    if source.cfg and t.mask == "none" and t.weights == "auto" and t.level != -1:
+        why = "mask is none, and weights auto are init of a run: the same at every level"
+        notes.append(("level", f"{t.level} has no effect: {why}"))
+    if source.cfg and source.weights == "rewind":
+        unused = _unused(cfg, source.cfg)
+        changes = [
+            f"{path} {cfg.value(path)} (there {source.cfg.value(path)})"
+            for path in MAY_DIFFER
+            if path not in unused and cfg.value(path) != source.cfg.value(path)
+        ]
+        if changes:
+            where = f"the {source.point} of {source.path}"
+            notes.append(("weights", f"level 0 goes on from {where} with other options: {', '.join(changes)}"))
+    return notes

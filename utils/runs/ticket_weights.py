@@ -8,8 +8,8 @@ Weights; "the rest" are the parameters without masks (biases, BatchNorm) and the
   mask (Frankle et al. 2020), except for the order of the images, which depends on the number of the level.
 - ``final``: both as at the end of the level; or as in the file.
 - ``reinit``: the network's own initialization, drawn anew, weights and the rest: the mask alone is taken, as in the
-  reinitialization experiment of Frankle & Carbin 2019. Drawn from the seed and a constant, so never the weights of
-  init, not with the same seed either.
+  reinitialization experiment of Frankle & Carbin 2019. Drawn from the seed, a constant, and how often the source's own
+  weights were drawn anew before: never the weights of init, also with the same seed, also of a branch of a branch.
 - ``init_signs``: sizes and the rest of ``reinit``; each masked weight has the sign that it has in ``init``
   ("reinit, constant sign" of Zhou et al. 2019).
 - ``final_signs``: sizes and the rest of ``init``; each masked weight has the sign that it has in ``final``.
@@ -31,6 +31,7 @@ from utils.conv_type import MASK_SUFFIX, density_of
 from utils.data.loaders import Data
 from utils.errors import ConfigError
 from utils.runs.points import Point
+from utils.runs.records import redraws, saved_ticket
 from utils.runs.ticket_files import NetworkFiles, State
 from utils.runs.ticket_source import Source
 from utils.seeds import stable_seed
@@ -52,7 +53,7 @@ class TicketReader:
         self.cfg, self.data, self.source, self.point = cfg, data, source, point
         self.files = NetworkFiles(model)
 
-    def take(self) -> tuple[dict[str, Tensor], State]:
+    def read(self) -> tuple[dict[str, Tensor], State]:
         """(masks, all weights and statistics), as ``ticket_params`` asks for them."""
         masks, weights = self._masks(), self.source.weights
         if weights == "reinit":
@@ -89,7 +90,9 @@ class TicketReader:
 
     def _fresh(self) -> State:
         """The network's own initialization, drawn anew."""
-        return self._drawn(self.cfg, stable_seed(self.cfg.experiment_params.seed, REINIT_DRAWS))
+        before = redraws(saved_ticket(self.source.run)) if self.source.run else 0
+        depth = [before] if before else []  # with none before, the seed of runs that know no depth
+        return self._drawn(self.cfg, stable_seed(self.cfg.experiment_params.seed, REINIT_DRAWS, *depth))
 
     def _drawn(self, cfg: Config, seed: int) -> State:
         with torch.random.fork_rng(devices=[]):
@@ -118,7 +121,10 @@ class TicketReader:
         return {name: drawn[name] for name in weights}
 
     def _signed(self, sizes: State, signs: State) -> State:
-        """Sizes and the rest of one state, signs of the masked weights of another; the sign of zero is plus."""
+        """Sizes and the rest of one state, signs of the masked weights of another.
+
+        The sign of a zero is its sign bit: plus for 0.0, minus for the -0.0 that a product with a mask may leave.
+        """
         return {**sizes, **{name: sizes[name].abs().copysign(signs[name]) for name in self.files.masked}}
 
     def _checked(self, state: State, masks: dict[str, Tensor], file: Path) -> State:

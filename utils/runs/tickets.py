@@ -18,7 +18,7 @@ from utils.pruning_utils import dead_layers
 from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
 from utils.runs.records import environment_file, saved_ticket
 from utils.runs.ticket_files import State
-from utils.runs.ticket_source import Source, find_source, reads_source
+from utils.runs.ticket_source import Source, find_source, notes_on, reads_source, source_path
 from utils.runs.ticket_weights import TicketReader, note
 
 
@@ -61,29 +61,36 @@ def start_from_ticket(cfg: Config, ctx: Context, data: Data, model: nn.Module) -
     ticket = fault = None
     if ctx.is_main:
         try:
-            ticket = _take_up(cfg, data, model)
-        except (ConfigError, RunError) as error:  # the others must learn of it before this rank leaves them waiting
-            fault = (type(error).__name__, lines_of(error))
+            ticket = _read_ticket(cfg, data, model)
+        except Exception as error:  # whatever it is, the others must learn of it before this rank leaves them waiting
+            ctx.broadcast_object((None, (type(error).__name__, lines_of(error))))
+            raise
     ticket, fault = ctx.broadcast_object((ticket, fault))
     if fault is not None:
         kind, lines = fault
-        raise KINDS[kind](lines if kind == "ConfigError" else lines[0])
+        raise KINDS.get(kind, RunError)(lines if kind == "ConfigError" else lines[0])
     ctx.broadcast_tensors(list(model.state_dict().values()))
     return ticket
 
 
-def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
+def _read_ticket(cfg: Config, data: Data, model: nn.Module) -> Ticket:
+    """The ticket, its weights and masks written into `model`; on rank 0."""
     e = cfg.experiment_params
     own = Path(e.base_dir) / e.resume_expt_name
     before = saved_ticket(own) if e.resume_expt_name else None
     if not reads_source(cfg):
         if before is None:
             raise RunError(f"{environment_file(own)} does not say what ticket the run started from")
-        return Ticket(before)
+        if not _is_moved(cfg, before):
+            return Ticket(before)
+        # Another place than the run has noted: it must hold the same. The level is the run's, not the last one there.
+        cfg = cfg.replace({"ticket_params": {"level": before["level"]}})
     source = find_source(cfg)
+    for option, text in notes_on(cfg, source):
+        note(option, text)
     point = _point(cfg, data, source) if source.weights == "rewind" else None
-    masks, state = TicketReader(cfg, data, model, source, point).take()
-    _put(model, masks, state)
+    masks, state = TicketReader(cfg, data, model, source, point).read()
+    _load_into(model, masks, state)
     step = point.step if point else 0
     record = _describe(source) | {
         "mask": cfg.ticket_params.mask,
@@ -98,11 +105,23 @@ def _take_up(cfg: Config, data: Data, model: nn.Module) -> Ticket:
         )
     if dead := dead_layers(model):
         note("mask", f"no weight is kept in {', '.join(dead)}")
-    return Ticket(record, point.optimizer if point else None)
+    return Ticket(record if before is None else before, point.optimizer if point else None)
+
+
+def _is_moved(cfg: Config, before: dict[str, Any]) -> bool:
+    """Whether the source of a resumed run is there, at another place than it has noted."""
+    path = source_path(cfg)
+    if str(path.resolve()) == before["source"]:
+        return False
+    if not path.exists():
+        note(
+            "source", f"{cfg.ticket_params.source} is not there, and is not read: the run began with {before['source']}"
+        )
+    return path.exists()
 
 
 @torch.no_grad()
-def _put(model: nn.Module, masks: dict[str, Tensor], state: State) -> None:
+def _load_into(model: nn.Module, masks: dict[str, Tensor], state: State) -> None:
     """Weights, statistics and masks into `model`, in place."""
     own = model.state_dict()
     for name, tensor in [*state.items(), *((name + MASK_SUFFIX, mask) for name, mask in masks.items())]:
@@ -111,7 +130,7 @@ def _put(model: nn.Module, masks: dict[str, Tensor], state: State) -> None:
 
 
 def _describe(source: Source) -> dict[str, Any]:
-    """The source for the record, which outlives it: of a run, also its seed, its method, its own ticket."""
+    """The source for the record, which outlives it: of a run, also its seed, its options, its own ticket."""
     record = {
         "source": str(source.path.resolve()),
         "level": source.level,
@@ -121,11 +140,7 @@ def _describe(source: Source) -> dict[str, Any]:
     if source.cfg is None:
         return {**record, "sha256_of_file": sha256(source.path)}
     e = source.cfg.experiment_params
-    method = {
-        "experiment_params": {"training_type": e.training_type},
-        "prune_params": source.cfg.to_dict()["prune_params"],
-    }
-    return {**record, "seed": e.seed, "options": method, "ticket": saved_ticket(source.path)}
+    return {**record, "seed": e.seed, "options": source.cfg.to_dict(), "ticket": saved_ticket(source.path)}
 
 
 def digest_of(model: nn.Module) -> str:

@@ -31,16 +31,17 @@ the line is the same, since a pruned weight is 0. The column density is that of 
 
 BatchNorm: `recompute` (default) sets the running mean and variance of each layer, at every alpha,
 ends included, to the mean of the batches' own statistics over --batchnorm_images training images
-(rounded up to whole batches of the run's batch size, in one fixed random order, without
-augmentation). `interpolate` mixes the saved statistics as the weights are mixed; barriers are then
-larger, since the variance of mixed activations shrinks (Jordan et al. 2023, "REPAIR"). A network
-without BatchNorm has the same barrier with both.
+(rounded up to whole batches of the runs' batch size, the largest if they differ; in one fixed
+random order, without augmentation). `interpolate` mixes the saved statistics as the weights are
+mixed; barriers are then larger, since the variance of mixed activations shrinks (Jordan et al.
+2023, "REPAIR"). A network without BatchNorm has the same barrier with both.
 
 Images are not augmented. With dataset.drop_last in the config, --split train leaves out the images
 of the incomplete last batch. Arithmetic is float32.
 
 The table and --figure have the barriers: of one level, error and loss along each line; of several,
-error_barrier against density (mean and range over pairs). --out has a row per point."""
+error_barrier against density, a line per recipe (mean and range over pairs of runs that differ
+only in their seeds). --out has a row per point."""
 
 SCREEN = {
     "a": "A", "b": "B", "level": "level", "density": "density", "error_a": "error A", "error_b": "error B",
@@ -64,10 +65,12 @@ def _run(args: argparse.Namespace) -> Result:
     from utils.analysis.figures import draw_barriers
     from utils.analysis.lines import LineOptions, barriers_of, measured
     from utils.analysis.networks import open_bench
-    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, pairs
+    from utils.analysis.recipes import recipes, with_pair_recipes
+    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, notes_on_levels, pairs
 
     sources = find_pairs(args.sources)
     levels = common_levels(sources, asked)
+    known = recipes(sources) if args.figure else {}
     options = LineOptions(args.points, args.split, args.batchnorm, args.batchnorm_images, args.union)
     with open_bench(sources, args.config, args.data_root) as bench:
         count = count_pairs(sources, levels)
@@ -77,7 +80,9 @@ def _run(args: argparse.Namespace) -> Result:
     rows = frame
     if levels == [CHECKPOINT]:
         rows, screen = frame.drop(columns="level"), screen.drop(columns="level")
-    return Result(rows, screen, lambda: draw_barriers(frame))
+    return Result(
+        rows, screen, lambda: draw_barriers(with_pair_recipes(frame, known)), notes_on_levels(sources, levels, asked)
+    )
 
 
 COMMAND = Command("loss and error along the line between networks", TEXT, _arguments, _run)

@@ -11,14 +11,16 @@ Connections for Efficient Neural Networks", figure 5: pruning with and without r
 run records it in summary.csv:
 
   pruned_test_acc  of level k: accuracy of the weights and BatchNorm statistics that end level
-                   k - 1, under the masks of level k. Of level 0: of the initial network, after
-                   pruning at initialization if there is any: the accuracy of chance.
+                   k - 1, under the masks of level k. Of level 0: of the network that the run
+                   begins with, after pruning at initialization if there is any: the accuracy
+                   of chance, but that of the ticket where a run began with one
+                   (ticket_params); a note says so.
   before           final_test_acc of level k - 1; level 0 has none
   drop             before - pruned_test_acc, in percentage points
   recovered        final_test_acc of level k - pruned_test_acc
 
---figure: accuracy against density, right after pruning and after training (mean and range over
-runs)."""
+--figure: accuracy against density, right after pruning and after training, two lines per
+recipe (mean and range over runs that differ only in their seeds)."""
 
 SCREEN = {
     "run": "run", "level": "level", "density": "density", "before": "before", "pruned_test_acc": "pruned",
@@ -31,13 +33,15 @@ def _run(args: argparse.Namespace) -> Result:
     import pandas as pd
 
     from utils.analysis.figures import draw_drop
-    from utils.analysis.sources import common_levels, find_runs_only
+    from utils.analysis.recipes import recipes, with_recipes
+    from utils.analysis.sources import common_levels, find_runs_only, notes_on_levels, notes_on_tickets
     from utils.errors import RunError
     from utils.runs.saved import read_summary
     from utils.runs.tables import PRUNED_ACCURACY
 
     sources = find_runs_only(args.sources)
     levels = common_levels(sources, asked)
+    known = recipes(sources) if args.figure else {}
     parts = []
     for source in sources:
         summary = read_summary(source.path)
@@ -49,8 +53,9 @@ def _run(args: argparse.Namespace) -> Result:
         rows["drop"] = rows["before"] - rows[PRUNED_ACCURACY]
         rows["recovered"] = rows["final_test_acc"] - rows[PRUNED_ACCURACY]
         parts.append(rows[rows["level"].isin(levels)])
+    notes = notes_on_levels(sources, levels, asked) + notes_on_tickets(sources)
     frame = pd.concat(parts, ignore_index=True)
-    return Result(frame, selected(frame, SCREEN), lambda: draw_drop(frame))
+    return Result(frame, selected(frame, SCREEN), lambda: draw_drop(with_recipes(frame, known)), notes)
 
 
 COMMAND = Command("accuracy right after pruning, before training", TEXT, runs_arguments, _run)

@@ -25,8 +25,8 @@ The whole network's iou is above random_iou already where the layers of both mas
 densities; what is above layerwise_iou is agreement on single weights.
 
 The table has the whole network at each level; the layers, too, of a single pair and level. --out
-has all. --figure: iou by layer, a line per level (mean over pairs); of several levels, also iou
-against density (mean and range over pairs)."""
+has all. --figure: iou by layer, a line per recipe and level (mean over pairs of runs that differ
+only in their seeds); of several levels, also iou against density (mean and range)."""
 
 SCREEN = {
     "a": "A", "b": "B", "level": "level", "layer": "layer", "density_a": "dens. A", "density_b": "dens. B",
@@ -41,11 +41,13 @@ def _run(args: argparse.Namespace) -> Result:
 
     from utils.analysis.figures import draw_overlap
     from utils.analysis.overlap import WHOLE, overlap_rows
-    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, pairs
+    from utils.analysis.recipes import recipes, with_pair_recipes
+    from utils.analysis.sources import CHECKPOINT, common_levels, count_pairs, find_pairs, notes_on_levels, pairs
     from utils.runs.loading import masks_in
 
     sources = find_pairs(args.sources)
     levels = common_levels(sources, asked)
+    known = recipes(sources) if args.figure else {}
     rows = []
     for pair in progress(pairs(sources, levels), count_pairs(sources, levels), "pairs"):
         masks = [masks_in(state, label) for state, label in zip(pair.states, pair.labels)]
@@ -54,13 +56,18 @@ def _run(args: argparse.Namespace) -> Result:
             densities = {"density_a": row["kept_a"] / total, "density_b": row["kept_b"] / total}
             rows.append({"a": pair.names[0], "b": pair.names[1], "level": pair.level, **row, **densities})
     frame = pd.DataFrame(rows)
-    figure_frame = frame
+    whole_frame = frame
     screen = selected(shown_rows(frame, ["a", "b", "level"], WHOLE), SCREEN)
     if levels == [CHECKPOINT]:
         frame, screen = frame.drop(columns="level"), screen.drop(columns="level")
     if (screen["layer"] == WHOLE).all():
         screen = screen.drop(columns="layer")
-    return Result(frame, screen, lambda: draw_overlap(figure_frame))
+    return Result(
+        frame,
+        screen,
+        lambda: draw_overlap(with_pair_recipes(whole_frame, known)),
+        notes_on_levels(sources, levels, asked),
+    )
 
 
 COMMAND = Command("kept weights that masks have in common", TEXT, source_arguments, _run)

@@ -7,8 +7,9 @@ from utils.errors import ConfigError
 
 TEXT = """\
 Sharpness of the minima that checkpoints lie in: the largest eigenvalue and the trace of the Hessian
-H of the mean training loss (with the config's label smoothing) over --images training images,
-rounded up to whole batches, without augmentation. H is that of the free parameters: kept weights
+H of the mean training loss (with the label smoothing of each one's own config) over --images
+training images, rounded up to whole batches (of the largest batch size of the configs), without
+augmentation. H is that of the free parameters: kept weights
 and parameters without a mask. BatchNorm uses the checkpoint's statistics.
 
   eigenvalue   the largest one, by power iteration: v <- H v / |H v|, eigenvalue = v . H v; from a
@@ -51,26 +52,30 @@ def _run(args: argparse.Namespace) -> Result:
 
     from utils.analysis.networks import open_bench
     from utils.analysis.sharpness import Hessian, top_eigenvalue, trace
-    from utils.analysis.sources import CHECKPOINT, common_levels, find_sources
+    from utils.analysis.sources import CHECKPOINT, common_levels, find_sources, notes_on_levels
     from utils.conv_type import density
     from utils.runs.loading import put_state
 
     sources = find_sources(args.sources)
     levels = common_levels(sources, asked)
     places = [(source, level) for source in sources for level in levels]
-    rows, notes = [], []
+    rows, notes = [], notes_on_levels(sources, levels, asked)
     with open_bench(sources, args.config, args.data_root) as bench:
-        batches = list(bench.images("train", args.images)())
-        smoothing = bench.cfg.optimizer.label_smoothing
+        batches = bench.images("train", args.images)
+        if args.images:  # few enough to be kept; all of them are read anew for each product
+            kept = list(batches())
+            batches = lambda: kept  # noqa: E731
         for source, level in progress(places, len(places), "checkpoints"):
             put_state(bench.model, source.state(level), str(source.file(level)))
+            smoothing = bench.own[source.path].optimizer.label_smoothing
             hessian = Hessian(bench.model, batches, label_smoothing=smoothing)
             top = top_eigenvalue(hessian, args.seed, args.tolerance, args.most)
             found = trace(hessian, args.samples, args.seed)
             rows.append(
                 {"name": source.name, "level": level, "density": density(bench.model), "parameters": hessian.size,
-                 "images": hessian.images, "eigenvalue": top.value, "residual": top.residual,
-                 "iterations": top.iterations, "converged": top.converged, "trace": found.value,
+                 "images": hessian.images, "label_smoothing": smoothing, "eigenvalue": top.value,
+                 "residual": top.residual, "iterations": top.iterations, "converged": top.converged,
+                 "trace": found.value,
                  "trace_error": found.standard_error, "samples": found.samples}
             )  # fmt: skip
             if not top.converged:

@@ -55,13 +55,14 @@ def _run(args: argparse.Namespace) -> Result:
     # Here and not at the top: they import torch, which --help does not need.
     import pandas as pd
 
-    from utils.analysis.branches import branch_grid, branch_pairs, branches
+    from utils.analysis.branches import branch_grid, branch_pairs, branches, check_branches
     from utils.analysis.figures import draw_stability
     from utils.analysis.lines import LineOptions, barriers_of, measured
     from utils.analysis.networks import open_bench
     from utils.analysis.sources import common_levels, find_sources, one_run
 
     source = one_run(args.run)
+    check_branches(source.path, numbers["steps"], numbers["data_seeds"])
     common_levels([source], numbers["levels"])
     into = args.into or source.path.resolve().with_name(f"{source.path.resolve().name}_stability")
     found = branches(numbers["steps"], numbers["levels"], numbers["data_seeds"])

@@ -33,7 +33,8 @@ OPTIONS = {
     "weights": Option(
         Choice(WEIGHTS),
         default="auto",
-        meaning="weights of the source: initial, of its rewind point, of the end of the level, drawn anew, drawn anew "
-        "with the initial signs, or initial with the final signs; auto = init of a run, final of a file",
+        meaning="weights: init = as the source run began, rewind = of its rewind point or step, final = of the end of "
+        "the level, reinit = drawn anew, init_signs = drawn anew with the signs of init, final_signs = init with the "
+        "signs of final; auto = init of a run, final of a file",
     ),
 }
