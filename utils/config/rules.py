@@ -7,10 +7,11 @@ absent; checks reading them are skipped.
 import itertools
 from collections.abc import Iterator
 
+from utils.config.sections.prune_params import MOST_LEVELS
 from utils.config.values import Values
 from utils.data.specs import DATASETS
 from utils.pruning.methods import NO_METHOD, initial_density, level_density
-from utils.schedulers import SCHEDULES, WITH_MILESTONES
+from utils.schedulers import OWN_COOLDOWN, SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
@@ -40,7 +41,7 @@ def check_density(c: Values) -> Faults:
     last = level_density(initial_density(p), p.prune_rate, p.num_levels - 1)
     if last < 1e-9:  # less than one weight in a network of 10^9 weights
         yield (
-            "prune_params.num_levels",
+            f"prune_params.{'target_density' if p.target_density else 'num_levels'}",
             f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
         )
 
@@ -50,6 +51,21 @@ def check_ticket(c: Values) -> Faults:
     t, p = c.ticket_params, c.prune_params
     if t.source and t.mask != "none" and p.er_method != NO_METHOD:
         yield "ticket_params.mask", f"only none with prune_params.er_method (it is {p.er_method}): one mask at a time"
+
+
+def check_target_density(c: Values) -> Faults:
+    """The density of level 0 is known, and so is the number of levels, which is one that num_levels may have."""
+    t, p = c.ticket_params, c.prune_params
+    if p.target_density and t.source and t.mask != "none":
+        yield (
+            "prune_params.target_density",
+            f"0 where a ticket brings its mask (ticket_params.mask is {t.mask}): write prune_params.num_levels",
+        )
+    if p.target_density and p.num_levels > MOST_LEVELS:
+        yield (
+            "prune_params.target_density",
+            f"prune_rate {p.prune_rate:g} would take {p.num_levels} levels; at most {MOST_LEVELS}",
+        )
 
 
 def check_classes(c: Values) -> Faults:
@@ -154,7 +170,7 @@ def check_cuda_graphs(c: Values) -> Faults:
 
 def check_milestones(c: Values) -> Faults:
     """Milestones rise, within the level, for the schedules that have them."""
-    o, epochs = c.optimizer, c.experiment_params.epochs_per_level
+    o, (epochs, of_level) = c.optimizer, _schedule_epochs(c)
     places = [m * epochs if m < 1 else m for m in o.milestones]
     if places and not SCHEDULES[o.scheduler_type].milestones:
         yield (
@@ -169,15 +185,37 @@ def check_milestones(c: Values) -> Faults:
     if any(m >= epochs for m in places):
         yield (
             "optimizer.milestones",
-            f"each must be before the end of the level (experiment_params.epochs_per_level is {epochs})",
+            f"each must be before the end of the level ({of_level} is {epochs:g})",
         )
 
 
 def check_warmup(c: Values) -> Faults:
-    """The warm-up ends before the level."""
-    epochs = c.experiment_params.epochs_per_level
-    if c.optimizer.warmup_epochs >= epochs:
-        yield "optimizer.warmup_epochs", f"less than experiment_params.epochs_per_level ({epochs})"
+    """The warm-up ends before the level, and before the cool-down begins."""
+    o, (epochs, of_level) = c.optimizer, _schedule_epochs(c)
+    if o.warmup_epochs >= epochs:
+        yield "optimizer.warmup_epochs", f"less than {of_level} ({epochs:g})"
+    elif (
+        SCHEDULES[o.scheduler_type].cooldown and o.warmup_epochs + (o.cooldown_epochs or OWN_COOLDOWN * epochs) > epochs
+    ):
+        yield (
+            "optimizer.cooldown_epochs",
+            f"warm-up ({o.warmup_epochs:g} epochs) and cool-down (0 = a fifth) fit into {of_level} ({epochs:g})",
+        )
+
+
+def _schedule_epochs(c: Values) -> tuple[float, str]:
+    """Epochs of the schedule, a cycle's, and how the options say it."""
+    e = c.experiment_params
+    if e.cycles == 1:
+        return e.epochs_per_level, "experiment_params.epochs_per_level"
+    return e.epochs_per_level / e.cycles, "epochs_per_level / cycles"
+
+
+def check_cycles(c: Values) -> Faults:
+    """Cycles are equal, of whole epochs."""
+    e = c.experiment_params
+    if e.epochs_per_level % e.cycles:
+        yield "experiment_params.cycles", f"a divisor of experiment_params.epochs_per_level ({e.epochs_per_level})"
 
 
 def check_rates(c: Values) -> Faults:
@@ -197,6 +235,7 @@ CHECKS = (
     check_save_steps,
     check_density,
     check_ticket,
+    check_target_density,
     check_classes,
     check_loader,
     check_ffcv_only,
@@ -208,6 +247,7 @@ CHECKS = (
     check_cuda_graphs,
     check_milestones,
     check_warmup,
+    check_cycles,
     check_rates,
     check_nesterov,
 )
