@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils.conv_type import apply_masks, density, load_weights, mask_gradients
+from utils.data.mixing import hard_labels
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
@@ -109,7 +110,7 @@ class SingleProcess:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             losses[step] = loss.detach()
-            correct += (logits.argmax(1) == labels).sum()
+            correct += (logits.argmax(1) == hard_labels(labels)).sum()
             if level == 0:
                 self.keep_points(run, epoch * steps + step + 1)
 

@@ -132,6 +132,16 @@ def check_flip(c: Values) -> Faults:
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
 
 
+def check_augmentation(c: Values) -> Faults:
+    """Augmentation that a loader lacks."""
+    d = c.dataset
+    for key in ("mixup", "cutmix", "random_erasing"):
+        if getattr(d, key) and d.loader == "ffcv":
+            yield f"dataset.{key}", "0 with dataset.loader ffcv, which has no such augmentation"
+    if d.randaugment and (d.loader in ("memory", "ffcv") or d.dataset_name not in TREES):
+        yield "dataset.randaugment", f"0 unless the torchvision loader decodes the images ({' and '.join(TREES)})"
+
+
 def check_batch(c: Values) -> Faults:
     """Each process needs two images, which BatchNorm cannot do without."""
     if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
@@ -241,6 +251,7 @@ CHECKS = (
     check_ffcv_only,
     check_resolution,
     check_flip,
+    check_augmentation,
     check_batch,
     check_resume,
     check_resume_level,

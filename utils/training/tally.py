@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.data.mixing import hard_labels
 from utils.distributed import Context
 from utils.errors import RunError
 
@@ -52,9 +53,12 @@ class Tally:
     seconds: float = 0.0
 
     def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a step. Args: this rank's part of the loss; logits (N, classes) and labels (N,) of its images."""
+        """Counts a step. Args: this rank's part of the loss; logits (N, classes) and labels of its images.
+
+        Of mixed images the label of the larger share counts.
+        """
         self.losses[self.step] = loss.detach()
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.correct += (logits.detach().argmax(1) == hard_labels(labels)).sum()
         self.step += 1
 
     def begin(self) -> None:
