@@ -119,6 +119,7 @@ class Harness:
         apply_masks(self.model)
         if not self.ctx.same_everywhere(masks):
             raise RunError(f"the ranks hold different masks after pruning for level {level}")
+        _, self.position.pruned_accuracy = self.trainer.evaluate()
         if level == 0:
             self.position.initial_density = density(self.model)
             if self.run:
@@ -225,7 +226,8 @@ class Harness:
                 self.run.save_checkpoint(f"level_{level}", state["model"])
                 tables = self.run.tables
                 tables.add(LAYERS, layer_rows(self.model, level))
-                tables.add(SUMMARY, [summary_row(level, density(self.model), tables[epoch_table(level)])])
+                epochs, pruned = tables[epoch_table(level)], self.position.pruned_accuracy
+                tables.add(SUMMARY, [summary_row(level, density(self.model), epochs, pruned)])
                 tables.drop(epoch_table(level))
                 self.run.save_state(state)
         self.bar.update()

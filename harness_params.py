@@ -37,7 +37,7 @@ SCHEMA.section("ticket_params", "what level 0 starts from, if not a fresh networ
 SCHEMA.section("experiment_params", "the run", **experiment_params.OPTIONS)
 SCHEMA.section(
     "optimizer",
-    "SGD and its learning-rate schedule, both fresh at each level (with wr, both rewound)",
+    "the optimizer and its learning-rate schedule, both fresh at each level (with wr, both rewound)",
     **optimizer.OPTIONS,
 )
 SCHEMA.section("dist_params", "processes and how they communicate", **dist_params.OPTIONS)

@@ -1,4 +1,7 @@
-"""What a run leaves in its directory: `open_run` makes or reopens it, `Run` writes to it, `print_levels` sums it up."""
+"""What a run leaves in its directory: `open_run` makes or reopens it, `Run` writes to it, `print_levels` sums it up.
+
+`load_run` reads a finished level back: network, config, tables, test batches.
+"""
 
 import contextlib
 import datetime
@@ -19,9 +22,12 @@ from utils.files import sweep_parts, write_whole
 from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
+from utils.runs.loading import LoadedRun, load_run
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS
+
+__all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
 
 # Longest life of a killed run's processes: a DataLoader's worker looks for its parent every 5 seconds and keeps the
 # lock.

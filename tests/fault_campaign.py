@@ -36,6 +36,12 @@ KINDS = {
     "imp": {"experiment_params.training_type": "imp"},
     "wr": {"experiment_params.training_type": "wr", "prune_params.rewind_epoch": 2},
     "lrr": {"experiment_params.training_type": "lrr"},
+    "adam": {
+        "experiment_params.training_type": "wr",
+        "prune_params.rewind_step": 17,  # in the middle of the first epoch
+        "optimizer.optimizer_name": "adam",
+        "optimizer.lr": 2e-3,
+    },
     "synflow": {
         "experiment_params.training_type": "imp",
         "prune_params.er_method": "synflow",

@@ -76,6 +76,7 @@ def test_an_unknown_part_is_refused(capsys):
         ),
         (["--dataset.batch_size=2000"], "benchmark: dataset.batch_size: 2000 makes an epoch of one step"),
         (["--optimizer.grad_clip=1"], "benchmark: optimizer.grad_clip: 1.0: the other contenders have none"),
+        (["--optimizer.optimizer_name=adam"], "benchmark: optimizer.optimizer_name: adam is not allowed here: all"),
         (["--dist_params.nproc=2"], "benchmark: dist_params.nproc: 2 is not started from here: torchrun --nproc"),
     ],
 )

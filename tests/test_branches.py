@@ -211,7 +211,8 @@ BAD = {  # options below ticket_params unless they have a dot; exit status; what
         "prune_params.rewind_step: 2 is not allowed: level 0 begins at step 3",
     ),
     "another batch": ({**OURS, **REWIND, "dataset.batch_size": 400}, 2, "dataset.batch_size: 400"),
-    "another optimizer": ({**OURS, **REWIND, "optimizer.momentum": 0.5}, 2, "optimizer.momentum"),
+    "another optimizer": ({**OURS, **REWIND, "optimizer.optimizer_name": "adam"}, 2, "optimizer_name: 'adam' is not"),
+    "another momentum": ({**OURS, **REWIND, "optimizer.momentum": 0.5}, 2, "optimizer.momentum"),
     "mask beside er_method": (
         {**OURS, "prune_params.er_method": "snip", "prune_params.er_init": 0.5}, 2,
         "ticket_params.mask: same is not allowed: only none with prune_params.er_method",

@@ -130,6 +130,10 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--dataset.data_root=/elsewhere"], "dataset.data_root"),
         (["--optimizer.no_decay_bn=true", "--optimizer.weight_decay=0"], "optimizer.no_decay_bn"),
         (["--dataset.download=false"], "dataset.download"),
+        (["--optimizer.beta1=0.5"], "optimizer.beta1"),
+        (["--optimizer.beta2=0.9"], "optimizer.beta2"),
+        (["--optimizer.optimizer_name=adam", "--optimizer.momentum=0"], "optimizer.momentum"),
+        (["--optimizer.optimizer_name=adamw", "--optimizer.nesterov=true"], "optimizer.nesterov"),
         (["--dist_params.nproc=2", "--dist_params.distributed=false"], "dist_params.nproc"),
         (["--dist_params.sync_bn=true", "--dist_params.nproc=1"], "dist_params.sync_bn"),
         (["--prune_params.prune_method=snip", "--prune_params.num_levels=1"], "prune_params.prune_method"),
@@ -364,7 +368,8 @@ def test_what_an_option_is_follows_from_its_declaration():
         f"dist_params.{key}" for key in ("address", "port", "sync_bn", "sparse_allreduce", "wire", "timeout_minutes")
     }
     assert set(needs_levels(SCHEMA)) == {
-        "prune_params.prune_method", "prune_params.prune_rate", "experiment_params.training_type",
+        "prune_params.prune_method", "prune_params.prune_rate", "prune_params.scope", "prune_params.layer_rates",
+        "experiment_params.training_type",
     }  # fmt: skip
 
 

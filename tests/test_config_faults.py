@@ -39,6 +39,9 @@ BAD_VALUES = [  # YAML section body, the option at fault, the value as the fault
     ("optimizer: {lr: [0.1]}", "optimizer.lr", "[0.1]", "a number"),
     ("optimizer: {lr: {peak: 0.1}}", "optimizer.lr", "peak", "a number"),
     ("optimizer: {momentum: 1.0}", "optimizer.momentum", "1.0", "< 1"),
+    ("optimizer: {optimizer_name: adagrad}", "optimizer.optimizer_name", "adagrad", "sgd, adam, adamw"),
+    ("optimizer: {optimizer_name: adam, beta1: 1.0}", "optimizer.beta1", "1.0", "< 1"),
+    ("optimizer: {beta2: -0.1}", "optimizer.beta2", "-0.1", ">= 0"),
     ("optimizer: {weight_decay: -1e-4}", "optimizer.weight_decay", "-1e-4", ">= 0"),
     ("optimizer: {warmup_epochs: -1}", "optimizer.warmup_epochs", "-1", ">= 0"),
     (

@@ -79,6 +79,8 @@ def _value(checker):
     text = text.filter(lambda t: t == t.strip() and "~" not in t[:1])
     if name == "Word":
         return text.filter(lambda t: t and not any(c.isspace() for c in t))
+    if name == "Pair":
+        return st.builds("{}:{}".format, st.sampled_from(["fc3", "conv*", "a:b", "[x]"]), _value(checker.value))
     if name == "List":
         return st.lists(_value(checker.entry), max_size=4)
     if name == "RunName":
@@ -100,8 +102,9 @@ def _valid_options(draw):
         "dataset": "num_classes loader resolution eval_resolution alternate_flip train_beton val_beton "
         "start_resolution end_resolution",
         "dist_params": "nproc",
+        "model_params": "model_args",
         "experiment_params": "resume_level training_type cuda_graphs",
-        "prune_params": "prune_rate num_levels er_init",
+        "prune_params": "prune_rate num_levels er_init scope",
         "optimizer": "milestones warmup_epochs lr_min nesterov",
     }.items():
         for key in keys.split(" "):
@@ -109,6 +112,8 @@ def _valid_options(draw):
     if draw(st.booleans()):
         milestones = sorted(draw(st.sets(st.floats(1e-9, 0.999), max_size=3)))
         options.setdefault("optimizer", {}).update(scheduler_type="MultiStepLRWarmup", milestones=milestones)
+    if options.get("ticket_params", {}).get("source") and options["ticket_params"].get("mask") != "none":
+        options.get("prune_params", {}).pop("er_method", None)  # a ticket brings its own mask
     if "save_steps" in options.get("prune_params", {}):
         options["prune_params"]["save_steps"] = sorted(set(options["prune_params"]["save_steps"]))
     return options

@@ -131,6 +131,11 @@ CASES = {
         {"dataset": {"augment": "flip", "alternate_flip": True}, "recipe": (False, True)},
     ),
     "images as they are": ("lrr", {"recipe": (False, False), "optimizer": {"momentum": 0.0}}),
+    "adam": ("wr", {"optimizer": {"optimizer_name": "adam", "lr": 0.01, "grad_clip": 0.5}}),
+    "adamw": (
+        "imp",
+        {"optimizer": {"optimizer_name": "adamw", "lr": 0.01, "weight_decay": 0.5, "beta2": 0.9, "no_decay_bn": True}},
+    ),
     "bf16": ("wr", {"experiment_params": {"precision": "bf16"}, "optimizer": {"grad_clip": 0.5}}),
 }
 
@@ -188,23 +193,26 @@ def test_a_fresh_optimizer_is_captured_again():
 
 
 def momenta(state: dict) -> list[Tensor]:
-    return [value["momentum_buffer"] for value in state["sgd"]["state"].values()]
+    return [value["momentum_buffer"] for value in state["optimizer"]["state"].values()]
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 18, 19])
-def test_stopped_in_mid_epoch_and_taken_up_again(at):
+@pytest.mark.parametrize(
+    ("at", "name"), [(1, "sgd"), (4, "sgd"), (7, "sgd"), (18, "sgd"), (19, "sgd"), (4, "adam"), (18, "adamw")]
+)
+def test_stopped_in_mid_epoch_and_taken_up_again(at, name):
     """In the warm-up, before a captured step, before a last batch; with dropout, whose draws go on."""
-    whole = make_trainer(RecordedGraphs, {}, dropout=0.3)
+    options = {"optimizer": {"optimizer_name": name, "lr": 0.1 if name == "sgd" else 0.01}}
+    whole = make_trainer(RecordedGraphs, options, dropout=0.3)
     expected = [train_epoch(whole, 0, epoch) for epoch in range(EPOCHS)]
 
-    first = make_trainer(RecordedGraphs, {}, dropout=0.3)
+    first = make_trainer(RecordedGraphs, options, dropout=0.3)
     epoch, step = divmod(at, STEPS)
     found = [train_epoch(first, 0, earlier) for earlier in range(epoch)]
     tally = train_epoch(first, 0, epoch, stop=lambda steps: steps == step)
     state = copy.deepcopy((first.state_dict(), tally.state_dict(first.ctx)))
 
     torch.manual_seed(123)
-    second = make_trainer(RecordedGraphs, {}, dropout=0.3)
+    second = make_trainer(RecordedGraphs, options, dropout=0.3)
     second.load_state_dict(state[0])
     tally = second.new_tally()
     tally.load_state_dict(state[1], second.ctx)
@@ -234,7 +242,7 @@ def test_a_state_saved_between_two_replays_is_that_of_the_step():
             assert str(mine["tally"][name]) == str(theirs["tally"][name])
         assert_equal([mine["model"]], [theirs["model"]])
         assert all(map(torch.equal, momenta(mine["optimizer"]), momenta(theirs["optimizer"])))
-        assert mine["optimizer"]["sgd"]["param_groups"] == theirs["optimizer"]["sgd"]["param_groups"]
+        assert mine["optimizer"]["optimizer"]["param_groups"] == theirs["optimizer"]["optimizer"]["param_groups"]
 
 
 def test_evaluation_sees_the_weights_of_now():

@@ -19,7 +19,16 @@ from tests.conftest import ROOT
 # Parts of the product, low to high: a part may import its own layer and those below. The longest name that fits a
 # module is its part. Parts of one layer may import each other too, but not in a circle.
 LAYERS = [
-    ["utils", "utils.errors", "utils.seeds", "utils.files", "utils.schedulers", "utils.conv_type", "utils.processes"],
+    [
+        "utils",
+        "utils.errors",
+        "utils.seeds",
+        "utils.files",
+        "utils.schedulers",
+        "utils.optimizers",
+        "utils.conv_type",
+        "utils.processes",
+    ],
     ["utils.config", "utils.data.specs", "utils.pruning.methods"],
     ["harness_params"],
     ["utils.distributed", "utils.launcher"],
@@ -29,12 +38,19 @@ LAYERS = [
     ["utils.runs"],
     ["harness_utils"],
     ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
-    ["utils.single_gpu_harness", "utils.benchmark", "utils.run_grid", "utils.plot_results", "utils.write_beton"],
+    [
+        "utils.single_gpu_harness",
+        "utils.benchmark",
+        "utils.run_grid",
+        "utils.plot_results",
+        "utils.write_beton",
+        "utils.analyze",
+    ],
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
-    "utils.errors", "utils.seeds", "utils.files", "utils.schedulers", "utils.config", "utils.processes",
-    "utils.data.specs", "utils.pruning.methods", "harness_params",
+    "utils.errors", "utils.seeds", "utils.files", "utils.schedulers", "utils.optimizers", "utils.config",
+    "utils.processes", "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.

@@ -8,7 +8,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from harness_params import make_config
 from utils.conv_type import apply_masks, density, insert_masks, keep_masked, mask_gradients, masked_params
+from utils.training.setup import make_optimizer
 
 
 def small_net() -> nn.Module:
@@ -44,6 +46,11 @@ def test_same_trajectory_as_forward_multiply_bit_for_bit(name):
     apply_masks(ours)
     opt_ours, opt_ref = OPTIMIZERS[name](ours.parameters()), OPTIMIZERS[name](reference.parameters())
     keep_masked(opt_ours, ours)
+    assert_same_trajectory(ours, reference, opt_ours, opt_ref)
+
+
+def assert_same_trajectory(ours: nn.Module, reference: nn.Module, opt_ours, opt_ref) -> None:
+    """25 steps of both, the reference's forward with its weights times the masks."""
     data = torch.Generator().manual_seed(2)
     for step in range(25):
         x, y = torch.randn(16, 3, 8, 8, generator=data), torch.randint(0, 5, (16,), generator=data)
@@ -60,6 +67,33 @@ def test_same_trajectory_as_forward_multiply_bit_for_bit(name):
         assert not p[~m].any(), n
     for p, q in zip(ours.named_buffers(), reference.named_buffers()):
         assert torch.equal(p[1], q[1]), p[0]
+
+
+HARNESS_OPTIMIZERS = {
+    "sgd": {"lr": 0.1, "weight_decay": 5e-3},
+    "adam": {"lr": 1e-2, "weight_decay": 0.1},
+    "adam without decay of vectors": {"optimizer_name": "adam", "lr": 1e-2, "weight_decay": 0.1, "no_decay_bn": True},
+    "adamw": {"lr": 1e-2, "weight_decay": 1.0, "beta1": 0.8, "beta2": 0.95},
+}
+
+
+@pytest.mark.parametrize("name", HARNESS_OPTIMIZERS)
+def test_the_harness_optimizers_have_that_trajectory(name):
+    """Weights and moments; moments of pruned weights differ, and no kept weight reads them."""
+    options = {"optimizer_name": name, **HARNESS_OPTIMIZERS[name]}
+    cfg = make_config({"optimizer": options, "experiment_params": {"precision": "fp32"}})
+    ours = random_masks(small_net())
+    reference = copy.deepcopy(ours)
+    apply_masks(ours)
+    opt_ours, opt_ref = make_optimizer(cfg, ours), make_optimizer(cfg, reference)
+    opt_ref._optimizer_step_post_hooks.clear()  # its weights are never masked: it multiplies in every forward
+    assert_same_trajectory(ours, reference, opt_ours, opt_ref)
+    for p, q in zip(ours.parameters(), reference.parameters()):
+        mask = {id(param): mask for _, param, mask in masked_params(ours)}.get(id(p), torch.ones_like(p).bool())
+        for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
+            assert (key in opt_ours.state[p]) == (key in opt_ref.state[q]) == (("momentum" in key) == (name == "sgd"))
+            if key in opt_ours.state[p]:
+                assert torch.equal(opt_ours.state[p][key][mask], opt_ref.state[q][key][mask])
 
 
 def test_custom_loop_cannot_unmask_a_weight():

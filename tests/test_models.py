@@ -56,6 +56,11 @@ SMALL_COUNTS = [
     ("resnet50", (3, 32, 32), 23_520_842),
     ("preresnet", (3, 32, 32), 11_172_170),
     ("vgg16_bn", (3, 32, 32), 14_728_266),
+    ("cifar_resnet_20", (3, 32, 32), 272_474),  # counted in open_lth's own networks, these five
+    ("cifar_resnet_32_32", (3, 32, 32), 1_860_522),
+    ("cifar_resnet_56", (3, 32, 32), 855_770),
+    ("cifar_vgg_16", (3, 32, 32), 14_728_266),
+    ("cifar_vgg_19", (3, 32, 32), 20_040_522),
 ]
 
 
@@ -102,7 +107,13 @@ def test_cifar_resnet_depth_is_the_name():
 
 def test_registry_has_every_name():
     assert set(TORCHVISION) < set(MODELS) and model_names() == sorted(MODELS)
-    ours = {"lenet_300_100", "conv2", "conv4", "conv6", "preresnet", *(f"resnet{n}" for n in (20, 32, 44, 56, 110))}
+    depths = (20, 32, 44, 56, 110)
+    ours = {"lenet_300_100", "conv2", "conv4", "conv6", "preresnet", *(f"resnet{n}" for n in depths)}
+    ours |= {
+        "cifar_resnet_32_32",
+        *(f"cifar_resnet_{n}" for n in depths),
+        *(f"cifar_vgg_{n}" for n in (11, 13, 16, 19)),
+    }
     assert ours == set(MODELS) - set(TORCHVISION)
 
 
@@ -210,6 +221,65 @@ def test_preresnet_activates_every_path_once():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == 17  # one before each of 16, one at the end
 
 
+# -- open_lth's networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_projection_shortcuts_are_beside_the_depth(depth):
+    model = structure(f"cifar_resnet_{depth}", 10, (3, 32, 32))
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    shortcuts = [conv for conv in convolutions if conv.kernel_size == (1, 1)]
+    assert len(convolutions) - len(shortcuts) + 1 == depth
+    assert [(conv.in_channels, conv.out_channels, conv.stride) for conv in shortcuts] == [
+        (16, 32, (2, 2)), (32, 64, (2, 2)),
+    ]  # fmt: skip
+    plain = structure(f"resnet{depth}", 10, (3, 32, 32))
+    assert count(model) - count(plain) == 16 * 32 + 32 * 64 + 2 * (32 + 64)  # the convolutions and their BatchNorms
+    assert set(plain.state_dict()) < set(model.state_dict())
+
+
+def test_a_projection_block_by_hand():
+    """relu(bn2(conv2(relu(bn1(conv1 x)))) + bn(conv1x1 x)), where the shape changes; else x itself is added."""
+    model = create_model("cifar_resnet_20", 10, (3, 32, 32)).eval()
+    x, block = torch.randn(2, 16, 8, 8), model.layer2[0]
+    inner = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    torch.testing.assert_close(block(x), torch.relu(inner + block.downsample[1](block.downsample[0](x))))
+    x, block = torch.randn(2, 32, 8, 8), model.layer2[1]
+    inner = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    assert block.downsample is None
+    torch.testing.assert_close(block(x), torch.relu(inner + x))
+
+
+def test_open_lths_vgg_averages_its_last_maps():
+    model = create_model("cifar_vgg_16", 10, (3, 32, 32)).eval()
+    pools = [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
+    assert len(pools) == 4
+    x = torch.randn(2, 3, 32, 32)
+    last = model.features(x)
+    assert last.shape == (2, 512, 2, 2)
+    torch.testing.assert_close(model(x), model.classifier(nn.functional.avg_pool2d(last, 2).flatten(1)))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet_20", "cifar_vgg_16"])
+def test_open_lths_initialisation(name):
+    """Weights N(0, 2 / fan_in), the classifier's too; biases as torch draws them; BatchNorm U(0, 1) and 0."""
+    model = create_model(name, 10, (3, 32, 32))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            expected = pytest.approx((2 / fan_in) ** 0.5, rel=5 / (2 * module.weight.numel()) ** 0.5)
+            assert module.weight.std().item() == expected
+            if module.bias is not None:
+                assert 0.3 * fan_in**-0.5 < module.bias.abs().max() <= fan_in**-0.5
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    weights = torch.cat([norm.weight for norm in norms])
+    assert weights.min() >= 0 and weights.max() <= 1
+    assert weights.mean().item() == pytest.approx(0.5, abs=0.04) and weights.std().item() == pytest.approx(
+        12**-0.5, rel=0.06
+    )
+    assert not any(norm.bias.any() for norm in norms)
+
+
 # -- names and refusals ------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +297,7 @@ def test_preresnet_activates_every_path_once():
         ("regnet-x-16gf", "regnet_x_16gf"),
         ("regnet_x_1_6gf", "regnet_x_1_6gf"),
         ("PreResNet", "preresnet"),
+        ("cifar-resnet-20", "cifar_resnet_20"),
     ],
 )
 def test_spellings(written, name):

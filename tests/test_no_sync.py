@@ -9,7 +9,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from torch.optim import sgd
+from torch.optim import adam, sgd
 
 from harness_params import make_config
 from utils import conv_type
@@ -53,9 +53,11 @@ SHAPE = (3, 32, 32)
 @pytest.fixture
 def prepared(monkeypatch):
     """prepared(model, options) -> its trainer on the meta device, with what that lacks put right."""
-    # It has no fused SGD: one is given it that does nothing, as everything there.
-    monkeypatch.setattr(sgd, "_device_dtype_check_for_fused", lambda param: None)
-    monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **named: None)
+    # It has no fused optimizers: it is given some that do nothing, as everything there.
+    for module in (sgd, adam):
+        monkeypatch.setattr(module, "_device_dtype_check_for_fused", lambda param: None)
+    for kernel in ("_fused_sgd_", "_fused_adam_", "_fused_adamw_"):
+        monkeypatch.setattr(torch, kernel, lambda *args, **named: None)
     # Read once a level, when the masks have changed.
     monkeypatch.setattr(conv_type, "kept_counts", lambda masks: [0] * len(masks))
 
@@ -86,6 +88,8 @@ OPTIONS = [
     ),
     ("vgg11_bn", {"optimizer": {"grad_clip": 1.0, "no_decay_bn": True}}),
     ("lenet_300_100", {}),
+    ("lenet_300_100", {"optimizer": {"optimizer_name": "adam"}}),
+    ("lenet_300_100", {"optimizer": {"optimizer_name": "adamw", "grad_clip": 1.0}}),
     ("preresnet", {"experiment_params": {"channels_last": False}}),
 ]
 

@@ -100,7 +100,7 @@ def test_files_of_points(whole):
     for point, known in (("step_0", "init"), ("step_17", "rewind"), ("step_36", "level_0")):
         assert same(whole.checkpoint(point), whole.checkpoint(known))
     assert same(optimizer(whole.path, "step_17"), optimizer(whole.path, "rewind"))
-    assert optimizer(whole.path, "step_0")["sgd"]["state"] == {}
+    assert optimizer(whole.path, "step_0")["optimizer"]["state"] == {}
     assert not same(whole.checkpoint("step_5"), whole.checkpoint("step_12"))
     assert [optimizer(whole.path, name)["step"] for name in NAMES] == [17, 0, 5, 12, 17, 36]
 

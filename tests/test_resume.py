@@ -92,6 +92,27 @@ def test_stopped_and_resumed_again_and_again(undisturbed, fork, kind):
         assert (rows["seconds"] > 0).all() and (rows["images_per_second"] > 0).all()
 
 
+ADAM = {"optimizer.lr": 0.01, "prune_params.num_levels": 2}
+OPTIMIZERS = {
+    "adam": {**ADAM, "experiment_params.training_type": "wr", "prune_params.rewind_step": 17},
+    "adamw": {**ADAM, "experiment_params.training_type": "lrr", "optimizer.weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_moments_of_adam_go_on_where_they_stood(fork, launch, name):
+    """Stopped in the middle of epochs of both levels; level 1 is rewound into the middle of an epoch, with the moments.
+
+    The harness in one process and one screen gives the same bits.
+    """
+    options = {**OPTIMIZERS[name], "optimizer.optimizer_name": name}
+    whole = fork("whole", **options)
+    for place, steps in enumerate((5, 20, 14)):
+        fork("parts", resume=place > 0, status=143, trap=StopAt(steps), **options)
+    fork("parts", resume=True, **options).assert_same_figures(whole)
+    launch("one", program=("-m", "utils.single_gpu_harness"), **options).assert_same_figures(whole)
+
+
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_dropout_and_batch_norm_go_on_where_they_stood(forks, precision):
     options = {

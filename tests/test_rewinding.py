@@ -84,7 +84,7 @@ def test_start_of_the_next_level(kind, begin):
     own = harness.trainer.optimizer.state_dict()["state"]
     if kind == "wr":
         source = run.load_checkpoint("rewind")
-        momentum = run.load_artifact("optimizer_rewind")["sgd"]["state"]
+        momentum = run.load_artifact("optimizer_rewind")["optimizer"]["state"]
         assert momentum.keys() == own.keys() and len(own) > 0
         for i in own:
             assert torch.equal(own[i]["momentum_buffer"], momentum[i]["momentum_buffer"])
@@ -130,7 +130,7 @@ def test_level_1_goes_on_from_step_k_as_a_bare_loop_does(begin):
 
     model = copy.deepcopy(harness.model)
     model.load_state_dict({**run.load_checkpoint("rewind"), **{f"{name}_mask": mask for name, mask in masks.items()}})
-    momentum = run.load_artifact("optimizer_rewind")["sgd"]["state"]
+    momentum = run.load_artifact("optimizer_rewind")["optimizer"]["state"]
     velocity = [momentum[i]["momentum_buffer"].clone() for i in range(len(momentum))]
     loss_sum, right, images = 0.0, 0, 0
     with torch.no_grad():

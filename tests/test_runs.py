@@ -42,7 +42,7 @@ def test_directory_is_as_the_contract_says(runs, kind):
     expected |= {f"metrics/epochwise_metrics/level_{i}_metrics.csv" for i in range(3)}
     expected |= {"checkpoints/model_rewind.pt"} if kind == "wr" else set()
     assert {f for f in files if not f.startswith("artifacts/")} == expected
-    columns = "level,density,sparsity,final_test_acc,max_test_acc,final_test_loss,epochs,seconds"
+    columns = "level,density,sparsity,final_test_acc,max_test_acc,final_test_loss,epochs,seconds,pruned_test_acc"
     assert (run.path / "metrics/summary.csv").read_text().splitlines()[0] == columns
     columns = "epoch,train_loss,test_loss,train_acc,test_acc,lr,seconds,images_per_second"
     assert (run.path / "metrics/epochwise_metrics/level_0_metrics.csv").read_text().splitlines()[0] == columns
@@ -73,9 +73,9 @@ def test_densities_and_epochs(runs, kind):
 def test_summary_of_a_level_whose_best_epoch_is_not_its_last():
     accuracies = [40.0, 92.5, 91.0]
     rows = [{"test_acc": acc, "test_loss": 1 / acc, "seconds": float(n)} for n, acc in enumerate(accuracies, start=1)]
-    assert summary_row(3, 0.25, rows) == {
+    assert summary_row(3, 0.25, rows, pruned_test_acc=30.0) == {
         "level": 3, "density": 0.25, "sparsity": 0.75, "final_test_acc": 91.0, "max_test_acc": 92.5,
-        "final_test_loss": 1 / 91, "epochs": 3, "seconds": 6.0,
+        "final_test_loss": 1 / 91, "epochs": 3, "seconds": 6.0, "pruned_test_acc": 30.0,
     }  # fmt: skip
 
 

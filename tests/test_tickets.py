@@ -137,7 +137,7 @@ def test_a_kept_step_of_level_0_brings_its_optimizer(source):
         name = "rewind" if step == -1 else f"step_{step}"
         saved = torch.load(source.path / "artifacts" / f"optimizer_{name}.pt", weights_only=True)
         assert ticket.first_step == first and ticket.optimizer is not None
-        assert str(ticket.optimizer["sgd"]["state"]) == str(saved["sgd"]["state"])
+        assert str(ticket.optimizer["optimizer"]["state"]) == str(saved["optimizer"]["state"])
         assert torch.equal(state["fc1.bias"], source.checkpoint(name)["fc1.bias"])
 
 

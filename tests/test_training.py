@@ -45,16 +45,35 @@ def train(one: Trainer, epoch: int) -> None:
     one.train_epoch(0, epoch, one.new_tally(), lambda steps: False)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("before", [True, False])
-def test_momentum_survives_a_change_of_memory_layout(before):
-    first, second = trainer(before), trainer(not before)
+def test_momentum_survives_a_change_of_memory_layout(before, name):
+    options = {"optimizer_name": name, "lr": 0.1 if name == "sgd" else 0.01}
+    first, second = trainer(before, **options), trainer(not before, **options)
     train(first, 0)
     second.model.load_state_dict(first.model.state_dict())
     second.restart(first.optimizer_state_dict())
+    for param, values in second.optimizer.state.items():
+        assert all(value.stride() == param.stride() for value in values.values() if value.ndim)
     train(first, 1)
     train(second, 1)
     for mine, theirs in zip(first.model.parameters(), second.model.parameters()):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_state_can_be_gone_on_from_twice(name):
+    """Training changes no tensor of it, Adam's count of steps among them: levels rewind to one state."""
+    one = trainer(False, optimizer_name=name)
+    train(one, 0)
+    state = copy.deepcopy({**one.state_dict()})
+    before, ends = str(state["optimizer"]), []
+    for _ in range(2):
+        one.load_state_dict(state)
+        train(one, 1)
+        ends.append(copy.deepcopy(one.model.state_dict()))
+        assert str(state["optimizer"]) == before
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
 # One test of each option against the formulas; each option on its own, and all together.
@@ -69,6 +88,9 @@ OPTIONS = {
     "clipping": {"grad_clip": 0.05},
 }
 OPTIONS["all"] = {key: value for options in OPTIONS.values() for key, value in options.items()}
+for name in ("adam", "adamw"):
+    OPTIONS[name] = {"optimizer_name": name, "lr": 0.02}
+    OPTIONS[f"{name}, all"] = {**OPTIONS["all"], **OPTIONS[name], "beta1": 0.6, "beta2": 0.9}
 
 
 def by_the_formulas(net: nn.Module, batches: list, rates: list[float], o: dict) -> dict[str, torch.Tensor]:
@@ -76,7 +98,10 @@ def by_the_formulas(net: nn.Module, batches: list, rates: list[float], o: dict) 
     weights = {name: param.detach().double() for name, param in net.named_parameters()}
     masks = {name: mask for name, _, mask in masked_params(net)}
     velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for (images, labels), rate in zip(batches, rates, strict=True):
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    by_adam, decoupled = "adam" in o.get("optimizer_name", "sgd"), o.get("optimizer_name") == "adamw"
+    beta1, beta2 = o.get("beta1", 0.9), o.get("beta2", 0.999)
+    for t, ((images, labels), rate) in enumerate(zip(batches, rates, strict=True), start=1):
         leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
         log_p = functional_call(net.double(), leaves, (images.double(),)).log_softmax(1)
         smoothing = o.get("label_smoothing", 0)
@@ -90,9 +115,15 @@ def by_the_formulas(net: nn.Module, batches: list, rates: list[float], o: dict) 
         assert scale < 1 or not clip
         for name, weight in weights.items():
             decay = 0 if o.get("no_decay_bn") and weight.ndim == 1 else o["weight_decay"]
-            step = gradients[name] * scale + decay * weight
-            velocity[name] = o["momentum"] * velocity[name] + step
-            step = step + o["momentum"] * velocity[name] if o.get("nesterov") else velocity[name]
+            step = gradients[name] * scale + (0 if decoupled else decay) * weight
+            if by_adam:  # Kingma & Ba 2015, algorithm 1; Loshchilov & Hutter 2019, algorithm 2
+                velocity[name] = beta1 * velocity[name] + (1 - beta1) * step
+                squares[name] = beta2 * squares[name] + (1 - beta2) * step**2
+                step = velocity[name] / (1 - beta1**t) / ((squares[name] / (1 - beta2**t)).sqrt() + 1e-8)
+                step = step + decay * weight if decoupled else step
+            else:
+                velocity[name] = o["momentum"] * velocity[name] + step
+                step = step + o["momentum"] * velocity[name] if o.get("nesterov") else velocity[name]
             weights[name] = (weight - rate * step) * masks.get(name, 1)
     return weights
 
@@ -106,7 +137,8 @@ def test_two_epochs_are_those_of_the_formulas(name):
         mask.copy_(torch.rand(mask.shape, generator=torch.Generator().manual_seed(number)) < 0.5)
     apply_masks(one.model)
     batches = [batch for epoch in range(2) for batch in one.data.train.batches(0, epoch)]
-    expected = by_the_formulas(copy.deepcopy(one.model), batches, [0.05, 0.1, 0.15, 0.2, *[0.2] * 4], options)
+    rates = [options["lr"] * factor for factor in (0.25, 0.5, 0.75, 1, 1, 1, 1, 1)]
+    expected = by_the_formulas(copy.deepcopy(one.model), batches, rates, options)
     for epoch in range(2):
         train(one, epoch)
     found = {name: param.detach().double() for name, param in one.model.named_parameters()}
@@ -149,9 +181,13 @@ def test_all_ranks_evaluate_rank_0s_network(tmp_path):
     assert found == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_first_step_that_overflows_leaves_no_trace_in_fp16():
-    """The fused kernel would leave a momentum buffer that was never written to: not-a-number, in this mode."""
-    cfg = make_config({"experiment_params": {"precision": "fp16"}})
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_first_step_that_overflows_leaves_no_trace_in_fp16(name):
+    """SGD's kernel would leave a momentum buffer that was never written to: not-a-number, in this mode.
+
+    Adam's count of steps goes on with the next step that counts.
+    """
+    cfg = make_config({"experiment_params": {"precision": "fp16"}, "optimizer": {"optimizer_name": name}})
 
     def weights(overflows: bool) -> list[torch.Tensor]:
         net = small_net(torch.contiguous_format)

@@ -207,6 +207,8 @@ def read_config(words: list[str]) -> Config:
             f"dist_params.nproc: {nproc} is not started from here: "
             f"torchrun --nproc_per_node={nproc} -m utils.benchmark ..."
         )
+    if o.optimizer_name != "sgd":
+        raise ConfigError(f"optimizer.optimizer_name: {o.optimizer_name} is not allowed here: all contenders use sgd")
     unlike = [key for key in ("grad_clip", "no_decay_bn") if getattr(o, key)]
     if unlike:  # it would be compared with less work
         raise ConfigError(f"optimizer.{key}: {getattr(o, key)}: the other contenders have none" for key in unlike)

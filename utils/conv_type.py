@@ -52,7 +52,7 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
     for prefix, module in model.named_modules():
         for name in _maskable(module):
             full = f"{prefix}.{name}" if prefix else name
-            hits = {pattern for pattern in exclude if fnmatchcase(full, pattern) or fnmatchcase(prefix, pattern)}
+            hits = {pattern for pattern in exclude if matches(full, pattern)}
             unused -= hits
             param = getattr(module, name)
             if hits:  # a shared parameter: by any of its names
@@ -79,6 +79,11 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
             "prune_params.exclude: nothing left to prune" if exclude else "the model has no layer to prune"
         )
     return model
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a shell-style pattern fits the state_dict name of a parameter, or of its layer."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)
 
 
 def masked_params(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:

@@ -1,8 +1,9 @@
-"""Models by name: the networks of the lottery-ticket papers, and every torchvision classification model.
+"""Models by name: networks of the lottery-ticket papers, every classification model of torchvision, and of timm.
 
 `MODELS` is the registry: name -> ``builder(num_classes, image_shape)``. To add a model, write a builder and one line
 here. Names that torchvision and the CIFAR literature share (resnet18, vgg16_bn, ...) stand for torchvision's network on
-large images and for the CIFAR form up to 64x64 pixels. No weights are downloaded: training starts from initialisation.
+large images and for the CIFAR form up to 64x64 pixels. timm/NAME is a model of timm, where that is installed. No
+weights are downloaded: training starts from initialisation.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torchvision import models
 
+from utils.config.sections.model_params import TIMM
 from utils.networks.blurpool import add_blurpool
 from utils.networks.cifar import (
     CifarResNet,
@@ -23,6 +25,8 @@ from utils.networks.cifar import (
     PreResNet,
     UnsuitableImages,
 )
+from utils.networks.open_lth import cifar_resnet, cifar_vgg
+from utils.networks.timm import timm_model
 from utils.networks.torchvision import resnet, torchvision_model, vgg
 
 Builder = Callable[[int, ImageShape], nn.Module]
@@ -34,6 +38,7 @@ def create_model(
     image_shape: ImageShape = (3, 224, 224),
     blurpool: bool = False,
     other_shapes: Sequence[ImageShape] = (),
+    arguments: Sequence[str] = (),
 ) -> nn.Module:
     """Build a freshly initialised model from float images (N, C, H, W) to logits (N, num_classes).
 
@@ -41,23 +46,24 @@ def create_model(
     numbers) finds out whether the model can take the images, so that they are refused here and not at the first step.
 
     Args:
-        name: one of `model_names`; case, hyphens and underscores do not matter ("ResNet-18" is resnet18).
+        name: one of `model_names`; case, hyphens and underscores do not matter ("ResNet-18" is resnet18). Or timm/NAME.
         image_shape: (channels, height, width) in pixels.
         blurpool: anti-aliased downsampling, see `add_blurpool`.
         other_shapes: shapes of further images that it will be given.
+        arguments: of a model of timm, see `timm_model`.
 
     Raises:
-        ValueError: an unknown name, images that this model cannot take, fewer than one class, or blurpool on a model
-            without a convolution to blur.
+        ValueError: an unknown name, images that this model cannot take, fewer than one class, arguments that it does
+            not have, or blurpool on a model without a convolution to blur.
     """
-    name = canonical_name(name)
     if num_classes < 1:
         raise ValueError(f"dataset.num_classes: {num_classes} is not allowed: at least 1")
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"image_shape {tuple(image_shape)} is not (channels, height, width), each at least 1")
     channels, height, width = image_shape
+    name, build = _builder(name, arguments)
     try:
-        model = MODELS[name](num_classes, (channels, height, width))
+        model = build(num_classes, (channels, height, width))
         if blurpool and not add_blurpool(model):
             raise ValueError(
                 f"model_params.blurpool: true changes nothing in {name} (no strided convolution of 16 or more input "
@@ -71,8 +77,20 @@ def create_model(
     return model
 
 
+def _builder(name: str, arguments: Sequence[str]) -> tuple[str, Builder]:
+    """The canonical name of a model, and what builds it."""
+    plain = name.strip().lower()
+    if plain.startswith(TIMM):
+        plain = plain.replace("-", "_")
+        return plain, partial(timm_model, plain.removeprefix(TIMM), arguments=arguments)
+    if arguments:
+        raise ValueError(f"model_params.model_args: only for models of timm ({TIMM}NAME), not for {name}")
+    name = canonical_name(name)
+    return name, MODELS[name]
+
+
 def model_names() -> list[str]:
-    """Names of all models, sorted."""
+    """Names of all models but timm's, sorted."""
     return sorted(MODELS)
 
 
@@ -92,7 +110,7 @@ def canonical_name(name: str) -> str:
     nearest = same or difflib.get_close_matches(plain, MODELS, n=5, cutoff=0.4)
     raise ValueError(
         f"model_params.model_name: {name!r} is not a known model; nearest: {', '.join(nearest) or 'none'}. List all "
-        f'{len(MODELS)}: python -c "from utils.models import model_names; print(*model_names())"'
+        f'{len(MODELS)}: python -c "from utils.models import model_names; print(*model_names())"; {TIMM}NAME: of timm'
     )
 
 
@@ -128,6 +146,16 @@ MODELS: dict[str, Builder] = {
     "resnet44": partial(CifarResNet, 44),
     "resnet56": partial(CifarResNet, 56),
     "resnet110": partial(CifarResNet, 110),
+    "cifar_resnet_20": partial(cifar_resnet, 20, 16),
+    "cifar_resnet_32": partial(cifar_resnet, 32, 16),
+    "cifar_resnet_32_32": partial(cifar_resnet, 32, 32),
+    "cifar_resnet_44": partial(cifar_resnet, 44, 16),
+    "cifar_resnet_56": partial(cifar_resnet, 56, 16),
+    "cifar_resnet_110": partial(cifar_resnet, 110, 16),
+    "cifar_vgg_11": partial(cifar_vgg, 11),
+    "cifar_vgg_13": partial(cifar_vgg, 13),
+    "cifar_vgg_16": partial(cifar_vgg, 16),
+    "cifar_vgg_19": partial(cifar_vgg, 19),
     "preresnet": PreResNet,
     "resnet18": partial(resnet, "resnet18"),
     "resnet34": partial(resnet, "resnet34"),

@@ -22,7 +22,7 @@ Exit status: 0 done; 2 nothing drawn, with the reason on stderr.
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,7 @@ from utils.errors import ConfigError, DataError, RunError, report
 from utils.plots.figures import METRICS, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
+from utils.plots.output import DPI, FIGURE_FORMATS, TABLE_FORMATS, check_file, write_file
 from utils.plots.runs import find_runs, has_finished_level, read_run
 
 PROGRAM = "plot_results"
@@ -40,7 +41,6 @@ TICKET_DENSITY = 0.1
 # Percent. Rounding error of a mean; one image counts 1000 times more.
 TIE = 1e-9
 KINDS = ("accuracy", "layers", "curves", "table")
-FORMATS = (".png", ".pdf", ".svg", ".eps", ".jpg")
 
 
 def time_to_ticket(
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=int, help="curves: level to draw of each method (default: its last)")
     parser.add_argument("--partial", action="store_true", help="include the finished levels of unfinished runs")
     parser.add_argument("--title", default="", help="title above the figure")
-    parser.add_argument("--dpi", type=int, default=200, help="dots per inch of .png and .jpg (default 200)")
+    parser.add_argument("--dpi", type=int, default=DPI, help=f"dots per inch of .png and .jpg (default {DPI})")
     return parser
 
 
@@ -175,13 +175,10 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name, kinds in ONLY.items():
         if getattr(args, name) != parser.get_default(name) and args.kind not in kinds:
             raise ConfigError(f"--{name}: only with --kind {' or '.join(kinds)} (it is {args.kind})")
-    allowed = (".csv",) if args.kind == "table" else FORMATS
     if args.out is None and args.kind != "table":
         raise ConfigError("--out: a file to write is expected, as in --out FIG.png")
-    if args.out is not None and args.out.suffix.lower() not in allowed:
-        raise ConfigError(f"--out: {args.out}: ends in none of {', '.join(allowed)}")
-    if args.out is not None and not args.out.parent.is_dir():
-        raise ConfigError(f"--out: {args.out.parent}: no such directory")
+    if args.out is not None:
+        check_file("--out", args.out, TABLE_FORMATS if args.kind == "table" else FIGURE_FORMATS)
     if args.ylim is not None and not all(map(math.isfinite, args.ylim)):
         raise ConfigError(f"--ylim: {args.ylim[0]:g} {args.ylim[1]:g} is not allowed: finite numbers")
     if args.density is not None and not 0 < args.density <= 1:
@@ -202,7 +199,7 @@ def draw(args: argparse.Namespace) -> None:
     if args.kind == "table":
         print(method_table(groups, args.density or TICKET_DENSITY).to_string(index=False))
         if args.out:
-            _write(args.out, lambda: tidy(groups).to_csv(args.out, index=False))
+            write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
     else:
         _draw_figure(groups, args)
     shown = chosen_levels(groups, args.density, args.level) if args.kind in ("layers", "curves") else None
@@ -224,16 +221,7 @@ def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
         finally:
             plt.close(figure)
 
-    _write(args.out, draw_and_save)
-
-
-def _write(path: Path, write: Callable[[], None]) -> None:
-    try:
-        write()
-    except (ConfigError, DataError):  # ValueErrors, too
-        raise
-    except (OSError, ValueError) as error:  # ValueError: matplotlib's, for a bad formula in a title or a name
-        raise RunError(f"--out: {path}: cannot be written: {error}") from error
+    write_file("--out", args.out, draw_and_save)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

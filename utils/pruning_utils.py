@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
-from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, round_counts
+from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, per_layer, round_counts
 from utils.pruning.methods import METHODS, Method
 from utils.pruning.scores import SYNFLOW_ROUNDS, Batches, Inputs, Scores, random_scores, scoring
 
@@ -52,6 +52,7 @@ def prune(
     *,
     rounds: int = SYNFLOW_ROUNDS,
     dtype: torch.dtype | None = None,
+    shares: Sequence[int] | None = None,
     invert_scores: bool = False,
 ) -> float:
     """Prunes `model` to `density`, changing masks in place and zeroing the weights that go.
@@ -67,8 +68,8 @@ def prune(
             it, synflow only the shape of the first images.
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
-        invert_scores: keep the lowest scores (ablation, Frankle et al. 2021), in each round of methods in rounds; of
-            equal scores the first stay, as ever. No effect on the random methods.
+        shares: weights that each layer keeps, `density` in all, in place of the method's allocation; not in rounds.
+        invert_scores: keep the lowest scores (an ablation, Frankle et al. 2021); no effect on the random methods.
         dtype: snip and grasp only: torch.float32 or float64 to compute in. None: the weights' own, at least float32.
 
     Returns:
@@ -78,7 +79,7 @@ def prune(
         ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
             above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite.
     """
-    criterion = _criterion(method, batches, invert_scores)
+    criterion = _criterion(method, batches, invert_scores, shares)
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
     keep = _checked_keep(method, density, masks)
@@ -90,8 +91,7 @@ def prune(
     except ValueError as error:
         raise ValueError(f"{method} to density {density:g}: {error}") from error
     _set_masks(model, masks, chosen)
-    if dead := dead_layers(model):
-        log.warning("dead network: %s to density %g leaves no weight in %s", method, density, ", ".join(dead))
+    _warn_of_dead_layers(model, f"{method} to density {density:g}")
     return density_of(masks)
 
 
@@ -99,6 +99,11 @@ def _set_masks(model: nn.Module, masks: Sequence[Tensor], chosen: Sequence[Tenso
     for mask, new in zip(masks, chosen):
         mask.copy_(new)
     apply_masks(model)
+
+
+def _warn_of_dead_layers(model: nn.Module, what: str) -> None:
+    if dead := dead_layers(model):
+        log.warning("dead network: %s leaves no weight in %s", what, ", ".join(dead))
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
@@ -117,8 +122,8 @@ def dead_layers(model: nn.Module) -> list[str]:
     return [name for (name, _, _), count in zip(entries, kept) if count == 0]
 
 
-def _criterion(method: str, batches: Batches | None, invert_scores: bool) -> Criterion:
-    """The criterion by its name, its scores inverted if asked for, after checking its inputs."""
+def _criterion(method: str, batches: Batches | None, invert_scores: bool, shares: Sequence[int] | None) -> Criterion:
+    """The criterion by its name, its scores inverted and its allocation given if asked for, its inputs checked."""
     if method not in CRITERIA:
         nearest = difflib.get_close_matches(method, CRITERIA, n=len(CRITERIA), cutoff=0.0)
         raise ValueError(
@@ -127,6 +132,9 @@ def _criterion(method: str, batches: Batches | None, invert_scores: bool) -> Cri
     criterion = CRITERIA[method]
     if criterion.method.needs_batches and batches is None:
         raise ValueError(f"{method} needs batches of (images, labels), and got none")
+    if shares is not None:
+        assert not criterion.method.in_rounds
+        criterion = replace(criterion, allocate=lambda scores, masks, _keep: per_layer(scores, masks, shares))
     return replace(criterion, score=_inverted(criterion.score)) if invert_scores else criterion
 
 

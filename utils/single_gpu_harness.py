@@ -62,6 +62,8 @@ class SingleProcess:
         e, p, model, initial_density = self.cfg.experiment_params, self.cfg.prune_params, self.model, 1.0
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
+            apply_masks(model)
+            _, pruned_accuracy = self.evaluate()
 
             begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
@@ -86,7 +88,7 @@ class SingleProcess:
 
             run.save_checkpoint(f"level_{level}", Snapshot(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
-            run.tables.add(SUMMARY, [summary_row(level, density(model), rows)])
+            run.tables.add(SUMMARY, [summary_row(level, density(model), rows, pruned_accuracy)])
 
     def train_epoch(self, run: Run, level: int, epoch: int, first: int) -> Row:
         """Trains from step `first` to the epoch's end and evaluates; logs the epoch's row of the CSV."""

@@ -1,1 +1,1 @@
-"""Analyses of finished runs and checkpoints."""
+"""What is asked of finished runs: masks, signs, connected networks, cost, sharpness."""

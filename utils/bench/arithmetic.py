@@ -23,7 +23,9 @@ def step_flops(cfg: Config, data: Data) -> float:
     Counted on the meta device, where nothing is computed.
     """
     m, images = cfg.model_params, 2
-    model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool).to("meta")
+    model = create_model(
+        m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool, arguments=m.model_args
+    ).to("meta")
     batch = torch.empty((images, *data.image_shape), device="meta")
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(batch), torch.empty(images, dtype=torch.int64, device="meta")).backward()
@@ -36,7 +38,7 @@ def step_bytes(cfg: Config, data: Data, dtype: torch.dtype | None) -> float:
     A cache that holds activations from one operation to the next can save some of them.
     """
     m = cfg.model_params
-    model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool)
+    model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool, arguments=m.model_args)
     weights = sum(p.numel() for p in model.parameters())
     moved = count_work(model, data.image_shape).moved * (dtype or torch.float32).itemsize
     return moved + OPTIMIZER_BYTES * weights / data.train.batch_size

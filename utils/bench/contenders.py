@@ -87,7 +87,9 @@ class PlainLoop:
         self.smoothing, self.threads = cfg.optimizer.label_smoothing, torch.get_num_threads()
         layout = torch.channels_last if cfg.experiment_params.channels_last else torch.contiguous_format
         m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool)
+        model = create_model(
+            m.model_name, data.num_classes, data.image_shape, blurpool=m.blurpool, arguments=m.model_args
+        )
         self.model = model.to(ctx.device).to(memory_format=layout)
         compile_network(cfg, ctx, self.model, data)
         self.net = ctx.wrap(self.model)
@@ -126,7 +128,7 @@ def usual_settings(cfg: Config, data: Data) -> usual_harness.Settings:
     crop, flip = augment_recipe(cfg, spec)
     return {
         "model": cfg.model_params.model_name, "blurpool": cfg.model_params.blurpool, "classes": data.num_classes,
-        "shape": data.image_shape,
+        "shape": data.image_shape, "arguments": cfg.model_params.model_args,
         "mean": spec.mean, "std": spec.std, "crop": crop, "flip": flip, "batch": cfg.dataset.batch_size,
         "workers": cfg.dataset.num_workers, "lr": cfg.optimizer.lr, "momentum": cfg.optimizer.momentum,
         "weight_decay": cfg.optimizer.weight_decay, "threads": torch.get_num_threads(),

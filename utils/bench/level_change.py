@@ -1,4 +1,7 @@
-"""Time between two levels: from the last step of one to the first step of the next, without evaluation.
+"""Time between two levels: from the last step of one to the first step of the next.
+
+Without the evaluation that ends a level. Ours has the one right after pruning in it (``pruned_test_acc``), which the
+usual harness does not make.
 
 Ours: a whole run of `Harness` in a temporary directory, with levels of a few steps, on random images. The usual
 harness: a new process per level (usual_harness.py).
@@ -26,7 +29,7 @@ from utils.runs.saving import SaveClock
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
 
-PARTS = ("checkpoint handed over", "prune", "rewind", "first batch")
+PARTS = ("checkpoint handed over", "prune and evaluate", "rewind", "first batch")
 
 
 class Clock:

@@ -34,6 +34,7 @@ class Settings(TypedDict):
     """What the usual harness needs to know; plain values, which a process of a level reads from JSON."""
 
     model: str
+    arguments: Sequence[str]
     blurpool: bool
     classes: int
     shape: tuple[int, int, int]  # (C, H, W); a list from JSON
@@ -75,7 +76,9 @@ MASKED: dict[type[nn.Module], type[MaskedConv2d] | type[MaskedLinear]] = {
 
 def make_model(settings: Settings, device: torch.device) -> nn.Module:
     """The network, its layers replaced by masked ones."""
-    model = create_model(settings["model"], settings["classes"], settings["shape"], settings["blurpool"])
+    model = create_model(
+        settings["model"], settings["classes"], settings["shape"], settings["blurpool"], arguments=settings["arguments"]
+    )
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and type(module) in MASKED:
             module.register_buffer("mask", torch.ones_like(module.weight))

@@ -176,6 +176,30 @@ class Word(Strict):
         return "a word without spaces"
 
 
+class Pair(Strict):
+    """``NAME:VALUE``: a word, and what `value` takes. Returned as text, the value as its own checker writes it."""
+
+    kind = "pair"
+
+    def __init__(self, name: str, value: Strict):
+        self.name, self.value = name, value
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self.refuse()
+        name, colon, rest = value.strip().rpartition(":")
+        if not colon or not name or name.strip() != name or any(c.isspace() for c in name) or not name.isprintable():
+            raise self.refuse()
+        try:
+            self.value.check(rest)
+        except ValueError:
+            raise self.refuse() from None
+        return f"{name}:{rest.strip()}"
+
+    def help(self) -> str:
+        return f"{self.name}:VALUE, VALUE {self.value.help()}"
+
+
 class FilePath(Strict):
     """A path; `optional` also allows "". ``~`` is expanded, or mkdir would create a folder of that name."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from utils.config.options import Schema
 from utils.config.values import Values
 from utils.data.specs import DATASETS
+from utils.optimizers import OPTIMIZERS, OWN_OPTIONS
 from utils.pruning.methods import METHODS, NO_METHOD
 from utils.schedulers import SCHEDULES
 
@@ -61,6 +62,8 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
     if not used & set(SCORED_ON_BATCHES):
         for key in ("score_batches", "score_dtype"):
             yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+    if p.scope == "global":
+        yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
 
 
 def _in_tickets(c: Values) -> Reasons:
@@ -80,6 +83,10 @@ def _in_tickets(c: Values) -> Reasons:
 
 def _in_training(c: Values) -> Reasons:
     o, e = c.optimizer, c.experiment_params
+    for key in OWN_OPTIONS:
+        if key not in OPTIMIZERS[o.optimizer_name].options:
+            users = [name for name, optimizer in OPTIMIZERS.items() if key in optimizer.options]
+            yield f"optimizer.{key}", f"optimizer_name is {o.optimizer_name}; it is an option of {' and '.join(users)}"
     if SCHEDULES[o.scheduler_type].milestones:
         yield "optimizer.lr_min", f"{o.scheduler_type} has no final rate of its own"
     else:

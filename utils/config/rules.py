@@ -7,15 +7,23 @@ absent; checks reading them are skipped.
 import itertools
 from collections.abc import Iterator
 
+from utils.config.sections.model_params import TIMM
 from utils.config.sections.prune_params import MOST_LEVELS
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import NO_METHOD, initial_density, level_density
+from utils.pruning.methods import LAYER_WISE, NO_METHOD, initial_density, level_density
 from utils.schedulers import OWN_COOLDOWN, SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
 Faults = Iterator[tuple[str, str]]
+
+
+def check_model_args(c: Values) -> Faults:
+    """Only timm's models take arguments."""
+    m = c.model_params
+    if m.model_args and not m.model_name.lower().startswith(TIMM):
+        yield "model_params.model_args", f"only for models of timm ({TIMM}NAME), not for {m.model_name}"
 
 
 def check_levels(c: Values) -> Faults:
@@ -44,6 +52,13 @@ def check_density(c: Values) -> Faults:
             f"prune_params.{'target_density' if p.target_density else 'num_levels'}",
             f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
         )
+
+
+def check_scope(c: Values) -> Faults:
+    """Layer-wise rates are for methods that do not share out the weights themselves."""
+    p = c.prune_params
+    if p.scope == "layer" and p.num_levels > 1 and p.prune_method not in LAYER_WISE:
+        yield "prune_params.scope", f"layer only with prune_method {', '.join(LAYER_WISE)} (it is {p.prune_method})"
 
 
 def check_ticket(c: Values) -> Faults:
@@ -236,14 +251,16 @@ def check_rates(c: Values) -> Faults:
 
 def check_nesterov(c: Values) -> Faults:
     """Nesterov's momentum needs momentum."""
-    if c.optimizer.nesterov and c.optimizer.momentum == 0:
+    if c.optimizer.optimizer_name == "sgd" and c.optimizer.nesterov and c.optimizer.momentum == 0:
         yield "optimizer.nesterov", "only with optimizer.momentum > 0"
 
 
 CHECKS = (
+    check_model_args,
     check_levels,
     check_save_steps,
     check_density,
+    check_scope,
     check_ticket,
     check_target_density,
     check_classes,

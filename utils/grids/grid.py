@@ -70,11 +70,28 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         for seed in (seeds if not reader.faults else ())
         for entry in entries
     ]
-    checked = [_checked_run(entry, threads, bool(gpus), reader) for entry in named]
-    runs = with_sources([run for run in checked if run], {entry.name for entry in named}, reader)
+    return Grid(checked_runs(named, threads, bool(gpus), reader), parallel, threads, gpus, mps)
+
+
+def checked_runs(
+    entries: Sequence[RunEntry], threads: int = 0, one_gpu: bool = False, reader: GridReader | None = None
+) -> tuple[GridRun, ...]:
+    """The runs of a grid, each of them checked as harness.py will check it.
+
+    Args:
+        entries: runs with their final names and all of their options, base_dir and seed included.
+        threads, one_gpu: see `_checked_run`.
+        reader: has the faults that were found so far.
+
+    Raises:
+        ConfigError: all faults; nothing has been started or created.
+    """
+    reader = reader or GridReader()
+    checked = [_checked_run(entry, threads, one_gpu, reader) for entry in entries]
+    runs = with_sources([run for run in checked if run], {entry.name for entry in entries}, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
-    return Grid(tuple(runs), parallel, threads, gpus, mps)
+    return tuple(runs)
 
 
 def runs_per_gpu(parallel: int, gpus: Sequence[str]) -> int:

@@ -21,13 +21,14 @@ class GridRunner:
     """Starts the unfinished runs of a grid, watches them and passes signals on to them.
 
     Attributes:
+        notes: whether to print the runs' notes: not where no user has chosen their options.
         running: {slot: the run in it}.
         failed: names of the runs that failed.
         stopping: the signal that stops the grid; 0 while there is none.
     """
 
-    def __init__(self, grid: Grid, terminal: bool):
-        self.grid, self.terminal = grid, terminal
+    def __init__(self, grid: Grid, terminal: bool, notes: bool = True):
+        self.grid, self.terminal, self.notes = grid, terminal, notes
         self.running: dict[int, RunProcess] = {}
         self.failed: list[str] = []
         self.stopping, self.stopped_at = 0, 0.0
@@ -36,7 +37,8 @@ class GridRunner:
         """Run everything that is not finished; return the exit status."""
         runs = self.grid.runs
         print(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time", flush=True)
-        for note in distinct_notes(runs):  # each run also logs its own, but nobody reads the log of a run that works
+        # Each run also logs its own, but nobody reads the log of a run that works.
+        for note in distinct_notes(runs) if self.notes else ():
             _print_note(note)
         waiting = [run for run in runs if not run.finished]
         tqdm.monitor_interval = 0  # tqdm's monitor thread would make forking unsafe

@@ -5,12 +5,15 @@ takes float images (N, C, H, W) and returns logits (N, num_classes). Layers are 
 similar network.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.data.specs import SMALL_PIXELS
 
 ImageShape = tuple[int, int, int]
+Block = Callable[[int, int, int], nn.Module]  # (channels in, channels out, stride) -> a residual block
 
 
 class UnsuitableImages(ValueError):
@@ -122,22 +125,26 @@ class CifarResNet(nn.Module):
 
     With 10 classes 269,722 (20), 464,154 (32), 658,586 (44), 853,018 (56) and 1,727,962 (110) parameters.
     Initialisation: He-normal convolutions, torch's default for the classifier (`he_init_convolutions`).
+
+    Args:
+        block: (channels in, channels out, stride) -> a block with another shortcut.
+        width: channels of the first stage; the others have 2 and 4 times as many.
     """
 
-    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape):
+    def __init__(self, depth: int, num_classes: int, image_shape: ImageShape, block: Block = _BlockA, width: int = 16):
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(image_shape[0], 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, 1, blocks)
-        self.layer2 = self._stage(16, 32, 2, blocks)
-        self.layer3 = self._stage(32, 64, 2, blocks)
-        self.fc = nn.Linear(64, num_classes)
+        self.conv1 = nn.Conv2d(image_shape[0], width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(block, width, width, 1, blocks)
+        self.layer2 = self._stage(block, width, 2 * width, 2, blocks)
+        self.layer3 = self._stage(block, 2 * width, 4 * width, 2, blocks)
+        self.fc = nn.Linear(4 * width, num_classes)
         he_init_convolutions(self)
 
     @staticmethod
-    def _stage(channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
-        return nn.Sequential(_BlockA(channels, out, stride), *(_BlockA(out, out, 1) for _ in range(1, blocks)))
+    def _stage(block: Block, channels: int, out: int, stride: int, blocks: int) -> nn.Sequential:
+        return nn.Sequential(block(channels, out, stride), *(block(out, out, 1) for _ in range(1, blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

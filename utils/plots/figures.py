@@ -7,10 +7,6 @@ Lines are means over seeds; bands go from the smallest to the largest value, lik
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # before pyplot: figures are written to files, without a display
-
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -35,15 +31,16 @@ from utils.plots.style import (
     STYLE,
     check_lines,
     density_axis,
+    layer_ticks,
+    layer_width,
     legend_beside,
     level_colours,
     line_style,
+    mean_line,
     percent_ticks,
     seeds_note,
 )
 
-# More layers than this are numbered, not named.
-NAMED_LAYERS = 60
 FEWER = "name fewer runs"
 KEEP_ONE = "--density keeps one run of each method, the one closest to it"
 METRICS = {"final": "final_test_acc", "max": "max_test_acc"}
@@ -71,7 +68,7 @@ def draw_accuracy(
         lines = [points(group, column) for group in groups]
         for place, (group, line) in enumerate(zip(groups, lines)):
             style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
-            _line(ax, 100 * line["density"], line, label=group.label, **style)
+            mean_line(ax, 100 * line["density"], line, label=group.label, **style)
         _dense_lines(ax, groups, column)
         density_axis(ax, min(line["density"].min() for line in lines))
         best = " (best epoch)" if metric == "max" else ""
@@ -80,15 +77,6 @@ def draw_accuracy(
             ax.set_ylim(*ylim)
         legend_beside(figure, ax, seeds_note(pd.concat(lines)["seeds"]))
     return figure
-
-
-def _line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style: Any) -> None:
-    """Mean and band of one group; a bar if the group is a single point."""
-    ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
-    if len(line) == 1:
-        ax.vlines(x, line["least"], line["largest"], color=style["color"], alpha=0.4, linewidth=2.5, zorder=1)
-    elif (line["seeds"] > 1).any():
-        ax.fill_between(x, line["least"], line["largest"], color=style["color"], alpha=0.18, linewidth=0)
 
 
 def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
@@ -130,7 +118,7 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
         if list(table.columns) != names:
             raise DataError(f"{group.label} ({group.model}) has other layers than {lines[0][0].label}")
     with plt.style.context(STYLE):
-        figure, ax = plt.subplots(figsize=(max(6.4, min(12.0, 2.6 + 0.22 * len(names))), 3.6), layout="constrained")
+        figure, ax = plt.subplots(figsize=(layer_width(len(names)), 3.6), layout="constrained")
         if by_level:
             floor = _floor(tables[0].to_numpy())
             _layers_by_level(figure, ax, tables[0], floor)
@@ -183,13 +171,8 @@ def _layer_axes(ax: Axes, names: Sequence[str], floor: float) -> None:
     ax.set_ylim(100 * floor, 100 * 1.15)
     percent_ticks(ax.yaxis, floor)
     ax.set_ylabel("Density of the layer (%)")
-    if len(names) <= NAMED_LAYERS:
-        labels = [name.removesuffix(".weight") for name in names]
-        ax.set_xticks(range(len(names)), labels, rotation=90 if len(names) > 6 else 0)
-        dead = any(line.get_marker() == "x" for line in ax.lines)
-        ax.set_xlabel("Layer, input to output" + ("; x: no weight left" if dead else ""))
-    else:
-        ax.set_xlabel(f"Layer, 0 (input) to {len(names) - 1} (output)")
+    dead = any(line.get_marker() == "x" for line in ax.lines)
+    layer_ticks(ax, names, "; x: no weight left" if dead else "")
 
 
 # --- training curves -------------------------------------------------------------------------------------------------

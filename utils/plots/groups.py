@@ -12,8 +12,9 @@ import pandas as pd
 
 from utils.errors import DataError
 from utils.plots.names import AXES, METHOD, REWINDING, differing, short_paths, word
-from utils.plots.runs import SavedRun, read_csv
+from utils.plots.runs import SavedRun
 from utils.pruning.methods import METHODS
+from utils.runs.saved import read_csv
 from utils.runs.tables import SUMMARY_COLUMNS
 
 TIDY_COLUMNS = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY_COLUMNS]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.errors import ConfigError, DataError
 from utils.plots.groups import Group, Key
-from utils.plots.runs import read_csv
+from utils.runs.saved import read_csv
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, SUMMARY, epoch_table, table_file
 
 # --- accuracy against density ----------------------------------------------------------------------------------------

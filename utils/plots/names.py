@@ -35,7 +35,8 @@ WEIGHTS = {
 }  # fmt: skip
 # Names in the legend, for keys that say little alone.
 SHORT = {
-    "model_params.model_name": "", "optimizer.scheduler_type": "", "dataset.batch_size": "batch",
+    "model_params.model_name": "", "optimizer.optimizer_name": "", "optimizer.scheduler_type": "",
+    "dataset.batch_size": "batch",
     "experiment_params.epochs_per_level": "E", **dict.fromkeys(K, "k"), "dataset.augment": "augment",
     "ticket_params.level": "ticket of level", "ticket_params.step": "from step",
 }  # fmt: skip

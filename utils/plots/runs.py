@@ -1,22 +1,19 @@
 """Run directories read back from disk: config and summary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness_params import Config, make_config
-from utils.config.sources import read_yaml
-from utils.errors import ConfigError, DataError, RunError
+from harness_params import Config
+from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name
 from utils.pruning.methods import initial_density
 from utils.runs.records import saved_ticket
-from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
-
-# Columns that hold text, in any of the tables that are read here.
-TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run", "seed"}
+from utils.runs.saved import is_run, read_summary, saved_config
+from utils.runs.tables import SUMMARY, table_file
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
         if not path.is_dir():
             raise DataError(f"{path}: {'not a directory' if path.exists() else 'no such directory'}")
         inside = sorted(p.parent for p in path.glob("*/expt_config.yaml") if not p.parent.name.startswith("."))
-        runs = [path] if (path / "expt_config.yaml").exists() else inside
+        runs = [path] if is_run(path) else inside
         if not runs:
             raise DataError(f"{path}: neither a run nor a directory of runs: no expt_config.yaml")
         found += runs
@@ -78,15 +75,11 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         DataError: the config or summary.csv is missing or damaged.
         RunError: the run is unfinished.
     """
-    cfg = _saved_config(path)
+    cfg, summary = saved_config(path), read_summary(path)
     planned = cfg.prune_params.num_levels
-    file = table_file(path, SUMMARY)
-    summary = read_csv(file, SUMMARY_COLUMNS) if file.exists() else pd.DataFrame(columns=SUMMARY_COLUMNS)
     if len(summary) < planned and not (partial and len(summary)):
         hint = "; use --partial to include them" if len(summary) else ""
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
-    if list(summary["level"]) != list(range(len(summary))):
-        raise DataError(f"{path}: {file.name} does not hold each level once: {', '.join(map(str, summary['level']))}")
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     return SavedRun(
@@ -110,37 +103,3 @@ def _ticket_of(path: Path) -> dict[str, Any]:
     if not ticket or not {"level", "step", "mask", "weights"} <= ticket.keys():
         raise DataError(f"{path}: artifacts/environment.json does not say what ticket the run started from")
     return ticket
-
-
-def _saved_config(path: Path) -> Config:
-    try:
-        values, faults = read_yaml(str(path / "expt_config.yaml"), where=f"{path}: expt_config.yaml")
-        if faults:
-            raise DataError(faults[0])
-    except ConfigError as error:
-        raise DataError(error.faults[0]) from error
-    try:
-        return make_config(values)
-    except ConfigError as error:
-        raise DataError(f"{path}: expt_config.yaml: {error.faults[0]}") from error
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV that must hold `columns`; it may have more.
-
-    Raises:
-        DataError: the file is missing or unreadable, lacks a column, or holds text in a column of numbers.
-    """
-    try:
-        frame = pd.read_csv(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a readable CSV: {error}") from error
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise DataError(f"{path}: column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing")
-    for column in columns:
-        if len(frame) and column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
-            raise DataError(f"{path}: column {column} does not hold numbers only")
-    return frame

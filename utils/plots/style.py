@@ -1,13 +1,18 @@
-"""Look of the figures in utils/plots/figures.py: colours, fonts, axes.
+"""Look of all figures: colours, fonts, axes, lines with their bands.
 
 Colours: those of Okabe & Ito (2008) that show on white, which people with the common kinds of colour blindness can tell
 apart, plus one of Tol's colours and a violet. In greyscale, markers and dashes tell the lines apart.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: figures are written to files, without a display
+
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -31,6 +36,7 @@ STYLE = {
     "pdf.fonttype": 42, "ps.fonttype": 42,  # TrueType: journals refuse Type 3
 }  # fmt: skip
 LEGEND_INCHES = 2.2  # enough for names of methods; a figure with longer labels is made wider
+NAMED_LAYERS = 60  # more layers than this are numbered, not named
 # Ticks of logarithmic axes, as fractions.
 NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
 
@@ -109,3 +115,35 @@ def level_colours(figure: Figure, ax: Axes | np.ndarray, densities: Sequence[flo
     bar.minorticks_off()
     bar.formatter = FuncFormatter(lambda value, _: f"{value:.3g}")
     return [shades(norm(100 * d)) for d in densities]
+
+
+def mean_line(ax: Axes, x: pd.Series, line: pd.DataFrame, **style: Any) -> None:
+    """Mean and band over repetitions; a bar if the line is a single point.
+
+    Args:
+        line: mean, least, largest, and seeds: the number of repetitions behind each point.
+    """
+    ax.plot(x, line["mean"], markeredgecolor="white", markeredgewidth=0.4, **style)
+    if len(line) == 1:
+        ax.vlines(x, line["least"], line["largest"], color=style["color"], alpha=0.4, linewidth=2.5, zorder=1)
+    elif (line["seeds"] > 1).any():
+        ax.fill_between(x, line["least"], line["largest"], color=style["color"], alpha=0.18, linewidth=0)
+
+
+def layer_ticks(ax: Axes, names: Sequence[str], note: str = "") -> None:
+    """Names of the layers below the x axis, at 0, 1, 2, ...; only their numbers if there are too many.
+
+    Args:
+        note: added to the axis's title where layers are named.
+    """
+    if len(names) <= NAMED_LAYERS:
+        labels = [name.removesuffix(".weight") for name in names]
+        ax.set_xticks(range(len(names)), labels, rotation=90 if len(names) > 6 else 0)
+        ax.set_xlabel("Layer, input to output" + note)
+    else:
+        ax.set_xlabel(f"Layer, 0 (input) to {len(names) - 1} (output)")
+
+
+def layer_width(layers: int) -> float:
+    """Width of a figure with that many layers on its x axis, in inches."""
+    return max(6.4, min(12.0, 2.6 + 0.22 * layers))

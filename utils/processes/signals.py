@@ -35,7 +35,7 @@ def handled() -> list[signal.Signals]:
     return [s for s in STOPPING if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
 
 
-def exit_quietly(worker: bool) -> None:
+def exit_quietly(worker: bool, program: str = "harness") -> None:
     """Let a signal end this process at once, with status 128 + signal and one line, while there is no state to save.
 
     A `worker` exits with 1 in silence; its parent prints the line. It also ends when its parent does, and so do
@@ -47,7 +47,7 @@ def exit_quietly(worker: bool) -> None:
     def leave(signum: int, frame: FrameType | None) -> None:
         if worker:
             os._exit(1)
-        os.write(2, f"harness: {Stopped(signum)}\n".encode())
+        os.write(2, f"{program}: {Stopped(signum)}\n".encode())
         os._exit(128 + signum)
 
     for signum in handled():

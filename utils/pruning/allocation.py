@@ -180,13 +180,34 @@ def erk_quotas(shapes: Sequence[Sequence[int]]) -> list[int]:
     return [sum(shape) for shape in shapes]
 
 
-def _per_layer(scores: Sequence[Tensor], masks: Sequence[Tensor], shares: Sequence[int]) -> list[Tensor]:
+def layer_counts(
+    rates: Sequence[float], totals: Sequence[int], left: Sequence[int], level: int, dense: bool
+) -> list[int]:
+    """Number of weights that each layer keeps at `level`, where each layer is pruned at a rate of its own.
+
+    Args:
+        rates: share of a layer's remaining weights that goes before each level, per layer.
+        totals: number of all weights, per layer.
+        left: number of weights left now, after the level before, per layer.
+        dense: level 0 had all weights. Then a layer keeps ``(1 - rate)^level`` of all its weights, so that rounding
+            does not add up over the levels; otherwise ``1 - rate`` of those that are left.
+
+    Returns:
+        one count per layer: at least 1, and 0 for a layer that has none left.
+    """
+    if dense:
+        return [keep_count((1 - rate) ** level, total) for rate, total in zip(rates, totals)]
+    return [keep_count(1 - rate, has) if has else 0 for rate, has in zip(rates, left)]
+
+
+def per_layer(scores: Sequence[Tensor], masks: Sequence[Tensor], shares: Sequence[int]) -> list[Tensor]:
+    """Keep the largest scores of each layer: ``shares[i]`` of layer i."""
     return [global_top_k([score], [mask], n)[0] for score, mask, n in zip(scores, masks, shares)]
 
 
 def erk(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
     """Keep the largest scores of each layer, in Erdos-Renyi-Kernel numbers (Evci et al. 2020). Errors as `share`."""
-    return _per_layer(scores, masks, share(erk_quotas([mask.shape for mask in masks]), kept_counts(masks), keep))
+    return per_layer(scores, masks, share(erk_quotas([mask.shape for mask in masks]), kept_counts(masks), keep))
 
 
 def balanced(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> list[Tensor]:
@@ -194,4 +215,4 @@ def balanced(scores: Sequence[Tensor], masks: Sequence[Tensor], keep: int) -> li
 
     A layer with fewer weights keeps all, and the rest is shared out again. Errors as `share`.
     """
-    return _per_layer(scores, masks, share([1] * len(masks), kept_counts(masks), keep))
+    return per_layer(scores, masks, share([1] * len(masks), kept_counts(masks), keep))

@@ -52,6 +52,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Methods that prune_params.scope can make layer-wise: those that share out no weights themselves, in one round.
+LAYER_WISE = tuple(name for name, method in METHODS.items() if not method.per_layer and not method.in_rounds)
+
+
 class AtInitialization(Protocol):
     """The options of pruning at initialization, of section prune_params."""
 

@@ -69,7 +69,7 @@ class Point:
     Attributes:
         step: n, optimizer steps done.
         weights: state_dict of the network: weights, BatchNorm statistics and masks.
-        optimizer: momentum and loss scale, as `Trainer.restart` takes them.
+        optimizer: its state and the loss scale, as `Trainer.restart` takes them.
     """
 
     step: int

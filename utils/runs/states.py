@@ -1,6 +1,7 @@
 """Where a run stands (`Position`), and its resume states on disk."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Position:
         epoch: the epoch of its schedule that is trained next; weight rewinding starts in that of step k.
         tally: counts of the epoch in progress; None at the start of an epoch.
         initial_density: d0, the density of level 0, left by pruning at initialization or the ticket, 0 to 1.
+        pruned_accuracy: of the level's network right after pruning, on the test set, in percent.
     """
 
     level: int = 0
@@ -28,6 +30,7 @@ class Position:
     epoch: int = 0
     tally: Tally | None = None
     initial_density: float = 1.0
+    pruned_accuracy: float = math.nan
 
     @property
     def step(self) -> int:
@@ -53,6 +56,7 @@ class Position:
             "begun": self.begun,
             "epoch": self.epoch,
             "initial_density": self.initial_density,
+            "pruned_accuracy": self.pruned_accuracy,
             "step": self.step,
             "mid_epoch": self.tally.state_dict(ctx) if self.tally and self.tally.step else None,
         }
@@ -61,6 +65,7 @@ class Position:
         """Takes up the position of `state_dict`, on every rank; random draws go on where they were."""
         self.level, self.begun, self.epoch = state["level"], state["begun"], state["epoch"]
         self.initial_density, self.tally = state["initial_density"], None
+        self.pruned_accuracy = state.get("pruned_accuracy", math.nan)  # older states have none
         if state["mid_epoch"]:
             trainer.seed_draws(self.level, self.epoch)  # for a rank that the saved run did not have
             self.tally = trainer.new_tally()

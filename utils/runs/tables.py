@@ -16,6 +16,9 @@ from utils.files import write_whole
 SUMMARY_COLUMNS = [
     "level", "density", "sparsity", "final_test_acc", "max_test_acc", "final_test_loss", "epochs", "seconds",
 ]  # fmt: skip
+PRUNED_ACCURACY = "pruned_test_acc"  # right after pruning, before rewinding and training
+# Columns right of a table's own that older runs lack: read as not-a-number there, and written by all runs.
+LATER_COLUMNS = {"summary": [PRUNED_ACCURACY]}
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
 SUMMARY, LAYERS = "summary", "layerwise_density"
@@ -35,7 +38,8 @@ def table_file(run: Path, table: str) -> Path:
 
 def columns_of(table: str) -> list[str]:
     """Columns of a table by its name."""
-    return {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+    own = {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
+    return [*own, *LATER_COLUMNS.get(table, [])]
 
 
 def is_evaluated(cfg: Config, epoch: int) -> bool:
@@ -44,12 +48,18 @@ def is_evaluated(cfg: Config, epoch: int) -> bool:
     return (epoch + 1) % e.eval_every_epochs == 0 or epoch + 1 == e.epochs_per_level
 
 
-def summary_row(level: int, density: float, epochs: list[Row]) -> Row:
-    """A level's row of the summary, from its density (0 to 1) and the rows of its epochs; the last one is evaluated."""
+def summary_row(level: int, density: float, epochs: list[Row], pruned_test_acc: float) -> Row:
+    """A level's row of the summary.
+
+    Args:
+        density: 0 to 1.
+        epochs: the rows of its epochs, of which the last one is evaluated.
+        pruned_test_acc: see `PRUNED_ACCURACY`.
+    """
     last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
     best = max(row["test_acc"] for row in epochs if not math.isnan(row["test_acc"]))
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
-    return dict(zip(SUMMARY_COLUMNS, values))
+    return dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
 
 
 class Tables:
@@ -133,6 +143,9 @@ class Tables:
         except (ValueError, OSError) as error:
             raise RunError(f"{path} is no readable CSV: {error}") from error
         expected = columns_of(table)
+        for column in LATER_COLUMNS.get(table, []):
+            if column not in frame:
+                frame[column] = ""
         if list(frame.columns) != expected:
             raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(expected)}")
         try:
@@ -149,8 +162,9 @@ def csv_text(table: str, rows: list[Row]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     columns = columns_of(table)
     writer.writerow(columns)
-    # Only not-a-number differs from itself.
-    writer.writerows(["" if row[key] != row[key] else row[key] for key in columns] for row in rows)
+    # Rows of older runs lack `LATER_COLUMNS`. Only not-a-number differs from itself.
+    filled = ([row.get(key, math.nan) for key in columns] for row in rows)
+    writer.writerows(["" if value != value else value for value in values] for values in filled)
     return buffer.getvalue()
 
 

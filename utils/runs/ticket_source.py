@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness_params import Config, make_config
+from utils.config.effects import without_effect
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError, RunError
 from utils.runs.states import saved_states
 
 # Weights that a file can give: it holds one set of them, with no word on how they began.
 OF_A_FILE = ("final", "reinit")
-# To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there.
+# To go on from a step of a run, with its optimizer and its schedule: options that must be as they are there, unless
+# they have no effect.
 GOES_ON = (
     "dataset.dataset_name", "dataset.batch_size", "dataset.drop_last", "optimizer.optimizer_name", "optimizer.momentum",
     "optimizer.nesterov", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "optimizer.no_decay_bn",
@@ -183,10 +185,10 @@ def _faults_of_rewinding(cfg: Config, source: Source) -> list[str]:
             f"ticket_params.weights: rewind is not allowed: {source.path} has no {source.point}: it needs {need} there"
         ]
     faults = []
-    here, there = cfg.to_dict(), source.cfg.to_dict()
+    unused = {path for config in (cfg, source.cfg) for path, _ in without_effect(config, config.schema)}
     for path in GOES_ON:
-        section, key = path.split(".")
-        if key in here[section] and here[section][key] != there[section][key]:
-            why = f"it is {there[section][key]!r} in {source.path}, from whose {source.point} level 0 goes on"
-            faults.append(f"{path}: {here[section][key]!r} is not allowed: {why}")
+        here, there = cfg.value(path), source.cfg.value(path)
+        if here != there and path not in unused:
+            why = f"it is {there!r} in {source.path}, from whose {source.point} level 0 goes on"
+            faults.append(f"{path}: {here!r} is not allowed: {why}")
     return faults

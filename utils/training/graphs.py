@@ -174,7 +174,7 @@ class StepGraphs:
         return Tally(self.losses.zero_(), self.correct.zero_(), first, first)
 
     def steps(
-        self, level: int, epoch: int, rates: Sequence[float], optimizer: torch.optim.SGD, tally: Tally
+        self, level: int, epoch: int, rates: Sequence[float], optimizer: torch.optim.Optimizer, tally: Tally
     ) -> Iterator[None]:
         """Trains from ``tally.step`` to the epoch's end, one step per item; counts into `tally`, of `new_tally`.
 

@@ -12,6 +12,7 @@ from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.errors import ConfigError
 from utils.models import create_model
+from utils.optimizers import OPTIMIZERS
 from utils.schedulers import Timeline
 
 
@@ -37,7 +38,9 @@ def new_network(cfg: Config, data: Data, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     try:
         m = cfg.model_params
-        model = create_model(m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes)
+        model = create_model(
+            m.model_name, data.num_classes, data.image_shape, m.blurpool, data.other_shapes, m.model_args
+        )
         return insert_masks(model, cfg.prune_params.exclude)
     except ValueError as error:
         raise ConfigError([str(error)]) from error
@@ -45,57 +48,61 @@ def new_network(cfg: Config, data: Data, seed: int) -> nn.Module:
 
 def start_optimizer(
     cfg: Config, model: nn.Module, dtype: torch.dtype | None, state: dict[str, Any] | None = None
-) -> tuple[torch.optim.SGD, torch.amp.GradScaler]:
+) -> tuple[torch.optim.Optimizer, torch.amp.GradScaler]:
     """A fresh optimizer and its loss scale, or those that go on from `state` (of `optimizer_state`)."""
     optimizer, device = make_optimizer(cfg, model), next(model.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if state is not None:
-        load_optimizer(optimizer, state["sgd"])
+        load_optimizer(optimizer, state["optimizer"] if "optimizer" in state else state["sgd"])  # sgd: of older code
         if state["scaler"]:  # empty where no scale was needed
             scaler.load_state_dict(state["scaler"])
     return optimizer, scaler
 
 
-def optimizer_state(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler) -> dict[str, Any]:
-    """Momentum and loss scale: what `start_optimizer` needs to go on.
+def optimizer_state(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """Momentum or moments, and loss scale: what `start_optimizer` needs to go on.
 
     The learning rate in it is the peak rate: that of a step is a function of the step.
     """
-    sgd = optimizer.state_dict()
-    for group in sgd["param_groups"]:
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
         group["lr"] = optimizer.defaults["lr"]
-    return {"sgd": sgd, "scaler": scaler.state_dict()}
+    return {"optimizer": state, "scaler": scaler.state_dict()}
 
 
-def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.SGD:
-    """SGD, fused, with the masks kept after every step (`keep_masked`)."""
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """``optimizer.optimizer_name``, fused, with the masks kept after every step (`keep_masked`)."""
     o, params = cfg.optimizer, list(model.parameters())
-    groups = [{"params": params, "weight_decay": o.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": o.weight_decay}]
     if o.no_decay_bn:  # BatchNorm's and LayerNorm's parameters and all biases are vectors; layers' weights never are
         groups[0]["params"] = [p for p in params if p.ndim > 1]
         groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
-    optimizer = torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, fused=True)
-    if cfg.experiment_params.precision == "fp16" and o.momentum:
+    entry = OPTIMIZERS[o.optimizer_name]
+    optimizer = getattr(torch.optim, entry.title)(groups, lr=o.lr, fused=True, **entry.arguments(o))
+    if cfg.experiment_params.precision == "fp16" and optimizer.defaults.get("momentum"):
         # Where the loss scale overflows in the first step, the fused kernel leaves a momentum that was never written,
-        # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient.
+        # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient. (Adam's
+        # moments are zeros before its first step.)
         for param in params:
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     keep_masked(optimizer, model)
     return optimizer
 
 
-def load_optimizer(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
-    """Goes on from a state_dict of another SGD of the same network, with each momentum in its weight's memory order.
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Goes on from a state_dict of another optimizer of the same kind and network; `state` stays as it is.
 
-    The fused kernel walks both in memory order; a run resumed with another ``channels_last`` has another one.
+    Momentum and moments are laid out in their weight's memory order. The fused kernel walks both in memory order; a run
+    resumed with another ``channels_last`` has another one.
     """
     optimizer.load_state_dict(state)
     for param, values in optimizer.state.items():
-        if values.get("momentum_buffer") is not None:
-            values["momentum_buffer"] = torch.empty_like(param).copy_(values["momentum_buffer"])
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):  # else None: SGD without momentum
+                values[name] = (torch.empty_like(param) if value.ndim else torch.empty_like(value)).copy_(value)
 
 
-def set_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of the next step.
 
     On a GPU it is rounded to float32, the type in which a step captured as a CUDA graph reads it: the bits are the same

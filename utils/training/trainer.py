@@ -47,7 +47,7 @@ class Trainer:
         model: the bare network: what is pruned, saved and evaluated.
         net: the same network; with several processes, wrapped so that gradients are averaged over them.
         compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
-        optimizer: SGD of the level in progress; `restart` makes a fresh one.
+        optimizer: that of the level in progress; `restart` makes a fresh one.
         graphs: the training steps as CUDA graphs; None where each kernel is launched by itself.
         test_graph: the evaluation as a CUDA graph; None likewise.
     """
@@ -87,7 +87,7 @@ class Trainer:
             self.graphs.drop()
 
     def optimizer_state_dict(self) -> dict[str, Any]:
-        """Momentum and loss scale: what `restart` needs to go on."""
+        """Momentum or moments, and loss scale: what `restart` needs to go on."""
         return optimizer_state(self.optimizer, self.scaler)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,14 +1,22 @@
-"""Options of the section ``optimizer``: SGD and its learning-rate schedule."""
+"""Options of the section ``optimizer``: the optimizer and its learning-rate schedule."""
 
 from utils.config.checkers import Bool, Choice, Float, List
 from utils.config.options import Option
+from utils.optimizers import OPTIMIZERS
 from utils.schedulers import SCHEDULES
 
 OPTIONS = {
+    "optimizer_name": Option(
+        Choice(list(OPTIMIZERS)), default="sgd", meaning="optimizer; Adam and AdamW need a far smaller lr than SGD"
+    ),
     "lr": Option(Float("(0,]"), default=0.1, meaning="peak learning rate, for the global batch"),
     "momentum": Option(Float("[0, 1)"), default=0.9, meaning="momentum of SGD"),
     "nesterov": Option(Bool(), default=False, meaning="use Nesterov momentum"),
-    "weight_decay": Option(Float("[0,]"), default=5e-4, meaning="weight decay (L2 penalty)"),
+    "beta1": Option(Float("[0, 1)"), default=0.9, meaning="decay of Adam's and AdamW's mean gradient"),
+    "beta2": Option(Float("[0, 1)"), default=0.999, meaning="decay of Adam's and AdamW's mean squared gradient"),
+    "weight_decay": Option(
+        Float("[0,]"), default=5e-4, meaning="weight decay: an L2 penalty, with adamw decoupled from the gradient"
+    ),
     "no_decay_bn": Option(Bool(), default=False, meaning="exempt BatchNorm and biases from weight decay"),
     "warmup_epochs": Option(
         Float("[0,]"), default=0.0, unit="epochs", meaning="length of the linear warm-up to lr; fractions allowed"

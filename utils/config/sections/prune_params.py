@@ -1,6 +1,6 @@
 """Options of the section ``prune_params``: which weights are pruned, how many, how often."""
 
-from utils.config.checkers import Bool, Choice, Float, Int, List, Word
+from utils.config.checkers import Bool, Choice, Float, Int, List, Pair, Word
 from utils.config.options import EXTENT, RECORD, Option
 from utils.pruning.methods import METHODS, NO_METHOD
 
@@ -54,6 +54,20 @@ OPTIONS = {
     ),
     "exclude": Option(
         List(Word()), default=(), meaning="layers to leave dense: shell-style patterns of their names, such as fc*"
+    ),
+    "scope": Option(
+        Choice(["global", "layer"]),
+        default="global",
+        needs_several="levels",
+        meaning="what prune_method's scores compete over: all layers together, or each layer alone at its own rate",
+    ),
+    "layer_rates": Option(
+        List(Pair("PATTERN", Float("[0, 1)")), bracketed=True),
+        default=(),
+        unit="fraction",
+        needs_several="levels",
+        meaning="prune_rate of layers by shell-style patterns of their names, such as fc3:0.1; the last match counts "
+        "(scope layer only)",
     ),
     "invert_scores": Option(
         Bool(),

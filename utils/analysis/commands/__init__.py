@@ -1,0 +1,1 @@
+"""The commands of utils/analyze.py, a file each: words, arguments, and from sources to rows."""
