@@ -192,7 +192,7 @@ class Harness:
         result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
         values = (epoch, result.train_loss, result.test_loss, result.train_acc, result.test_acc)
         rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
-        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second)))
+        row = dict(zip(EPOCH_COLUMNS, (*values, rate, seconds, result.images_per_second))) | result.of_average
         self._after_epoch(row)
         return row
 
@@ -223,7 +223,7 @@ class Harness:
         if self.run:
             with self.stop.clock.saving():
                 state = resume.capture(self.cfg, self.trainer, self.position.state_dict(self.ctx))
-                self.run.save_checkpoint(f"level_{level}", state["model"])
+                self.run.save_level(level, state)
                 tables = self.run.tables
                 tables.add(LAYERS, layer_rows(self.model, level))
                 epochs, pruned = tables[epoch_table(level)], self.position.pruned_accuracy

@@ -103,7 +103,7 @@ def loader(rank: int = 0, world: int = 1, **options) -> MemoryTrainLoader:
     images = np.random.default_rng(0).integers(0, 256, (22, 8, 8, 3), dtype=np.uint8)
     normalize = Normalizer((0.5,) * 3, (0.25,) * 3, (3, 8, 8), CPU)
     return MemoryTrainLoader(
-        images, np.arange(19) % 5, normalize, True, True, **options, **PLAN, rank=rank, world=world
+        images, np.arange(22) % 5, normalize, True, True, **options, **PLAN, rank=rank, world=world
     )
 
 

@@ -154,6 +154,8 @@ def main() -> int:
         cfg = load_config()
         if cfg.experiment_params.resume_expt_name:
             raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
+        if cfg.experiment_params.ema_decay:
+            raise ConfigError("experiment_params.ema_decay: only harness.py averages weights; write 0")
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)

@@ -76,6 +76,8 @@ def check_target_density(c: Values) -> Faults:
             "prune_params.target_density",
             f"0 where a ticket brings its mask (ticket_params.mask is {t.mask}): write prune_params.num_levels",
         )
+    if p.target_density and p.scope == "layer" and p.layer_rates:
+        yield "prune_params.target_density", "0 with layer_rates, which lead to another density: write num_levels"
     if p.target_density and p.num_levels > MOST_LEVELS:
         yield (
             "prune_params.target_density",

@@ -48,6 +48,12 @@ class Run:
         """Queues ``checkpoints/model_{name}.pt``, a plain state_dict."""
         self._submit(self.checkpoint(name), state)
 
+    def save_level(self, level: int, state: Snapshot) -> None:
+        """Queues the checkpoint of a level; ``model_level_{k}_ema.pt``, too, where weights are averaged."""
+        self.save_checkpoint(f"level_{level}", state["model"])
+        if "ema" in state:
+            self.save_checkpoint(f"level_{level}_ema", state["ema"])
+
     def load_checkpoint(self, name: str) -> dict[str, Tensor]:
         """The state_dict of ``checkpoints/model_{name}.pt``, once it is on disk.
 
@@ -69,7 +75,7 @@ class Run:
 
         def remove() -> None:
             for path in (self.path / "checkpoints").glob("model_level_*.pt"):
-                number = path.stem.removeprefix("model_level_")
+                number = path.stem.removeprefix("model_level_").removesuffix("_ema")
                 if number.isdecimal() and int(number) >= first_level:
                     path.unlink()
 

@@ -21,6 +21,8 @@ PRUNED_ACCURACY = "pruned_test_acc"  # right after pruning, before rewinding and
 LATER_COLUMNS = {"summary": [PRUNED_ACCURACY]}
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
+# Further columns, on the right, of runs with an average of the weights; the summary has the first.
+AVERAGE_COLUMNS = ["ema_test_acc", "ema_test_loss"]
 SUMMARY, LAYERS = "summary", "layerwise_density"
 
 Row = dict[str, Any]
@@ -59,7 +61,8 @@ def summary_row(level: int, density: float, epochs: list[Row], pruned_test_acc: 
     last, seconds = epochs[-1], sum(row["seconds"] for row in epochs)
     best = max(row["test_acc"] for row in epochs if not math.isnan(row["test_acc"]))
     values = (level, density, 1 - density, last["test_acc"], best, last["test_loss"], len(epochs), seconds)
-    return dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
+    averaged = {column: last[column] for column in AVERAGE_COLUMNS[:1] if column in last}
+    return dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc))) | averaged
 
 
 class Tables:
@@ -146,6 +149,7 @@ class Tables:
         for column in LATER_COLUMNS.get(table, []):
             if column not in frame:
                 frame[column] = ""
+        expected += [column for column in AVERAGE_COLUMNS if column in frame]
         if list(frame.columns) != expected:
             raise RunError(f"{path} has columns {', '.join(frame.columns)}; expected {', '.join(expected)}")
         try:
@@ -160,7 +164,7 @@ def csv_text(table: str, rows: list[Row]) -> str:
     """A table as CSV; not-a-number is an empty cell. (pandas' own writer takes ten times as long, per epoch.)"""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = columns_of(table)
+    columns = [*columns_of(table), *(column for column in AVERAGE_COLUMNS if rows and column in rows[0])]
     writer.writerow(columns)
     # Rows of older runs lack `LATER_COLUMNS`. Only not-a-number differs from itself.
     filled = ([row.get(key, math.nan) for key in columns] for row in rows)

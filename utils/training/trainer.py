@@ -15,6 +15,8 @@ from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
+from utils.training.average import WeightAverage
+from utils.training.buckets import settle_buckets
 from utils.training.compiling import compile_network
 from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
 from utils.training.hardware import autocast_dtype, limit_threads
@@ -30,6 +32,7 @@ class EpochResult(NamedTuple):
         train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
         test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
         images_per_second: of training alone.
+        of_average: ema_test_acc and ema_test_loss, the same of the averaged weights; empty without an average.
     """
 
     train_loss: float
@@ -37,6 +40,7 @@ class EpochResult(NamedTuple):
     test_loss: float
     test_acc: float
     images_per_second: float
+    of_average: dict[str, float]
 
 
 class Trainer:
@@ -50,6 +54,7 @@ class Trainer:
         optimizer: that of the level in progress; `restart` makes a fresh one.
         graphs: the training steps as CUDA graphs; None where each kernel is launched by itself.
         test_graph: the evaluation as a CUDA graph; None likewise.
+        average: moving average of the weights; None without ``ema_decay``.
     """
 
     graph_kind: type[CudaGraphs] = CudaGraphs
@@ -65,6 +70,8 @@ class Trainer:
         self.buckets_settled = ctx.world == 1
         self.timeline = make_timeline(cfg, data)
         self.test_sums = torch.zeros(2, dtype=torch.float64, device=ctx.device)  # of `_count_tests`
+        decay = cfg.experiment_params.ema_decay
+        self.average = WeightAverage(model, decay) if decay else None
         self._set_up_graphs()
         self.restart()
 
@@ -81,8 +88,13 @@ class Trainer:
     # --- the optimizer and its schedule --------------------------------------------------------------------------
 
     def restart(self, state: dict[str, Any] | None = None) -> None:
-        """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`)."""
+        """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`).
+
+        The average of the weights starts anew.
+        """
         self.optimizer, self.scaler = start_optimizer(self.cfg, self.model, self.dtype, state)
+        if self.average:
+            self.average.restart()
         if self.graphs:
             self.graphs.drop()
 
@@ -92,7 +104,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, BatchNorm statistics and masks, and the optimizer's state; tensors are the device's own."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer_state_dict()}
+        average = {"ema": self.average.state_dict()} if self.average else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer_state_dict(), **average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a `state_dict`, in place.
@@ -103,6 +116,8 @@ class Trainer:
         check_weights(self.model, state["model"], "the saved state")
         self.model.load_state_dict(state["model"])
         self.restart(state["optimizer"])
+        if self.average and "ema" in state:  # not where a level starts again from the checkpoint before it
+            self.average.load_state_dict(state["ema"])
 
     def rate(self, epoch: int, step: int = 0) -> float:
         """Learning rate of a step; 0-based epoch of the schedule and step of the epoch."""
@@ -199,30 +214,16 @@ class Trainer:
         self.scaler.update()
         for param in self.params:  # optimizer.zero_grad's own wrapping costs 20 times as much
             param.grad = None
+        if self.average:
+            self.average.update()
 
     def _settled(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; a process's first one is used for `_settle_buckets` first."""
+        """The same batches; a process's first one is used for `settle_buckets` first."""
         for images, labels in batches:
             if not self.buckets_settled:
-                self._settle_buckets(images, labels)
+                settle_buckets(self.net, images, labels, self.autocast)
+                self.buckets_settled = True
             yield images, labels
-
-    def _settle_buckets(self, images: Tensor, labels: Tensor) -> None:
-        """Runs a throw-away step so that DDP rebuilds its buckets of gradients, which it does after its first step.
-
-        With three processes and more the layout of the buckets decides in which order gradients are summed, hence the
-        last bits: without this, the first step after a resume would differ from the same step of an unbroken run.
-        """
-        devices = [self.ctx.device] if self.ctx.device.type == "cuda" else []
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        with torch.random.fork_rng(devices):
-            with self.autocast():
-                loss = F.cross_entropy(self.net(images), labels)
-            loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), before):
-            buffer.copy_(value)
-        self.buckets_settled = True
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -240,19 +241,25 @@ class Trainer:
         """
         check = FiniteCheck(self.model, tally.losses[: tally.step])
         tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
-        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested, check.asked]))
+        averaged = self._tested_average(evaluate)
+        counts = self.ctx.sum(torch.cat([averaged, tally.correct.double().view(1), tested, check.asked]))
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
-        right, test_loss, test_right, *answer = counts.tolist()
+        read = counts.tolist()
+        right, test_loss, test_right, *answer = read[len(averaged) :]
         losses = check.losses(answer, level, epoch)[tally.first :]
         sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
         train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
         speed = sum(sizes) / tally.training_seconds()
-        return EpochResult(train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed)
+        loss_and_accuracy = self._test_figures(*read[:2]) if self.average else ()
+        of_average = dict(zip(("ema_test_loss", "ema_test_acc"), loss_and_accuracy))
+        return EpochResult(
+            train_loss, 100 * right / sum(sizes), *self._test_figures(test_loss, test_right), speed, of_average
+        )
 
     def evaluate(self) -> tuple[float, float]:
         """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks."""
-        return self._test_figures(*self.ctx.sum(self._tested().clone()).tolist())
+        return self._test_figures(*self.ctx.sum(self._tested()).tolist())
 
     def _test_figures(self, loss: float, right: float) -> tuple[float, float]:
         return loss / self.data.test.num_images, 100 * right / self.data.test.num_images
@@ -266,7 +273,16 @@ class Trainer:
         self.model.eval()
         with self.own_stream():
             (self.test_graph or self._count_tests)()
-        return self.test_sums
+        return self.test_sums.clone()  # which the next evaluation overwrites
+
+    def _tested_average(self, evaluate: bool) -> Tensor:
+        """The same of the averaged weights; NaN without evaluation, no values without an average."""
+        if not self.average:
+            return self.test_sums[:0]
+        if not evaluate:
+            return torch.full_like(self.test_sums, math.nan)
+        with self.average.in_place():
+            return self._tested()
 
     @torch.no_grad()
     def _count_tests(self) -> None:

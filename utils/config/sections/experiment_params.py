@@ -26,6 +26,11 @@ OPTIONS = {
         unit="cycles",
         meaning="equal repeats of the learning-rate schedule in a level, of E / cycles epochs each (warm restarts)",
     ),
+    "ema_decay": Option(
+        Float("[0, 1)"),
+        default=0.0,
+        meaning="decay per step of an exponential moving average of the weights, evaluated beside them; 0 = off",
+    ),
     "training_type": Option(
         Choice(["imp", "wr", "lrr"]),
         default="imp",
