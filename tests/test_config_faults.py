@@ -217,6 +217,12 @@ BAD_TOGETHER = [  # several options, each fine alone
         "5",
         "0.1, which takes 12 levels",
     ),
+    (
+        {"prune_params": {"target_density": 0.1, "scope": "layer", "layer_rates": ["fc:0.1"]}},
+        "prune_params.target_density",
+        "0.1",
+        "0 with layer_rates",
+    ),
     ({"prune_params": {"target_density": 1e-10}}, "prune_params.target_density", "1e-10", "at least 1e-9"),
     (
         {"prune_params": {"target_density": 0.1, "prune_rate": 1e-5}},
