@@ -132,7 +132,7 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--dataset.download=false"], "dataset.download"),
         (["--optimizer.beta1=0.5"], "optimizer.beta1"),
         (["--optimizer.beta2=0.9"], "optimizer.beta2"),
-        (["--optimizer.optimizer_name=adam", "--optimizer.momentum=0"], "optimizer.momentum"),
+        (["--optimizer.optimizer_name=adam", "--optimizer.momentum=0.5"], "optimizer.momentum"),
         (["--optimizer.optimizer_name=adamw", "--optimizer.nesterov=true"], "optimizer.nesterov"),
         (["--dist_params.nproc=2", "--dist_params.distributed=false"], "dist_params.nproc"),
         (["--dist_params.sync_bn=true", "--dist_params.nproc=1"], "dist_params.sync_bn"),

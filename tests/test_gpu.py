@@ -119,8 +119,10 @@ def test_graphs_train_as_without(on_gpu, precision, kind):
         {"optimizer.grad_clip": 0.5},
         {"dataset.augment": "crop_flip", "dataset.alternate_flip": True, "optimizer.nesterov": True},
         {"optimizer.no_decay_bn": True, "optimizer.label_smoothing": 0.1, "experiment_params.channels_last": False},
+        {"optimizer.optimizer_name": "adam", "optimizer.lr": 2e-3, "optimizer.grad_clip": 0.5},
+        {"optimizer.optimizer_name": "adamw", "optimizer.lr": 2e-3, "optimizer.no_decay_bn": True},
     ],
-    ids=["clipped", "augmented", "smoothed"],
+    ids=["clipped", "augmented", "smoothed", "adam", "adamw"],
 )
 def test_options_of_the_step_are_captured(on_gpu, option):
     levels = {"prune_params.num_levels": 2}

@@ -90,6 +90,15 @@ def test_a_run_pruned_further_is_no_one_shot_run_at_its_first_level(tmp_path):
     assert {group.label: group.one_shot for group in groups} == {"SNIP, then IMP": False, "SNIP": True}
 
 
+def test_legend_names_optimizers_that_differ_and_none_of_an_option_without_effect(tmp_path):
+    adam = {"optimizer.optimizer_name": "adam", "optimizer.lr": 0.1}
+    write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1, "optimizer.beta1": 0.5})
+    write_run(tmp_path, "b", [90, 80], seed=1, **{"optimizer.lr": 0.1, "optimizer.beta2": 0.5})
+    write_run(tmp_path, "c", [90, 80], **adam, **{"optimizer.momentum": 0.5})
+    write_run(tmp_path, "d", [90, 80], seed=1, **adam, **{"optimizer.nesterov": True})
+    assert sorted((g.label, len(g.runs)) for g in groups_of(tmp_path)) == [("adam", 2), ("sgd", 2)]
+
+
 def test_method_and_option_that_differ_are_both_told(tmp_path):
     write_run(tmp_path, "a", [90, 80], **{"optimizer.lr": 0.1})
     write_run(tmp_path, "b", [90, 80], **{"optimizer.lr": 0.03, "experiment_params.training_type": "lrr"})

@@ -173,7 +173,11 @@ def test_every_run_is_checked_before_any_starts(tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/grids/*.yaml")), ids=lambda path: path.stem)
+LENET = "configs/grids/fashionmnist_lenet.yaml"
+BASELINES = [ROOT / LENET, *sorted(ROOT.glob("configs/grids/*_resnet20*.yaml"))]
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
 def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid(str(path), {"base_dir": str(tmp_path)})
@@ -183,6 +187,17 @@ def test_shipped_grids_are_the_baselines_of_three_seeds(path, tmp_path, monkeypa
     between = {"IMP", "IMP + weight rewinding", "IMP + LR rewinding"}
     once = {"SNIP", "SynFlow", "Random ERK", "Random balanced", "Random"} | (set() if small else {"GraSP"})
     assert methods == between | once
+    assert not any(run.cfg.notes for run in grid.runs), "no option without effect"
+
+
+def test_the_shipped_grid_of_tickets_has_a_branch_per_level(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(str(ROOT / LENET).replace(".yaml", "_tickets.yaml"), {"base_dir": str(tmp_path)})
+    levels = grid.runs[0].cfg.prune_params.num_levels
+    assert levels == 16 and len(grid.runs) == 3 * (1 + 2 * (levels - 1))
+    branches = [run for run in grid.runs if run.after]
+    assert sorted(run.cfg.ticket_params.level for run in branches) == sorted([*range(1, levels)] * 6)
+    assert all(run.after == f"imp_seed{run.cfg.experiment_params.seed}" for run in branches)
     assert not any(run.cfg.notes for run in grid.runs), "no option without effect"
 
 

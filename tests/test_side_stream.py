@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import GPU, ROOT
+from tests.conftest import ROOT
 from tests.data_helpers import load
 from tests.streams_double import WAITS, LateDevice
 from utils.data.side_stream import SideStream
@@ -140,8 +140,7 @@ print("right")
 """
 
 
-@pytest.mark.skipif(not GPU, reason="no GPU")
-def test_on_a_gpu():
-    words, env = [sys.executable, "-c", ON_A_GPU], os.environ | {"CUDA_VISIBLE_DEVICES": GPU}
+def test_on_a_gpu(gpu):
+    words, env = [sys.executable, "-c", ON_A_GPU], os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "right", done.stderr
