@@ -95,11 +95,17 @@ def train_epoch(one: Trainer, level: int, epoch: int, stop: Callable[[int], bool
     finished = one.train_epoch(level, epoch, tally, stop)
     if not finished:
         return tally
-    result = one.finish_epoch(level, epoch, tally, evaluate=True)._replace(images_per_second=0.0)
-    if one.data.validation is None:
-        return result[:4]
-    assert math.isfinite(result.val_loss) and (result.val_loss, result.val_acc) != (result.test_loss, result.test_acc)
-    return result
+    return finish_epoch(one, level, epoch, tally)
+
+
+def finish_epoch(one: Trainer, level: int, epoch: int, tally: Tally) -> dict[str, float]:
+    """What the epoch came to, without its speed."""
+    figures = one.finish_epoch(level, epoch, tally, evaluate=True)
+    assert all(math.isfinite(figure) for figure in figures.values())
+    evaluated = [figure for name, figure in figures.items() if name.endswith("_loss")]
+    sets, networks = 1 + (one.data.validation is not None), 1 + (one.average is not None)
+    assert len(evaluated) == len(set(evaluated)) == 1 + sets * networks  # each is a figure of its own
+    return {name: figure for name, figure in figures.items() if name != "images_per_second"}
 
 
 def study(one: Trainer, training_type: str) -> list:
@@ -141,6 +147,8 @@ CASES = {
         {"dataset": {"augment": "flip", "alternate_flip": True}, "recipe": (False, True)},
     ),
     "validation images": ("imp", {"validation": True}),
+    "average": ("wr", {"experiment_params": {"ema_decay": 0.75}}),
+    "average, validation images": ("wr", {"experiment_params": {"ema_decay": 0.75}, "validation": True}),
     "images as they are": ("lrr", {"recipe": (False, False), "optimizer": {"momentum": 0.0}}),
     "adam": ("wr", {"optimizer": {"optimizer_name": "adam", "lr": 0.01, "grad_clip": 0.5}}),
     "adamw": (
@@ -155,7 +163,7 @@ CASES = {
 def test_a_study_by_graphs_has_the_bits_of_one_without(name):
     training_type, options = CASES[name]
     plain, graphs = make_trainer(None, options), make_trainer(RecordedGraphs, options)
-    assert plain.graphs is plain.test_graph is None
+    assert plain.graphs is plain.evaluation.graph is None
     expected = study(plain, training_type)
     assert_equal(study(graphs, training_type), expected)
     # A level captures its whole batches and its last ones; evaluation is captured once.
@@ -228,7 +236,7 @@ def test_stopped_in_mid_epoch_and_taken_up_again(at, name):
     tally = second.new_tally()
     tally.load_state_dict(state[1], second.ctx)
     assert second.train_epoch(0, epoch, tally, lambda steps: False)
-    found.append(second.finish_epoch(0, epoch, tally, evaluate=True)[:4])
+    found.append(finish_epoch(second, 0, epoch, tally))
     found += [train_epoch(second, 0, later) for later in range(epoch + 1, EPOCHS)]
     assert_equal([*found, second.model.state_dict()], [*expected, whole.model.state_dict()])
 
