@@ -171,7 +171,8 @@ def test_a_study_by_graphs_has_the_bits_of_one_without(name):
     epochs = LEVELS * EPOCHS - (LEVELS - 1) * (training_type == "wr")
     counted = graphs.graphs.graphs
     assert counted.recorded == 2 * LEVELS + 1
-    assert counted.replays == epochs * STEPS - 2 * LEVELS * WARM_UP + epochs - WARM_UP
+    evaluations = epochs * (2 if graphs.average else 1)
+    assert counted.replays == epochs * STEPS - 2 * LEVELS * WARM_UP + evaluations - WARM_UP
 
 
 def test_dropout_draws_the_same():
