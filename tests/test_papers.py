@@ -3,15 +3,17 @@
 import csv
 import re
 import statistics
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from harness_params import Config, load_config
 from tests.conftest import ROOT
 from utils.config.effects import without_effect
-from utils.conv_type import density
+from utils.conv_type import density, masked_params
 from utils.data.in_memory import load_in_memory
 from utils.data.loaders import Data
 from utils.data.specs import DATASETS, ArraySpec
@@ -41,7 +43,20 @@ def made_up(cfg: Config) -> Data:
         pixels = draws.integers(0, 256, (images, height, width, channels), dtype=np.uint8)
         return pixels, draws.integers(0, spec.num_classes, images)
 
-    return load_in_memory(cfg, Context(), spec, part(2 * cfg.dataset.batch_size), part(IMAGES))
+    held_out = cfg.dataset.validation_images
+    validation = part(held_out) if held_out else None
+    return load_in_memory(cfg, Context(), spec, part(2 * cfg.dataset.batch_size), validation, part(IMAGES))
+
+
+def density_by_layer(cfg: Config, model: nn.Module) -> float:
+    """Of level 1 with scope layer: each layer keeps 1 minus its own rate, that of the last pattern that matches it."""
+    p, kept, total = cfg.prune_params, 0, 0
+    for name, param, _ in masked_params(model):
+        layer = name.removesuffix(".weight")
+        own = [rate for pattern, rate in (pair.rsplit(":", 1) for pair in p.layer_rates) if fnmatchcase(layer, pattern)]
+        rate = float(own[-1]) if own else p.prune_rate
+        kept, total = kept + round(param.numel() * (1 - rate)), total + param.numel()
+    return kept / total
 
 
 @pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
@@ -65,6 +80,8 @@ def test_two_steps_and_two_levels(path):
     if cfg.prune_params.num_levels > 1:
         method, target = pruning_of(cfg, 1, start)
         assert method != NO_METHOD and target == pytest.approx(start * (1 - cfg.prune_params.prune_rate))
+        if cfg.prune_params.scope == "layer":
+            target = density_by_layer(cfg, model)
         prune_level(cfg, model, data, 1, start)
         assert density(model) == pytest.approx(target, abs=1e-6)
 
