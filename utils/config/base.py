@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from utils.config.derived import derive_levels, without_derived
 from utils.config.effects import needs_processes, without_effect
 from utils.config.options import Note, Schema, fault, show
 from utils.config.resolving import Legacy, Resolved, Source, resolve
@@ -62,7 +63,7 @@ class BaseConfig(Values):
         Raises:
             ConfigError: with every fault.
         """
-        return self.build([Source("code", self.to_dict()), Source("code", overrides)])
+        return self.build([Source("code", without_derived(self.to_dict())), Source("code", overrides)])
 
     @classmethod
     def make(cls: type[C], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> C:
@@ -111,7 +112,8 @@ class BaseConfig(Values):
             ConfigError: with every fault.
         """
         found = resolve(cls.schema, sources, cls.legacy)
-        faults = [*faults, *found.faults, *(_faults_across_options(found) if complete else [])]
+        faults = [*faults, *found.faults, *derive_levels(found, cls.schema)]
+        faults = [*faults, *(_faults_across_options(found) if complete else [])]
         if faults:
             raise ConfigError(faults)
         return cls(found.values, [*found.notes, *_notes_without_effect(cls(found.values), found)])

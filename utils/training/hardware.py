@@ -1,5 +1,6 @@
 """Training on this hardware: precision, kernels, CPU threads."""
 
+import contextlib
 import os
 
 import torch
@@ -27,6 +28,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Context of a forward pass; nothing in plain float32, where to enter autocast would only take time."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def configure_kernels(deterministic: bool) -> None:
