@@ -63,7 +63,8 @@ def test_a_dumped_config_reads_back_and_changes(tmp_path):
 
 def test_a_run_reaches_it_and_goes_on_to_another(fork):
     kind = {**KINDS["lrr"], "prune_params.num_levels": None}  # the launcher sets it otherwise
-    kind |= {"prune_params.prune_rate": 0.5, "experiment_params.epochs_per_level": 1, "dataset.batch_size": 500}
+    kind |= {"prune_params.prune_rate": 0.5, "dataset.batch_size": 500}
+    kind |= {"experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0}
     done = fork("target", **kind, **{"prune_params.target_density": 0.6})
     assert [row["density"] for row in done.csv("summary").to_dict("records")] == pytest.approx([1.0, 0.5], abs=1e-3)
     again = fork("target", resume=True, **kind, **{"prune_params.target_density": 0.3})

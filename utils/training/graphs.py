@@ -227,8 +227,7 @@ class StepGraphs:
     ) -> Iterator[None]:
         """Trains from ``tally.step`` to the epoch's end, one step per item; counts into `tally`, of `new_tally`.
 
-        Args:
-            rates: learning rate of each step of the epoch.
+        Args: rates: learning rate of each step of the epoch.
         """
         if not self.masks.current():
             self.drop()
