@@ -7,6 +7,7 @@ graphs, and an answer to signals.
 """
 
 import contextlib
+import functools
 import sys
 import time
 
@@ -52,7 +53,8 @@ class SingleProcess:
         limit_threads(cfg, ctx, self.model)
         compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
-        self.evaluation = Evaluation(ctx, self.model, self.data, self.dtype)
+        self.autocast = functools.partial(autocast, self.device, self.dtype)
+        self.evaluation = Evaluation(ctx, self.model, self.data, self.autocast)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
         check_points(cfg, self.steps, self.ticket.first_step if self.ticket else 0)
@@ -101,7 +103,7 @@ class SingleProcess:
         self.model.train()
         for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
             set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
-            with autocast(self.device, self.dtype):
+            with self.autocast():
                 logits = self.model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
             self.scaler.scale(loss).backward()

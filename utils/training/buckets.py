@@ -1,13 +1,10 @@
 """DDP's buckets of gradients, brought to the layout that they keep."""
 
-import contextlib
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Autocast = Callable[[], contextlib.AbstractContextManager]
+from utils.training.hardware import Autocast
 
 
 def settle_buckets(net: nn.Module, images: Tensor, labels: Tensor, autocast: Autocast) -> None:

@@ -12,7 +12,7 @@ from utils.conv_type import MASK_SUFFIX
 from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.training.graphs import Captured, CudaGraphs
-from utils.training.hardware import autocast
+from utils.training.hardware import Autocast
 
 # Names in the columns of the CSVs: of the sets in ``Data.evaluated``, and of the networks that are evaluated on them,
 # the trained one and the average of its weights.
@@ -24,7 +24,7 @@ class Evaluation:
     """Counts on the device what a network comes to on each of ``data.evaluated``; nothing waits for the device.
 
     Args:
-        dtype: of autocast; None for plain float32.
+        autocast: context of a forward pass, of the precision at the time of the call.
         graphs: what captures the evaluation as a CUDA graph; None where each kernel is launched by itself.
 
     Attributes:
@@ -32,9 +32,9 @@ class Evaluation:
     """
 
     def __init__(
-        self, ctx: Context, model: nn.Module, data: Data, dtype: torch.dtype | None, graphs: CudaGraphs | None = None
+        self, ctx: Context, model: nn.Module, data: Data, autocast: Autocast, graphs: CudaGraphs | None = None
     ):
-        self.ctx, self.model, self.loaders, self.dtype = ctx, model, data.evaluated, dtype
+        self.ctx, self.model, self.loaders, self.autocast = ctx, model, data.evaluated, autocast
         self.sums = torch.zeros((len(self.loaders), 2), dtype=torch.float64, device=ctx.device)  # of the last count
         self.graph = Captured(graphs, self._count, graphs.new_pool()) if graphs else None
         self.own_stream = graphs.own_stream if graphs else contextlib.nullcontext
@@ -59,7 +59,7 @@ class Evaluation:
         self.sums.zero_()
         for loader, (loss, right) in zip(self.loaders, map(Tensor.unbind, self.sums)):
             for images, labels in loader.batches():
-                with autocast(self.ctx.device, self.dtype):
+                with self.autocast():
                     logits = self.model(images)
                     loss += F.cross_entropy(logits, labels, reduction="sum")
                 right += (logits.argmax(1) == labels).sum()

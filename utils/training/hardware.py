@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,6 +10,8 @@ from torch import nn
 from harness_params import Config
 from utils.distributed import Context
 from utils.errors import ConfigError
+
+Autocast = Callable[[], contextlib.AbstractContextManager]  # context of a forward pass
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

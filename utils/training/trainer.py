@@ -1,7 +1,6 @@
 """Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -46,7 +45,6 @@ class Trainer:
         self.cfg, self.ctx, self.data, self.model = cfg, ctx, data, model
         # Rank 0's, so that machines of unlike hardware train one network.
         self.dtype = ctx.broadcast_object(autocast_dtype(cfg.experiment_params.precision, ctx.device))
-        self.autocast = functools.partial(autocast, ctx.device, self.dtype)
         limit_threads(cfg, ctx, model)
         self.compiled = compile_network(cfg, ctx, model, data)
         self.params = list(model.parameters())
@@ -57,6 +55,10 @@ class Trainer:
         self.average = WeightAverage(model, decay) if decay else None
         self._set_up_graphs()
         self.restart()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context of a forward pass in `dtype`, which resuming may change: ``precision: auto`` stays what it was."""
+        return autocast(self.ctx.device, self.dtype)
 
     def compile(self, parts: Collection[str]) -> None:
         """Compiles these parts of the run and no others; to be called before the first step."""
@@ -71,7 +73,7 @@ class Trainer:
             assert isinstance(self.data.train, ResidentLoader)
             self.graphs = StepGraphs(graphs, self.model, self.data.train, self._step)
             self.own_stream = graphs.own_stream
-        self.evaluation = Evaluation(self.ctx, self.model, self.data, self.dtype, graphs)
+        self.evaluation = Evaluation(self.ctx, self.model, self.data, self.autocast, graphs)
 
     # --- the optimizer and its schedule --------------------------------------------------------------------------
 
