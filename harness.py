@@ -41,7 +41,7 @@ from utils.runs.saving import SaveClock
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
-from utils.runs.tables import LAYERS, SUMMARY, Row, columns_of, epoch_table, is_evaluated, summary_row
+from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.training.hardware import configure_kernels
@@ -189,10 +189,9 @@ class Harness:
         finished = self.trainer.train_epoch(level, epoch, tally, self._after_step)
         if not finished or self.stop.agreed():
             self._save_and_stop()
-        result = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
+        figures = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
         rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
-        figures = {"epoch": epoch, "lr": rate, "seconds": seconds, **result._asdict()}
-        row = {column: figures[column] for column in columns_of(epoch_table(level), self.data.validation is not None)}
+        row = {"epoch": epoch, "lr": rate, "seconds": seconds, **figures}
         self._after_epoch(row)
         return row
 
@@ -223,7 +222,7 @@ class Harness:
         if self.run:
             with self.stop.clock.measured():
                 state = resume.capture(self.cfg, self.trainer, self.position.state_dict(self.ctx))
-                self.run.save_checkpoint(f"level_{level}", state["model"])
+                self.run.save_level(level, state)
                 tables = self.run.tables
                 tables.add(LAYERS, layer_rows(self.model, level))
                 epochs, pruned = tables[epoch_table(level)], self.position.pruned_accuracy

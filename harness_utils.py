@@ -68,7 +68,7 @@ def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]
                 lock.write(launch_id())
                 lock.flush()
             if e.resume_expt_name:
-                _record_levels(path / "expt_config.yaml", cfg.prune_params.num_levels)
+                _record_levels(path / "expt_config.yaml", cfg)
             else:
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
@@ -98,12 +98,13 @@ def _default_name() -> str:
     return f"experiment_{datetime.datetime.now():%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
 
 
-def _record_levels(file: Path, levels: int) -> None:
-    """Writes the new num_levels into expt_config.yaml; figures read it there."""
-    saved = yaml.safe_load(file.read_text())
+def _record_levels(file: Path, cfg: Config) -> None:
+    """Writes the new number of levels into expt_config.yaml; figures read it there."""
+    saved, p = yaml.safe_load(file.read_text()), cfg.prune_params
     section = saved.setdefault("prune_params", {})
-    if section.get("num_levels") != levels:
-        section["num_levels"] = levels
+    extent = {"num_levels": p.num_levels, "target_density": p.target_density}
+    if {"target_density": 0.0, **section} != {**section, **extent}:
+        section |= extent
         write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 

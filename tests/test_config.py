@@ -123,6 +123,7 @@ def test_home_directory_is_expanded(monkeypatch, tmp_path):
         (["--prune_params.score_dtype=float64"], "prune_params.score_dtype"),
         (["--optimizer.lr_min=0.01"], "optimizer.lr_min"),
         (["--optimizer.lr_min=0.01", "--optimizer.scheduler_type=Constant"], "optimizer.lr_min"),
+        (["--optimizer.cooldown_epochs=2.5"], "optimizer.cooldown_epochs"),
         (["--optimizer.gamma=0.5", "--optimizer.scheduler_type=CosineLRWarmup"], "optimizer.gamma"),
         (["--dataset.num_workers=2"], "dataset.num_workers"),
         (["--dataset.os_cache=on"], "dataset.os_cache"),
@@ -330,7 +331,7 @@ def test_data_sets_and_schedules_offered_are_those_of_the_readme():
     }
     assert set(SCHEMA.entries["optimizer", "scheduler_type"].checker.choices) == {
         *("MultiStepLRWarmup", "ImageNetLRDropsWarmup", "CosineLRWarmup"),
-        *("LinearLRWarmup", "TriangularSchedule", "Constant"),
+        *("LinearLRWarmup", "TriangularSchedule", "TrapezoidalSchedule", "OneCycleLR", "Constant"),
     }
 
 
@@ -351,7 +352,7 @@ def test_what_an_option_is_follows_from_its_declaration():
 
     free = {
         "dataset": "num_workers data_root download os_cache train_beton val_beton",
-        "prune_params": "num_levels",
+        "prune_params": "num_levels target_density",
         "ticket_params": "source",
         "experiment_params": "base_dir expt_name resume_level resume_expt_name compile cuda_graphs channels_last "
         "save_every_epochs save_every_minutes deterministic",

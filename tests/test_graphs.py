@@ -23,6 +23,7 @@ from utils.errors import ConfigError, RunError
 from utils.pruning_utils import prune
 from utils.training import trainer as trainer_module
 from utils.training.graphs import STEPS_PER_MARK, WARM_UP, CudaGraphs, choose_graphs
+from utils.training.tally import Tally
 from utils.training.trainer import Trainer
 
 # 38 images: four batches of 8 and one of 6 per epoch; five epochs, so that the last batch is captured in the fourth.
@@ -96,11 +97,17 @@ def train_epoch(one: Trainer, level: int, epoch: int, stop: Callable[[int], bool
     finished = one.train_epoch(level, epoch, tally, stop)
     if not finished:
         return tally
-    result = one.finish_epoch(level, epoch, tally, evaluate=True)._replace(images_per_second=0.0)
-    if one.data.validation is None:
-        return result[:4]
-    assert math.isfinite(result.val_loss) and (result.val_loss, result.val_acc) != (result.test_loss, result.test_acc)
-    return result
+    return finish_epoch(one, level, epoch, tally)
+
+
+def finish_epoch(one: Trainer, level: int, epoch: int, tally: Tally) -> dict[str, float]:
+    """What the epoch came to, without its speed."""
+    figures = one.finish_epoch(level, epoch, tally, evaluate=True)
+    assert all(math.isfinite(figure) for figure in figures.values())
+    evaluated = [figure for name, figure in figures.items() if name.endswith("_loss")]
+    sets, networks = 1 + (one.data.validation is not None), 1 + (one.average is not None)
+    assert len(evaluated) == len(set(evaluated)) == 1 + sets * networks  # each is a figure of its own
+    return {name: figure for name, figure in figures.items() if name != "images_per_second"}
 
 
 def study(one: Trainer, training_type: str) -> list:
@@ -127,7 +134,7 @@ def study(one: Trainer, training_type: str) -> list:
 
 def assert_equal(found: list, expected: list) -> None:
     for mine, theirs in zip(found, expected, strict=True):
-        if isinstance(mine, dict):
+        if isinstance(mine, dict) and any(isinstance(value, Tensor) for value in theirs.values()):
             assert [name for name in theirs if not torch.equal(mine[name], theirs[name])] == []
         else:
             assert mine == theirs
@@ -142,6 +149,8 @@ CASES = {
         {"dataset": {"augment": "flip", "alternate_flip": True}, "recipe": (False, True)},
     ),
     "validation images": ("imp", {"validation": True}),
+    "average": ("wr", {"experiment_params": {"ema_decay": 0.75}}),
+    "average, validation images": ("wr", {"experiment_params": {"ema_decay": 0.75}, "validation": True}),
     "images as they are": ("lrr", {"recipe": (False, False), "optimizer": {"momentum": 0.0}}),
     "adam": ("wr", {"optimizer": {"optimizer_name": "adam", "lr": 0.01, "grad_clip": 0.5}}),
     "adamw": (
@@ -156,14 +165,15 @@ CASES = {
 def test_a_study_by_graphs_has_the_bits_of_one_without(name):
     training_type, options = CASES[name]
     plain, graphs = make_trainer(None, options), make_trainer(RecordedGraphs, options)
-    assert plain.graphs is plain.test_graph is None
+    assert plain.graphs is plain.evaluation.graph is None
     expected = study(plain, training_type)
     assert_equal(study(graphs, training_type), expected)
     # A level captures its whole batches and its last ones; evaluation is captured once.
     epochs = LEVELS * EPOCHS - (LEVELS - 1) * (training_type == "wr")
     counted = graphs.graphs.graphs
     assert counted.recorded == 2 * LEVELS + 1
-    assert counted.replays == epochs * STEPS - 2 * LEVELS * WARM_UP + epochs - WARM_UP
+    evaluations = epochs * (2 if graphs.average else 1)
+    assert counted.replays == epochs * STEPS - 2 * LEVELS * WARM_UP + evaluations - WARM_UP
 
 
 def test_dropout_draws_the_same():
@@ -229,7 +239,7 @@ def test_stopped_in_mid_epoch_and_taken_up_again(at, name):
     tally = second.new_tally()
     tally.load_state_dict(state[1], second.ctx)
     assert second.train_epoch(0, epoch, tally, lambda steps: False)
-    found.append(second.finish_epoch(0, epoch, tally, evaluate=True)[:4])
+    found.append(finish_epoch(second, 0, epoch, tally))
     found += [train_epoch(second, 0, later) for later in range(epoch + 1, EPOCHS)]
     assert_equal([*found, second.model.state_dict()], [*expected, whole.model.state_dict()])
 

@@ -73,6 +73,8 @@ def prepared(monkeypatch):
         alternate = cfg.dataset.alternate_flip
         train = MemoryTrainLoader(images, labels, normalize, crop=True, flip=True, alternate=alternate, **plan)
         data, ctx = Data(train, MemoryTestLoader(images, labels, normalize), 10, SHAPE), Context(device=META)
+        if cfg.dataset.validation_images:
+            data.validation = MemoryTestLoader(images, labels, normalize)
         return Trainer(cfg, ctx, build_model(cfg, data, ctx), data)
 
     return prepare
@@ -92,6 +94,7 @@ OPTIONS = [
     ("lenet_300_100", {"optimizer": {"optimizer_name": "adam"}}),
     ("lenet_300_100", {"optimizer": {"optimizer_name": "adamw", "grad_clip": 1.0}}),
     ("preresnet", {"experiment_params": {"channels_last": False}}),
+    ("resnet20", {"dataset": {"validation_images": 10}, "experiment_params": {"ema_decay": 0.9}}),
 ]
 
 
@@ -110,7 +113,9 @@ def test_an_epoch_reads_nothing_from_the_device(prepared, monkeypatch, model, op
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or [0.0] * tensor.numel())
     trainer.finish_epoch(0, 0, tally, evaluate=True)
     tensors = [t for t in trainer.model.state_dict().values() if t.is_floating_point()]
-    assert reads == [(1 + 2 + 4 + len(tensors),)]  # correct, evaluation, losses, whether each tensor is finite
+    evaluations = 4 if trainer.average else 1  # two networks, each on two sets
+    # Correct, evaluations, losses, whether each tensor is finite.
+    assert reads == [(1 + 2 * evaluations + 4 + len(tensors),)]
     if kind is Repeated:
         assert trainer.graphs.graphs.recorded == 1
 

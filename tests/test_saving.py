@@ -22,7 +22,7 @@ from utils.files import HashedFile, whole_file
 from utils.runs import saving, snapshots
 from utils.runs.saving import SaveClock
 from utils.runs.snapshots import Snapshot
-from utils.runs.tables import EPOCH_COLUMNS, csv_text, epoch_table, is_evaluated, summary_row
+from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, csv_text, is_evaluated, summary_row
 
 BY_DEFAULT = {"experiment_params.save_every_epochs": None}  # conftest's runs save after every epoch
 
@@ -272,13 +272,13 @@ CELLS = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1
 @given(st.lists(st.tuples(st.integers(0, 10**6), *[CELLS] * 7), max_size=5))
 def test_csv_as_pandas_writes_it(rows):
     rows = [dict(zip(EPOCH_COLUMNS, row)) for row in rows]
-    assert csv_text(epoch_table(0), rows) == pd.DataFrame(rows, columns=EPOCH_COLUMNS).to_csv(index=False)
+    assert csv_text(EPOCH_COLUMNS, rows) == pd.DataFrame(rows, columns=EPOCH_COLUMNS).to_csv(index=False)
 
 
 def test_csv_of_layers_as_pandas_writes_it():
     rows = [{"level": 1, "layer": 'a,"b".weight', "kept": 0, "total": 12, "density": 0.0, "dead": True}]
     rows += [{"level": 1, "layer": "fc.weight", "kept": 6, "total": 12, "density": 1 / 3, "dead": False}]
-    assert csv_text("layerwise_density", rows) == pd.DataFrame(rows).to_csv(index=False)
+    assert csv_text(LAYER_COLUMNS, rows) == pd.DataFrame(rows).to_csv(index=False)
 
 
 # --- evaluation every N epochs ---------------------------------------------------------------------------------------

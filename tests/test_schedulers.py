@@ -3,12 +3,15 @@
 import math
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
 from utils.schedulers import SCHEDULES, Timeline, learning_rate
 
 # 10 epochs of 4 steps: 40 steps.
 TEN = Timeline(epochs=10, steps_per_epoch=4)
 WARM = Timeline(epochs=10, steps_per_epoch=4, warmup_epochs=2)
+LINEAR_WARMUP = [name for name in SCHEDULES if name != "OneCycleLR"]  # torch's starts at 1/25
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,18 @@ WARM = Timeline(epochs=10, steps_per_epoch=4, warmup_epochs=2)
         # up over a fifth of 20 epochs (8 of 40 steps), down to 0 at the last
         ("TriangularSchedule", Timeline(20, 2), {0: 1 / 8, 7: 1, 8: 1, 39: 0, 24: 1 - 16 / 31}),
         ("TriangularSchedule", Timeline(10, 4, 5), {0: 1 / 20, 19: 1, 39: 0}),
+        # a fifth of 40 steps is 8: at the peak up to step 32, 1/8 at the last
+        ("TrapezoidalSchedule", TEN, {0: 1, 31: 1, 32: 1, 33: 7 / 8, 36: 4 / 8, 39: 1 / 8}),
+        ("TrapezoidalSchedule", WARM, {0: 1 / 8, 6: 7 / 8, 7: 1, 32: 1, 39: 1 / 8}),
+        # 5 epochs of cool-down: 20 steps, from 1 at step 20 towards 0.2 at step 40
+        ("TrapezoidalSchedule", Timeline(10, 4, floor=0.2, cooldown_epochs=5), {20: 1, 30: 0.6, 39: 0.24}),
+        # up over 0.3 of 40 steps, to step 11: half way at 5.5; down over 28 steps, to 4e-6
+        ("OneCycleLR", TEN, {0: 1 / 25, 11: 1, 25: (1 + 4e-6) / 2, 39: 4e-6}),
+        ("OneCycleLR", Timeline(10, 4, 2.75, floor=0.5), {0: 0.04, 5: 0.52, 10: 1, 39: 0.5}),
+        # two cycles of 20 steps: 8 warm-up steps in each; milestones of a cycle: 1/2 and 3/4 of 20
+        ("CosineLRWarmup", Timeline(10, 4, 2, cycles=2), {0: 1 / 8, 7: 1, 8: 1, 19: 0, 20: 1 / 8, 28: 1, 39: 0}),
+        ("MultiStepLRWarmup", Timeline(10, 4, cycles=2), {9: 1, 10: 0.1, 15: 0.01, 20: 1, 30: 0.1, 39: 0.01}),
+        ("TrapezoidalSchedule", Timeline(10, 4, cycles=2), {16: 1, 19: 1 / 4, 20: 1, 39: 1 / 4}),
     ],
 )
 def test_by_hand(name, line, table):
@@ -40,7 +55,28 @@ def test_by_hand(name, line, table):
         assert learning_rate(name, 0.4, step, line) == pytest.approx(0.4 * factor, abs=1e-12), step
 
 
+@pytest.mark.filterwarnings("ignore:Detected call")  # no weight is trained here
+@pytest.mark.parametrize(("epochs", "per_epoch", "warmup"), [(10, 4, 0), (3, 7, 0), (5, 13, 2), (30, 3, 4), (2, 2, 1)])
+def test_one_cycle_is_torchs(epochs, per_epoch, warmup):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+    share = warmup / epochs if warmup else 0.3
+    theirs = OneCycleLR(optimizer, 0.4, epochs=epochs, steps_per_epoch=per_epoch, pct_start=share, cycle_momentum=False)
+    line = Timeline(epochs, per_epoch, warmup)
+    for step in range(line.steps):
+        assert learning_rate("OneCycleLR", 0.4, step, line) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        if step + 1 < line.steps:
+            theirs.step()
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("cycles", [2, 5])
+def test_each_cycle_is_a_level_of_its_own_length(name, cycles):
+    line, one = Timeline(10, 3, 0.5, cycles=cycles), Timeline(10 // cycles, 3, 0.5)
+    rates = [learning_rate(name, 1.0, step, line) for step in range(line.steps)]
+    assert rates == cycles * [learning_rate(name, 1.0, step, one) for step in range(one.steps)]
+
+
+@pytest.mark.parametrize("name", LINEAR_WARMUP)
 def test_first_step_of_a_warmup_is_at_the_warmups_rate(name):
     assert learning_rate(name, 1.0, 0, WARM) == 1 / 8
 

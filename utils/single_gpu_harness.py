@@ -7,7 +7,7 @@ graphs, and an answer to signals.
 """
 
 import contextlib
-import math
+import functools
 import sys
 import time
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils.conv_type import apply_masks, density, load_weights, mask_gradients
-from utils.data.loaders import TestLoader
+from utils.data.mixing import hard_labels
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
@@ -26,15 +26,16 @@ from utils.runs.directory import check_run_directory
 from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.snapshots import Snapshot
-from utils.runs.tables import EPOCH_COLUMNS, LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
+from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import start_from_ticket
 from utils.runs.weights import layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.training.compiling import compile_network
-from utils.training.hardware import autocast_dtype, configure_kernels, limit_threads
+from utils.training.evaluation import Evaluation
+from utils.training.hardware import autocast, autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
-from utils.training.tally import finite_losses
+from utils.training.tally import finite_losses, training_figures
 
 
 class SingleProcess:
@@ -52,6 +53,8 @@ class SingleProcess:
         limit_threads(cfg, ctx, self.model)
         compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
+        self.autocast = functools.partial(autocast, self.device, self.dtype)
+        self.evaluation = Evaluation(ctx, self.model, self.data, self.autocast)
         self.timeline = make_timeline(cfg, self.data)
         self.steps = self.data.train.steps_per_epoch
         check_points(cfg, self.steps, self.ticket.first_step if self.ticket else 0)
@@ -63,7 +66,7 @@ class SingleProcess:
         for level in range(p.num_levels):
             prune_level(self.cfg, model, self.data, level, initial_density)
             apply_masks(model)
-            _, pruned_accuracy = self.evaluate()
+            pruned_accuracy = self.evaluation.read(self.evaluation.count())["test_acc"]
 
             begin, state = 0, None  # optimizer step of the schedule
             if level == 0:
@@ -100,7 +103,7 @@ class SingleProcess:
         self.model.train()
         for step, (images, labels) in enumerate(train.batches(level, epoch, first), first):
             set_rate(self.optimizer, learning_rate(o.scheduler_type, o.lr, epoch * steps + step, self.timeline))
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            with self.autocast():
                 logits = self.model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=o.label_smoothing)
             self.scaler.scale(loss).backward()
@@ -112,23 +115,17 @@ class SingleProcess:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             losses[step] = loss.detach()
-            correct += (logits.argmax(1) == labels).sum()
+            correct += (logits.argmax(1) == hard_labels(labels)).sum()
             if level == 0:
                 self.keep_points(run, epoch * steps + step + 1)
 
         sizes = [train.global_batch(step) for step in range(first, steps)]
         finite = finite_losses(self.ctx, self.model, losses, level, epoch)[first:]
-        train_loss = math.fsum(n * loss for n, loss in zip(sizes, finite)) / sum(sizes)
-        train_acc, trained = 100 * int(correct) / sum(sizes), time.perf_counter() - start
-        evaluated = is_evaluated(self.cfg, epoch)
-        figures = [self.evaluate(one) if evaluated else (math.nan, math.nan) for one in self.data.evaluated]
-        test_loss, test_acc = figures[0]
+        figures = training_figures(finite, sizes, int(correct), time.perf_counter() - start)
+        counted = self.evaluation.count() if is_evaluated(self.cfg, epoch) else self.evaluation.not_counted()
+        figures |= self.evaluation.read(counted)
         rate = learning_rate(o.scheduler_type, o.lr, epoch * steps + first, self.timeline)
-        seconds = time.perf_counter() - start
-        values = (epoch, train_loss, test_loss, train_acc, test_acc, rate, seconds)
-        row = dict(zip(EPOCH_COLUMNS, (*values, sum(sizes) / trained)))
-        if self.data.validation:
-            row["val_loss"], row["val_acc"] = figures[1]
+        row = {"epoch": epoch, "lr": rate, "seconds": time.perf_counter() - start, **figures}
         run.tables.add(epoch_table(level), [row])
         return row
 
@@ -138,20 +135,6 @@ class SingleProcess:
             optimizer = optimizer_state(self.optimizer, self.scaler)
             save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
-    @torch.no_grad()
-    def evaluate(self, loader: TestLoader | None = None) -> tuple[float, float]:
-        """(mean cross entropy, accuracy in percent) over the images of a loader; None = over the test set."""
-        loader = loader or self.data.test
-        self.model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for images, labels in loader.batches():
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits = self.model(images)
-                sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-            sums[1] += (logits.argmax(1) == labels).sum()
-        loss, right = sums.tolist()
-        return loss / loader.num_images, 100 * right / loader.num_images
-
 
 def main() -> int:
     """Runs the study; returns the exit status."""
@@ -159,6 +142,8 @@ def main() -> int:
         cfg = load_config()
         if cfg.experiment_params.resume_expt_name:
             raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
+        if cfg.experiment_params.ema_decay:
+            raise ConfigError("experiment_params.ema_decay: only harness.py averages weights; write 0")
         check_run_directory(cfg)
         for note in cfg.notes:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)

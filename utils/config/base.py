@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from utils.config.derived import derive_levels, without_derived
 from utils.config.effects import needs_processes, without_effect
 from utils.config.options import Note, Schema, fault, show
 from utils.config.resolving import Legacy, Resolved, Source, resolve
@@ -63,7 +64,7 @@ class BaseConfig(Values):
         Raises:
             ConfigError: with every fault.
         """
-        return self.build([Source("code", self.to_dict()), Source("code", overrides)])
+        return self.build([Source("code", without_derived(self.to_dict())), Source("code", overrides)])
 
     @classmethod
     def make(cls: type[C], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> C:
@@ -113,7 +114,7 @@ class BaseConfig(Values):
         """
         found = resolve(cls.schema, sources, cls.legacy)
         _rewind_within_level(found)
-        faults = [*faults, *found.faults]
+        faults = [*faults, *found.faults, *derive_levels(found, cls.schema)]
         if complete:
             faults += [*_faults_across_options(found), *_faults_of_options_left_out(found)]
         if faults:

@@ -90,6 +90,8 @@ def _in_training(c: Values) -> Reasons:
         yield "optimizer.gamma", f"{o.scheduler_type} has no milestones"
         if o.scheduler_type == "Constant":
             yield "optimizer.lr_min", "the rate is constant"
+    if not SCHEDULES[o.scheduler_type].cooldown:
+        yield "optimizer.cooldown_epochs", f"{o.scheduler_type} has no cool-down"
     if o.weight_decay == 0:
         yield "optimizer.no_decay_bn", "weight_decay is 0"
     if e.save_every_epochs >= e.epochs_per_level:

@@ -8,10 +8,11 @@ import itertools
 from collections.abc import Iterator
 
 from utils.config.sections.model_params import TIMM
+from utils.config.sections.prune_params import MOST_LEVELS
 from utils.config.values import Values
 from utils.data.specs import DATASETS
 from utils.pruning.methods import LAYER_WISE, NO_METHOD, initial_density, level_density
-from utils.schedulers import SCHEDULES, WITH_MILESTONES
+from utils.schedulers import OWN_COOLDOWN, SCHEDULES, WITH_MILESTONES
 
 TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
 
@@ -48,7 +49,7 @@ def check_density(c: Values) -> Faults:
     last = level_density(initial_density(p), p.prune_rate, p.num_levels - 1)
     if last < 1e-9:  # less than one weight in a network of 10^9 weights
         yield (
-            "prune_params.num_levels",
+            f"prune_params.{'target_density' if p.target_density else 'num_levels'}",
             f"the last level's density would be {last:.1e} (prune_rate {p.prune_rate:g}); it must be at least 1e-9",
         )
 
@@ -65,6 +66,23 @@ def check_ticket(c: Values) -> Faults:
     t, p = c.ticket_params, c.prune_params
     if t.source and t.mask != "none" and p.er_method != NO_METHOD:
         yield "ticket_params.mask", f"only none with prune_params.er_method (it is {p.er_method}): one mask at a time"
+
+
+def check_target_density(c: Values) -> Faults:
+    """The density of level 0 is known, and so is the number of levels, which is one that num_levels may have."""
+    t, p = c.ticket_params, c.prune_params
+    if p.target_density and t.source and t.mask != "none":
+        yield (
+            "prune_params.target_density",
+            f"0 where a ticket brings its mask (ticket_params.mask is {t.mask}): write prune_params.num_levels",
+        )
+    if p.target_density and p.scope == "layer" and p.layer_rates:
+        yield "prune_params.target_density", "0 with layer_rates, which lead to another density: write num_levels"
+    if p.target_density and p.num_levels > MOST_LEVELS:
+        yield (
+            "prune_params.target_density",
+            f"prune_rate {p.prune_rate:g} would take {p.num_levels} levels; at most {MOST_LEVELS}",
+        )
 
 
 def check_classes(c: Values) -> Faults:
@@ -139,6 +157,16 @@ def check_flip(c: Values) -> Faults:
         yield "dataset.alternate_flip", "only for images held in memory (loader memory, or auto with small images)"
 
 
+def check_augmentation(c: Values) -> Faults:
+    """Augmentation that a loader lacks."""
+    d = c.dataset
+    for key in ("mixup", "cutmix", "random_erasing"):
+        if getattr(d, key) and d.loader == "ffcv":
+            yield f"dataset.{key}", "0 with dataset.loader ffcv, which has no such augmentation"
+    if d.randaugment and (d.loader in ("memory", "ffcv") or d.dataset_name not in TREES):
+        yield "dataset.randaugment", f"0 unless the torchvision loader decodes the images ({' and '.join(TREES)})"
+
+
 def check_batch(c: Values) -> Faults:
     """Each process needs two images, which BatchNorm cannot do without."""
     if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
@@ -180,7 +208,7 @@ def check_cuda_graphs(c: Values) -> Faults:
 
 def check_milestones(c: Values) -> Faults:
     """Milestones rise, within the level, for the schedules that have them."""
-    o, epochs = c.optimizer, c.experiment_params.epochs_per_level
+    o, (epochs, of_level) = c.optimizer, _schedule_epochs(c)
     places = [m * epochs if m < 1 else m for m in o.milestones]
     if places and not SCHEDULES[o.scheduler_type].milestones:
         yield (
@@ -195,15 +223,37 @@ def check_milestones(c: Values) -> Faults:
     if any(m >= epochs for m in places):
         yield (
             "optimizer.milestones",
-            f"each must be before the end of the level (experiment_params.epochs_per_level is {epochs})",
+            f"each must be before the end of the level ({of_level} is {epochs:g})",
         )
 
 
 def check_warmup(c: Values) -> Faults:
-    """The warm-up ends before the level."""
-    epochs = c.experiment_params.epochs_per_level
-    if c.optimizer.warmup_epochs >= epochs:
-        yield "optimizer.warmup_epochs", f"less than experiment_params.epochs_per_level ({epochs})"
+    """The warm-up ends before the level, and before the cool-down begins."""
+    o, (epochs, of_level) = c.optimizer, _schedule_epochs(c)
+    if o.warmup_epochs >= epochs:
+        yield "optimizer.warmup_epochs", f"less than {of_level} ({epochs:g})"
+    elif (
+        SCHEDULES[o.scheduler_type].cooldown and o.warmup_epochs + (o.cooldown_epochs or OWN_COOLDOWN * epochs) > epochs
+    ):
+        yield (
+            "optimizer.cooldown_epochs",
+            f"warm-up ({o.warmup_epochs:g} epochs) and cool-down (0 = a fifth) fit into {of_level} ({epochs:g})",
+        )
+
+
+def _schedule_epochs(c: Values) -> tuple[float, str]:
+    """Epochs of the schedule, a cycle's, and how the options say it."""
+    e = c.experiment_params
+    if e.cycles == 1:
+        return e.epochs_per_level, "experiment_params.epochs_per_level"
+    return e.epochs_per_level / e.cycles, "epochs_per_level / cycles"
+
+
+def check_cycles(c: Values) -> Faults:
+    """Cycles are equal, of whole epochs."""
+    e = c.experiment_params
+    if e.epochs_per_level % e.cycles:
+        yield "experiment_params.cycles", f"a divisor of experiment_params.epochs_per_level ({e.epochs_per_level})"
 
 
 def check_rates(c: Values) -> Faults:
@@ -225,18 +275,21 @@ CHECKS = (
     check_density,
     check_scope,
     check_ticket,
+    check_target_density,
     check_classes,
     check_validation,
     check_loader,
     check_ffcv_only,
     check_resolution,
     check_flip,
+    check_augmentation,
     check_batch,
     check_resume,
     check_resume_level,
     check_cuda_graphs,
     check_milestones,
     check_warmup,
+    check_cycles,
     check_rates,
     check_nesterov,
 )

@@ -6,14 +6,16 @@ worker did before.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as F
 
 from harness_params import Config
@@ -30,6 +32,7 @@ from utils.data.loaders import (
     identity_of,
     naming,
 )
+from utils.data.mixing import Mixing, draw_rectangle, erase, mixing_of
 from utils.data.side_stream import ToDevice
 from utils.data.specs import SMALL_PIXELS, DataSpec
 from utils.distributed import Context
@@ -37,8 +40,9 @@ from utils.errors import ConfigError, DataError
 from utils.processes.signals import held_back, ignore_stops
 from utils.seeds import stable_seed
 
+Edges = tuple[int, int, int, int]  # top, bottom, left and right of what is erased
 Key = tuple[int, int]  # index of the image, seed of its augmentation
-Item = tuple[np.ndarray, int] | DataError  # decoded image and label, or why the image cannot be read
+Item = tuple[np.ndarray, int, Edges] | DataError  # decoded image, label, erased part; or why it cannot be read
 
 
 def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, test: Split, side: int) -> Data:
@@ -63,13 +67,15 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
 
     workers, batch = cfg.dataset.num_workers, max(1, cfg.dataset.batch_size // ctx.world)
     kept, held_out = map(train.part, hold_out(train.labels, cfg.dataset.validation_images))
+    images = FolderImages(kept, size, crop, flip, cfg.dataset.randaugment, cfg.dataset.random_erasing)
+    mixing = mixing_of(cfg, len(train.classes))
 
     def evaluation(split: Split) -> FolderTestLoader:
         return FolderTestLoader(split, eval_size, normalizer(eval_size), batch, workers, ctx.rank, ctx.world)
 
     validation = (held_out.files, held_out.labels) if len(held_out.files) else ()
     return Data(
-        FolderTrainLoader(kept, size, normalizer(size), crop, flip, workers, **epoch_plan(cfg, ctx)),
+        FolderTrainLoader(images, normalizer(size), workers, mixing, **epoch_plan(cfg, ctx)),
         evaluation(test),
         len(train.classes),
         (3, size, size),
@@ -87,11 +93,19 @@ def evaluation_view(image: Image.Image, size: int) -> Image.Image:
 class FolderImages(Dataset):
     """Decoded uint8 images (size, size, 3) with their labels; for an image that cannot be read, the DataError.
 
+    Args:
+        size: pixels, height and width.
+        crop: crop of random area and ratio; otherwise the evaluation view.
+        flip: mirror left to right with probability 1/2.
+        randaugment: magnitude of torchvision's RandAugment; 0 = none.
+        erasing: probability that a rectangle is erased, which is done after normalisation.
+
     The error is returned and not raised: DataLoader would wrap it in the worker's traceback.
     """
 
-    def __init__(self, split: Split, size: int, crop: bool, flip: bool):
-        self.split, self.size, self.crop, self.flip = split, size, crop, flip
+    def __init__(self, split: Split, size: int, crop: bool, flip: bool, randaugment: int = 0, erasing: float = 0.0):
+        self.split, self.size, self.crop, self.flip, self.erasing = split, size, crop, flip, erasing
+        self.randaugment = RandAugment(num_ops=2, magnitude=randaugment) if randaugment else None
 
     def __getitem__(self, key: Key) -> Item:
         index, seed = key
@@ -109,21 +123,27 @@ class FolderImages(Dataset):
             image = evaluation_view(image, self.size)
         if self.flip and rng.random() < 0.5:
             image = F.horizontal_flip(image)
-        return np.asarray(image), int(self.split.labels[index])
+        if self.randaugment:
+            with torch.random.fork_rng([]):  # it draws from the global generator
+                torch.manual_seed(rng.getrandbits(63))
+                image = self.randaugment(image)
+        edges = draw_rectangle(self.erasing, self.size, self.size, rng) if self.erasing else (0, 0, 0, 0)
+        return np.asarray(image), int(self.split.labels[index]), edges
 
     def __len__(self) -> int:
         return len(self.split.files)
 
 
-def _collate(items: list[Item]) -> Batch | DataError:
-    """uint8 (N, H*W*C) and labels (N,), or the first fault."""
-    images, labels = [], []
+def _collate(items: list[Item]) -> tuple[Tensor, Tensor, Tensor] | DataError:
+    """uint8 (N, H*W*C), labels (N,) and edges (4, N), or the first fault."""
+    images, labels, edges = [], [], []
     for item in items:
         if isinstance(item, DataError):
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.from_numpy(np.stack(images)).view(len(items), -1), torch.tensor(labels)
+        edges.append(item[2])
+    return torch.from_numpy(np.stack(images)).view(len(items), -1), torch.tensor(labels), torch.tensor(edges).t()
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -149,6 +169,7 @@ class _Reader:
 
     def __init__(self, images: FolderImages, normalize: Normalizer, num_workers: int):
         self.normalize, device = normalize, normalize.factor.device
+        self.erasing = images.erasing > 0
         self.side = ToDevice(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
         self.loader = DataLoader(
@@ -181,8 +202,9 @@ class _Reader:
                 with naming("dataset.data_root"):
                     raise batch
             # A step is launched long before the GPU gets to it: the batch after it is copied meanwhile.
-            pixels, labels = self.side.send(batch) if self.side else batch
-            yield self.normalize(pixels), labels
+            pixels, labels, edges = self.side.send(batch) if self.side else batch
+            images = self.normalize(pixels)
+            yield erase(images, edges) if self.erasing else images, labels
             # Persistent workers serve one pass at a time: an older pass would now get batches of the newer one.
             if self.passes != this_pass:
                 raise RuntimeError("these batches ended when other batches of the same loader were asked for")
@@ -198,31 +220,50 @@ class FolderTrainLoader(EpochPlan):
     """Training batches from a tree of images.
 
     Args:
-        size: pixels, height and width.
-        crop: crop of random area and ratio; otherwise the evaluation view.
-        flip: mirror left to right with probability 1/2.
+        mixing: how the images of a batch are mixed; None = not.
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
     def __init__(
-        self, split: Split, size: int, normalize: Normalizer, crop: bool, flip: bool, num_workers: int, **plan
+        self, images: FolderImages, normalize: Normalizer, num_workers: int, mixing: Mixing | None = None, **plan
     ):
-        super().__init__(num_images=len(split.files), **plan)
-        self.reader = _Reader(FolderImages(split, size, crop, flip), normalize, num_workers)
+        super().__init__(num_images=len(images), **plan)
+        self.mixing = mixing or Mixing(0, 0, 0)
+        self.reader = _Reader(images, normalize, num_workers)
 
-    def _keys(self, level: int, epoch: int, parts: list[slice], seed: int) -> Iterator[list[Key]]:
+    def _keys(self, level: int, epoch: int, parts: Iterable[Sequence[int]], seed: int) -> Iterator[list[Key]]:
         order = epoch_order(self.num_images, seed, level, epoch).tolist()
-        for part in parts:
-            places = range(part.start, part.stop)
+        for places in parts:
             yield [(order[place], stable_seed(seed, level, epoch, place)) for place in places]
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,)."""
-        return self.reader.read(self._keys(level, epoch, self.places(start_step), self.seed))
+        """This rank's share of each global batch from `start_step` on: float32 (N, 3, H, W) and int64 (N,).
+
+        With mixing, labels are float32 (N, classes).
+        """
+        parts: list[Sequence[int]] = [range(part.start, part.stop) for part in self.places(start_step)]
+        if not self.mixing:
+            return self.reader.read(self._keys(level, epoch, parts, self.seed))
+        # Before its own images a rank reads the partner of the first one, which may be another rank's.
+        parts = [(self._partner(step, part), *part) for step, part in enumerate(parts, start_step)]
+        return self._mixed(self.reader.read(self._keys(level, epoch, parts, self.seed)), level, epoch, start_step)
+
+    def _partner(self, step: int, part: Sequence[int]) -> int:
+        start = step * self.batch_size
+        return part[0] - 1 if part[0] > start else start + self.global_batch(step) - 1
+
+    def _mixed(self, batches: Iterator[Batch], level: int, epoch: int, start_step: int) -> Iterator[Batch]:
+        for step, (images, labels) in enumerate(batches, start_step):
+            drawn = self.mixing.draw(self.seed, level, epoch, step, *images.shape[2:])
+            if images.is_cuda:
+                drawn = drawn.pin_memory()  # so that the copy waits for nothing
+            drawn = drawn.to(images.device, non_blocking=True)
+            yield self.mixing.mix(images[1:], labels[1:], images[:-1], labels[:-1], drawn)
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
-        """The first full global batches of epoch 0 of the level, the same on every rank."""
-        return list(self.reader.read(self._keys(level, 0, self.score_places(num_batches), self.score_seed)))
+        """The first full global batches of epoch 0 of the level, unmixed, the same on every rank."""
+        parts = [range(part.start, part.stop) for part in self.score_places(num_batches)]
+        return list(self.reader.read(self._keys(level, 0, parts, self.score_seed)))
 
     def close(self) -> None:
         self.reader.close()

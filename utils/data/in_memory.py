@@ -14,6 +14,7 @@ from harness_params import Config
 from utils.data.epochs import EpochPlan, epoch_generator, epoch_order, share
 from utils.data.images import Arrays, Normalizer
 from utils.data.loaders import Batch, Data, augment_recipe, epoch_plan, identity_of
+from utils.data.mixing import Mixing, draw_rectangles, erase, mixing_of
 from utils.data.specs import ArraySpec
 from utils.distributed import Context
 from utils.errors import ConfigError
@@ -36,8 +37,14 @@ def load_in_memory(
         train: without the validation images.
 
     Raises:
-        ConfigError: another resolution is asked for than the images have.
+        ConfigError: another resolution is asked for than the images have, or RandAugment, which has no version for
+            whole batches.
     """
+    if cfg.dataset.randaugment:
+        raise ConfigError(
+            f"dataset.randaugment: {cfg.dataset.randaugment} is not allowed: these images are held in memory; only the "
+            "torchvision loader has it"
+        )
     _, height, width = spec.image_shape
     for key in ("resolution", "eval_resolution"):
         value = getattr(cfg.dataset, key)
@@ -49,8 +56,11 @@ def load_in_memory(
     channels_last = cfg.experiment_params.channels_last
     normalize = Normalizer(spec.mean, spec.std, spec.image_shape, ctx.device, spec.full_scale, channels_last)
     crop, flip = augment_recipe(cfg, spec)
+    d, mixing = cfg.dataset, mixing_of(cfg, spec.num_classes)
     return Data(
-        MemoryTrainLoader(*train, normalize, crop, flip, cfg.dataset.alternate_flip, **epoch_plan(cfg, ctx)),
+        MemoryTrainLoader(
+            *train, normalize, crop, flip, d.alternate_flip, d.random_erasing, mixing, **epoch_plan(cfg, ctx)
+        ),
         MemoryTestLoader(*test, normalize, ctx.rank, ctx.world),
         spec.num_classes,
         spec.image_shape,
@@ -66,6 +76,8 @@ class MemoryTrainLoader(EpochPlan):
         crop: pad by `CROP_PADDING` zero pixels (black, before normalisation) and crop at a random offset.
         flip: mirror left to right with probability 1/2.
         alternate: draw flips once per level and image, and invert all of them in each epoch (Jordan 2024).
+        erasing: probability that a rectangle of an image is erased.
+        mixing: how the images of a batch are mixed; None = not.
         plan: keyword arguments of `EpochPlan` except num_images.
     """
 
@@ -77,11 +89,16 @@ class MemoryTrainLoader(EpochPlan):
         crop: bool,
         flip: bool,
         alternate: bool = False,
+        erasing: float = 0.0,
+        mixing: Mixing | None = None,
         **plan,
     ):
         super().__init__(num_images=len(images), **plan)
         self.normalize, self.crop, self.flip, self.alternate = normalize, crop, flip, alternate
-        self.device, self.draws_shape = normalize.factor.device, (2 + flip, len(images))
+        self.erasing, self.mixing = erasing, mixing or Mixing(0, 0, 0)
+        self.device = normalize.factor.device
+        values = 2 + flip + 4 * (erasing > 0) + 8 * bool(mixing)
+        self.draws_shape = values, len(images)
         pad = CROP_PADDING if crop else 0
         self.shape = images.shape[1:]
         height, width, channels = self.shape
@@ -101,8 +118,9 @@ class MemoryTrainLoader(EpochPlan):
         """Draws of one epoch, by place in its order, on the device.
 
         Returns:
-            int64, of `draws_shape`: (3, num_images), without flips (2, num_images): first pixel of the crop in the
-            padded store, or without crops the index of the image; label; 1 if the image is mirrored.
+            int64, of `draws_shape`, (values per image, num_images): first pixel of the crop in the padded store, or
+            without crops the index of the image; label; with flips, 1 if the image is mirrored; with erasing, the 4
+            edges of the rectangle; with mixing, the 8 numbers of the image's step.
         """
         if self._ahead and self._ahead[0] == (level, epoch):
             return self._ahead[1]
@@ -123,10 +141,19 @@ class MemoryTrainLoader(EpochPlan):
             rows.append(self._alternating(level, epoch, seed)[order])
         elif self.flip:
             rows.append(torch.randint(2, (self.num_images,), generator=generator))
-        draws = torch.stack(rows)
+        draws = torch.cat([torch.stack(rows), *self._further_draws(level, epoch, seed)])
         if self.device.type == "cuda":
             draws = draws.pin_memory()  # so that the copy waits for nothing
         return draws.to(self.device, non_blocking=True)
+
+    def _further_draws(self, level: int, epoch: int, seed: int) -> Iterator[Tensor]:
+        height, width, _ = self.shape
+        if self.erasing:
+            yield draw_rectangles(self.erasing, self.num_images, seed, level, epoch, height, width)
+        if self.mixing:
+            steps = range(-(-self.num_images // self.batch_size))
+            drawn = [self.mixing.draw(seed, level, epoch, step, height, width) for step in steps]
+            yield torch.stack(drawn, 1).repeat_interleave(self.batch_size, 1)[:, : self.num_images]
 
     def _alternating(self, level: int, epoch: int, seed: int) -> Tensor:
         """int64 (num_images,), 0 or 1 per image: two consecutive epochs show every image both ways; independent draws
@@ -135,6 +162,24 @@ class MemoryTrainLoader(EpochPlan):
         return torch.randint(2, (self.num_images,), generator=generator) ^ (epoch & 1)
 
     def gather(self, columns: Tensor) -> Batch:
+        """The batch of N columns of `draws`, those of a whole global batch: the partner of its first image is its last.
+
+        float32 (N, C, H, W) and int64 (N,), or with mixing float32 (N, classes).
+        """
+        images, labels = self._unmixed(columns)
+        if not self.mixing:
+            return images, labels
+        return self.mixing.mix(images, labels, images.roll(1, 0), labels.roll(1), columns[-8:, 0])
+
+    def _gather_part(self, draws: Tensor, places: slice, step: int) -> Batch:
+        """This rank's part of a mixed global batch: its first image's partner is another rank's, or its last image."""
+        start = step * self.batch_size
+        partner = places.start - 1 if places.start > start else start + self.global_batch(step) - 1
+        columns = torch.cat([draws[:, partner : partner + 1], draws[:, places]], 1)
+        images, labels = self._unmixed(columns)
+        return self.mixing.mix(images[1:], labels[1:], images[:-1], labels[:-1], columns[-8:, -1])
+
+    def _unmixed(self, columns: Tensor) -> Batch:
         """float32 (N, C, H, W) and int64 (N,) of N columns of `draws`."""
         first, labels, size = columns[0], columns[1], columns.shape[1]
         if self.crop:
@@ -147,19 +192,26 @@ class MemoryTrainLoader(EpochPlan):
             mirrored = pixels.view(size, *self.shape).flip(2).view(size, -1)
             pick = torch.arange(size, device=self.device).add_(columns[2], alpha=size)
             pixels = torch.cat([pixels, mirrored]).index_select(0, pick)
-        return self.normalize(pixels), labels
+        images = self.normalize(pixels)
+        if self.erasing:
+            row = 3 if self.flip else 2
+            images = erase(images, columns[row : row + 4])
+        return images, labels
 
     def batches(self, level: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """This rank's share of each global batch from `start_step` on: float32 (N, C, H, W) and int64 (N,)."""
+        """This rank's share of each global batch from `start_step` on, as `gather`."""
         draws = self.draws(level, epoch)
-        for places in self.places(start_step):
-            yield self.gather(draws[:, places])
+        for step, places in enumerate(self.places(start_step), start_step):
+            if self.mixing and self.world > 1:
+                yield self._gather_part(draws, places, step)
+            else:
+                yield self.gather(draws[:, places])
 
     def score_batches(self, level: int, num_batches: int) -> list[Batch]:
-        """The first full global batches of epoch 0 of the level, the same on every rank."""
+        """The first full global batches of epoch 0 of the level, unmixed, the same on every rank."""
         shared = self.score_seed == self.seed
         draws = self.draws(level, 0) if shared else self._draw(level, 0, self.score_seed)
-        return [self.gather(draws[:, places]) for places in self.score_places(num_batches)]
+        return [self._unmixed(draws[:, places]) for places in self.score_places(num_batches)]
 
 
 class MemoryTestLoader:

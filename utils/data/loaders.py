@@ -22,7 +22,8 @@ LARGE_RESOLUTION = 224
 # Arrays of up to this many bytes enter the data's identity whole, larger ones by a sample of rows.
 WHOLE_BYTES = 8 << 20
 
-Batch = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels int64 (N,)
+# Images float32 (N, C, H, W); labels int64 (N,), or of mixed images float32 (N, classes).
+Batch = tuple[Tensor, Tensor]
 
 
 class TrainLoader(Protocol):

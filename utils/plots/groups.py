@@ -15,7 +15,7 @@ from utils.plots.names import AXES, METHOD, OF_SOURCE, REWINDING, differing, sho
 from utils.plots.runs import SavedRun
 from utils.pruning.methods import METHODS
 from utils.runs.saved import read_csv
-from utils.runs.tables import BEST_COLUMNS, SUMMARY_COLUMNS, VALIDATION_COLUMNS
+from utils.runs.tables import FURTHER_COLUMNS, SUMMARY_COLUMNS
 
 TIDY_COLUMNS = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY_COLUMNS]
 
@@ -161,7 +161,7 @@ def _told_apart(runs: list[SavedRun]) -> list[SavedRun]:
 
 
 def tidy(groups: Sequence[Group]) -> pd.DataFrame:
-    """All levels of all runs in one table with `TIDY_COLUMNS`, and the columns of validation if a run has them."""
+    """All levels of all runs in one table with `TIDY_COLUMNS`, and `FURTHER_COLUMNS` that a run has."""
     trainings = list(dict.fromkeys(group.training for group in groups))
     parts = [
         group.frame.assign(
@@ -170,7 +170,7 @@ def tidy(groups: Sequence[Group]) -> pd.DataFrame:
         for group in groups
     ]
     frame = pd.concat(parts)
-    more = [column for column in VALIDATION_COLUMNS + BEST_COLUMNS if column in frame]
+    more = [column for column in FURTHER_COLUMNS if column in frame]
     return frame[TIDY_COLUMNS + more].reset_index(drop=True)
 
 

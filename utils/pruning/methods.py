@@ -4,6 +4,7 @@ To add a method, write a score function in utils/pruning/scores.py and one line 
 finds the functions by their names.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +66,16 @@ class AtInitialization(Protocol):
 def initial_density(prune_params: AtInitialization) -> float:
     """Density after pruning at initialization, 0 to 1; 1 without that pruning."""
     return prune_params.er_init if prune_params.er_method != NO_METHOD else 1.0
+
+
+def levels_to_reach(target: float, start: float, prune_rate: float) -> int:
+    """The fewest levels of which the last has at most the density `target`, up to rounding.
+
+    Args:
+        start: density of level 0.
+    """
+    steps = math.log(target / start) / math.log1p(-prune_rate)
+    return 1 + max(0, math.ceil(steps - 1e-9))
 
 
 def level_density(start: float, prune_rate: float, level: int) -> float:

@@ -87,11 +87,15 @@ def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]
 
 def _too_few_levels(cfg: Config, path: Path) -> list[str]:
     """The fault of asking for fewer levels than are trained."""
-    asked = cfg.prune_params.num_levels
+    p = cfg.prune_params
+    asked = p.num_levels
     with contextlib.suppress(RunError):  # load_state reports a damaged index
         if not cfg.experiment_params.resume_level and asked < (trained := trained_levels(path)):
+            key, what = "num_levels", f"{asked} is"
+            if p.target_density:
+                key, what = "target_density", f"{p.target_density:g} takes {asked} levels,"
             return [
-                f"prune_params.num_levels: {asked} is less than the {trained} levels that the run has trained; "
+                f"prune_params.{key}: {what} less than the {trained} levels that the run has trained; "
                 "resume_level starts one of them again"
             ]
     return []

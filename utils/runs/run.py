@@ -37,6 +37,7 @@ class Run:
             path / "metrics",
             lambda write: self.writer.submit(write, snapshot=False),
             validation=cfg.dataset.validation_images > 0,
+            average=cfg.experiment_params.ema_decay > 0,
         )
         self._queued: dict[Path, threading.Event] = {}
         self._generation = 0
@@ -51,6 +52,12 @@ class Run:
     def save_checkpoint(self, name: str, state: Snapshot) -> None:
         """Queues ``checkpoints/model_{name}.pt``, a plain state_dict."""
         self._submit(self.checkpoint(name), state)
+
+    def save_level(self, level: int, state: Snapshot) -> None:
+        """Queues the checkpoint of a level; ``model_level_{k}_ema.pt``, too, where weights are averaged."""
+        self.save_checkpoint(f"level_{level}", state["model"])
+        if "ema" in state:
+            self.save_checkpoint(f"level_{level}_ema", state["ema"])
 
     def load_checkpoint(self, name: str) -> dict[str, Tensor]:
         """The state_dict of ``checkpoints/model_{name}.pt``, once it is on disk.
@@ -73,7 +80,7 @@ class Run:
 
         def remove() -> None:
             for path in (self.path / "checkpoints").glob("model_level_*.pt"):
-                number = path.stem.removeprefix("model_level_")
+                number = path.stem.removeprefix("model_level_").removesuffix("_ema")
                 if number.isdecimal() and int(number) >= first_level:
                     path.unlink()
 

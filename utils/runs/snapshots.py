@@ -95,6 +95,9 @@ class Snapshot:
         part._transfer, part._content = self._transfer, self._content[key]
         return part
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._content
+
     def content(self) -> Any:
         """The copy, on the CPU. Waits for the device; meant for the thread that writes."""
         self._transfer.wait()

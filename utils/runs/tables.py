@@ -2,8 +2,9 @@
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ PRUNED_ACCURACY = "pruned_test_acc"  # right after pruning, before rewinding and
 LATER_COLUMNS = {"summary": [PRUNED_ACCURACY]}
 EPOCH_COLUMNS = ["epoch", "train_loss", "test_loss", "train_acc", "test_acc", "lr", "seconds", "images_per_second"]
 LAYER_COLUMNS = ["level", "layer", "kept", "total", "density", "dead"]
-# Further columns of runs with validation images.
+# Further columns of runs with validation images; of runs with an average of the weights; and of those with both.
 VALIDATION_COLUMNS = ["val_acc", "val_loss"]
 BEST_COLUMNS = ["best_val_acc", "best_val_epoch", "best_val_test_acc"]
+AVERAGE_COLUMNS = ["ema_test_acc", "ema_test_loss"]
+AVERAGE_VALIDATION_COLUMNS = ["ema_val_acc", "ema_val_loss"]
+FURTHER_COLUMNS = [*VALIDATION_COLUMNS, *BEST_COLUMNS, *AVERAGE_COLUMNS, *AVERAGE_VALIDATION_COLUMNS]
 SUMMARY, LAYERS = "summary", "layerwise_density"
 
 Row = dict[str, Any]
@@ -39,11 +43,21 @@ def table_file(run: Path, table: str) -> Path:
     return run / "metrics" / f"{table}.csv"
 
 
-def columns_of(table: str, validation: bool = False) -> list[str]:
-    """Columns of a table by its name. Args: validation: whether the run has validation images."""
-    own = {SUMMARY: SUMMARY_COLUMNS, LAYERS: LAYER_COLUMNS}.get(table, EPOCH_COLUMNS)
-    further = {SUMMARY: VALIDATION_COLUMNS + BEST_COLUMNS, LAYERS: []}.get(table, VALIDATION_COLUMNS)
-    return [*own, *LATER_COLUMNS.get(table, []), *(further if validation else [])]
+def columns_of(table: str, validation: bool = False, average: bool = False) -> list[str]:
+    """Columns of a table by its name.
+
+    Args:
+        validation: whether the run has validation images.
+        average: whether the run has an average of the weights.
+    """
+    if table == LAYERS:
+        return LAYER_COLUMNS
+    columns = [*SUMMARY_COLUMNS, *LATER_COLUMNS[SUMMARY]] if table == SUMMARY else [*EPOCH_COLUMNS]
+    if validation:
+        columns += VALIDATION_COLUMNS + (BEST_COLUMNS if table == SUMMARY else [])
+    if average:
+        columns += AVERAGE_COLUMNS + (AVERAGE_VALIDATION_COLUMNS if validation else [])
+    return columns
 
 
 def is_evaluated(cfg: Config, epoch: int) -> bool:
@@ -69,9 +83,8 @@ def summary_row(level: int, density: float, epochs: list[Row], pruned_test_acc: 
     row = dict(zip(columns_of(SUMMARY), (*values, pruned_test_acc)))
     if "val_acc" in last:
         chosen = max(evaluated, key=lambda row: row["val_acc"])  # max gives the first of equals
-        row |= {column: last[column] for column in VALIDATION_COLUMNS}
         row |= dict(zip(BEST_COLUMNS, (chosen["val_acc"], chosen["epoch"], chosen["test_acc"])))
-    return row
+    return row | {column: last[column] for column in FURTHER_COLUMNS if column in last}
 
 
 class Tables:
@@ -82,11 +95,17 @@ class Tables:
     Args:
         folder: ``metrics/``.
         submit: queues a write.
-        validation: whether the run has validation images.
+        validation, average: see `columns_of`.
     """
 
-    def __init__(self, folder: Path, submit: Callable[[Callable[[], None]], object], validation: bool = False):
-        self.folder, self._submit, self._validation = folder, submit, validation
+    def __init__(
+        self,
+        folder: Path,
+        submit: Callable[[Callable[[], None]], object],
+        validation: bool = False,
+        average: bool = False,
+    ):
+        self.folder, self._submit, self._validation, self._average = folder, submit, validation, average
         self._rows: dict[str, list[Row]] = {}
 
     def __getitem__(self, table: str) -> list[Row]:
@@ -125,7 +144,7 @@ class Tables:
     def _write(self, table: str) -> None:
         """Queues the file of a table as it is now; nothing is written if the file is the same."""
         path = self.folder / f"{table}.csv"
-        data = csv_text(table, self._rows[table], self._validation).encode()
+        data = csv_text(self.columns(table), self._rows[table]).encode()
 
         def write() -> None:
             if not (path.exists() and path.read_bytes() == data):
@@ -135,7 +154,7 @@ class Tables:
 
     def columns(self, table: str) -> list[str]:
         """Columns of a table of this run."""
-        return columns_of(table, self._validation)
+        return columns_of(table, self._validation, self._average)
 
     def read_levels(self, before: int) -> dict[str, list[Row]]:
         """The rows on disk of the levels before `before`, as a state of `load_state_dict`.
@@ -174,14 +193,14 @@ class Tables:
             raise RunError(f"{path} is no readable CSV: {error}") from error
 
 
-def csv_text(table: str, rows: list[Row], validation: bool = False) -> str:
+def csv_text(columns: Sequence[str], rows: list[Row]) -> str:
     """A table as CSV; not-a-number is an empty cell. (pandas' own writer takes ten times as long, per epoch.)"""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = columns_of(table, validation)
     writer.writerow(columns)
-    # Rows of older runs lack `LATER_COLUMNS`. Only not-a-number differs from itself.
-    filled = ([row.get(key, math.nan) for key in columns] for row in rows)
+    older = dict.fromkeys(itertools.chain(*LATER_COLUMNS.values()), math.nan)  # rows of older runs lack these
+    filled = ([row[column] for column in columns] for row in ({**older, **row} for row in rows))
+    # Only not-a-number differs from itself.
     writer.writerows(["" if value != value else value for value in values] for values in filled)
     return buffer.getvalue()
 

@@ -24,7 +24,8 @@ SAME_AS_SOURCE = (
 MAY_DIFFER = (
     *(path for path in SCHEMA.paths(lambda option: option.role.in_legends)
       if path.startswith("optimizer.") and path not in SAME_AS_SOURCE),
-    "experiment_params.epochs_per_level", "dataset.augment", "dataset.alternate_flip",
+    "experiment_params.epochs_per_level", "experiment_params.cycles", "dataset.augment", "dataset.alternate_flip",
+    "dataset.mixup", "dataset.cutmix", "dataset.random_erasing", "dataset.randaugment",
 )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def images_of(cfg: Config, data: Data) -> dict[str, int]:
     sizes = [train.global_batch(step) for step in (0, train.steps_per_epoch - 1)]
     last = sizes[1] if sizes[1] < sizes[0] else 0
     whole = (train.steps_per_epoch - bool(last)) * sizes[0]
-    evaluated = sum(loader.num_images for loader in data.evaluated)
+    evaluated = sum(loader.num_images for loader in data.evaluated) * (2 if e.ema_decay else 1)  # the average, too
     tests = epochs // e.eval_every_epochs * evaluated + p.num_levels * data.test.num_images  # once right after pruning
     return {STEPS: epochs * whole, LAST_BATCHES: epochs * last, EVALUATION: tests}
 

@@ -25,6 +25,7 @@ from harness_params import Config
 from utils.conv_type import MaskVersions
 from utils.data.in_memory import MemoryTestLoader
 from utils.data.loaders import Batch, Data, ResidentLoader
+from utils.data.mixing import hard_labels
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.training.tally import Tally
@@ -226,8 +227,7 @@ class StepGraphs:
     ) -> Iterator[None]:
         """Trains from ``tally.step`` to the epoch's end, one step per item; counts into `tally`, of `new_tally`.
 
-        Args:
-            rates: learning rate of each step of the epoch.
+        Args: rates: learning rate of each step of the epoch.
         """
         if not self.masks.current():
             self.drop()
@@ -260,7 +260,7 @@ class StepGraphs:
         torch.index_select(self.rates, 0, self.step, out=self.rate)
         loss, logits = self.train_on((images, labels))
         torch.where(self.numbers == self.step, loss.detach().double(), self.losses, out=self.losses)
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.correct += (logits.detach().argmax(1) == hard_labels(labels)).sum()
         self.step += 1
 
 

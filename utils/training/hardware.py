@@ -1,6 +1,8 @@
 """Training on this hardware: precision, kernels, CPU threads."""
 
+import contextlib
 import os
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from torch import nn
 from harness_params import Config
 from utils.distributed import Context
 from utils.errors import ConfigError
+
+Autocast = Callable[[], contextlib.AbstractContextManager]  # context of a forward pass
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -27,6 +31,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Context of a forward pass; nothing in plain float32, where to enter autocast would only take time."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def configure_kernels(deterministic: bool) -> None:

@@ -124,4 +124,6 @@ def make_timeline(cfg: Config, data: Data) -> Timeline:
         milestones=tuple(o.milestones),
         gamma=o.gamma,
         floor=o.lr_min / o.lr,
+        cooldown_epochs=o.cooldown_epochs,
+        cycles=cfg.experiment_params.cycles,
     )

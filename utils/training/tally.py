@@ -2,12 +2,14 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.data.mixing import hard_labels
 from utils.distributed import Context
 from utils.errors import RunError
 
@@ -52,9 +54,12 @@ class Tally:
     seconds: float = 0.0
 
     def count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a step. Args: this rank's part of the loss; logits (N, classes) and labels (N,) of its images."""
+        """Counts a step. Args: this rank's part of the loss; logits (N, classes) and labels of its images.
+
+        Of mixed images the label of the larger share counts.
+        """
         self.losses[self.step] = loss.detach()
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.correct += (logits.detach().argmax(1) == hard_labels(labels)).sum()
         self.step += 1
 
     def begin(self) -> None:
@@ -95,6 +100,23 @@ class Tally:
             torch.set_rng_state(rng["cpu"])
             if "cuda" in rng and ctx.device.type == "cuda":
                 torch.cuda.set_rng_state(rng["cuda"], ctx.device)
+
+
+def training_figures(losses: Sequence[float], sizes: Sequence[int], right: float, seconds: float) -> dict[str, float]:
+    """What the steps of an epoch come to, by the columns of the CSVs.
+
+    Args:
+        losses: mean over the global batch of each step.
+        sizes: images of each step.
+        right: how many of them were classified right.
+        seconds: time of the steps.
+    """
+    images = sum(sizes)
+    return {
+        "train_loss": math.fsum(size * loss for size, loss in zip(sizes, losses, strict=True)) / images,
+        "train_acc": 100 * right / images,
+        "images_per_second": images / seconds,
+    }
 
 
 class FiniteCheck:

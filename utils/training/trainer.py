@@ -1,46 +1,28 @@
 """Training and evaluating one network for an epoch: the hot path, the same for one process and for many."""
 
 import contextlib
-import itertools
-import math
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, check_weights, mask_gradients
+from utils.conv_type import check_weights, mask_gradients
 from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
+from utils.training.average import WeightAverage
+from utils.training.buckets import settle_buckets
 from utils.training.compiling import compile_network, compile_parts
-from utils.training.graphs import Captured, CudaGraphs, StepGraphs, choose_graphs
-from utils.training.hardware import autocast_dtype, limit_threads
+from utils.training.evaluation import Evaluation, sync_statistics
+from utils.training.graphs import CudaGraphs, StepGraphs, choose_graphs
+from utils.training.hardware import autocast, autocast_dtype, limit_threads
 from utils.training.setup import make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.sparse_allreduce import gradient_hook
-from utils.training.tally import FiniteCheck, Tally, finite_losses
-
-
-class EpochResult(NamedTuple):
-    """What an epoch came to, over all ranks.
-
-    Attributes:
-        train_loss, train_acc: mean over the epoch's images, and percent of them, as they were trained on.
-        test_loss, test_acc: mean cross entropy and accuracy in percent on the test set; NaN without evaluation.
-        images_per_second: of the epoch's training: without evaluation, with the saving of states within the epoch.
-        val_loss, val_acc: the same as of the test set on the validation images; NaN without them.
-    """
-
-    train_loss: float
-    train_acc: float
-    test_loss: float
-    test_acc: float
-    images_per_second: float
-    val_loss: float = math.nan
-    val_acc: float = math.nan
+from utils.training.tally import FiniteCheck, Tally, finite_losses, training_figures
 
 
 class Trainer:
@@ -53,7 +35,8 @@ class Trainer:
         compiled: parts of the run that torch.compile has compiled (`utils.training.compiling.PARTS`).
         optimizer: that of the level in progress; `restart` makes a fresh one.
         graphs: the training steps as CUDA graphs; None where each kernel is launched by itself.
-        test_graph: the evaluation as a CUDA graph; None likewise.
+        evaluation: counts what the network comes to on the test set and the validation images.
+        average: moving average of the weights; None without ``ema_decay``.
     """
 
     graphs_class: type[CudaGraphs] = CudaGraphs
@@ -68,10 +51,14 @@ class Trainer:
         self.net = ctx.wrap(model, gradient_hook(cfg, ctx, model))
         self.buckets_settled = ctx.world == 1
         self.timeline = make_timeline(cfg, data)
-        # Of `_count_tests`, a row per loader of ``data.evaluated``.
-        self.test_sums = torch.zeros((len(data.evaluated), 2), dtype=torch.float64, device=ctx.device)
+        decay = cfg.experiment_params.ema_decay
+        self.average = WeightAverage(model, decay) if decay else None
         self._set_up_graphs()
         self.restart()
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context of a forward pass in `dtype`, which resuming may change: ``precision: auto`` stays what it was."""
+        return autocast(self.ctx.device, self.dtype)
 
     def compile(self, parts: Collection[str]) -> None:
         """Compiles these parts of the run and no others; to be called before the first step."""
@@ -80,19 +67,24 @@ class Trainer:
 
     def _set_up_graphs(self) -> None:
         self.graphs: StepGraphs | None = None
-        self.test_graph: Captured | None = None
         self.own_stream: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        if graphs := choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graphs_class):
+        graphs = choose_graphs(self.cfg, self.ctx, self.data, self.dtype, self.graphs_class)
+        if graphs:
             assert isinstance(self.data.train, ResidentLoader)
             self.graphs = StepGraphs(graphs, self.model, self.data.train, self._step)
-            self.test_graph = Captured(graphs, self._count_tests, graphs.new_pool())
             self.own_stream = graphs.own_stream
+        self.evaluation = Evaluation(self.ctx, self.model, self.data, self.autocast, graphs)
 
     # --- the optimizer and its schedule --------------------------------------------------------------------------
 
     def restart(self, state: dict[str, Any] | None = None) -> None:
-        """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`)."""
+        """Makes a fresh optimizer, or one that goes on from `state` (of `optimizer_state_dict`).
+
+        The average of the weights starts anew.
+        """
         self.optimizer, self.scaler = start_optimizer(self.cfg, self.model, self.dtype, state)
+        if self.average:
+            self.average.restart()
         if self.graphs:
             self.graphs.drop()
 
@@ -102,7 +94,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, BatchNorm statistics and masks, and the optimizer's state; tensors are the device's own."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer_state_dict()}
+        average = {"ema": self.average.state_dict()} if self.average else {}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer_state_dict(), **average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a `state_dict`, in place.
@@ -113,6 +106,8 @@ class Trainer:
         check_weights(self.model, state["model"], "the saved state")
         self.model.load_state_dict(state["model"])
         self.restart(state["optimizer"])
+        if self.average and "ema" in state:  # not where a level starts again from the checkpoint before it
+            self.average.load_state_dict(state["ema"])
 
     def rate(self, epoch: int, step: int = 0) -> float:
         """Learning rate of a step; 0-based epoch of the schedule and step of the epoch."""
@@ -182,12 +177,6 @@ class Trainer:
         self._update()
         return loss, logits
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Context of a forward pass; nothing in plain float32, where to enter autocast would only take time."""
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.ctx.device.type, dtype=self.dtype)
-
     def _rank_part(self, loss: Tensor, share: float) -> Tensor:
         """This rank's part of the mean loss over the global batch, from its own mean over its `share` of the images."""
         return loss * share if self.ctx.world > 1 else loss
@@ -209,30 +198,16 @@ class Trainer:
         self.scaler.update()
         for param in self.params:  # optimizer.zero_grad's own wrapping costs 20 times as much
             param.grad = None
+        if self.average:
+            self.average.update()
 
     def _settled(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; a process's first one is used for `_settle_buckets` first."""
+        """The same batches; a process's first one is used for `settle_buckets` first."""
         for images, labels in batches:
             if not self.buckets_settled:
-                self._settle_buckets(images, labels)
+                settle_buckets(self.net, images, labels, self.autocast)
+                self.buckets_settled = True
             yield images, labels
-
-    def _settle_buckets(self, images: Tensor, labels: Tensor) -> None:
-        """Runs a throw-away step so that DDP rebuilds its buckets of gradients, which it does after its first step.
-
-        With three processes and more the layout of the buckets decides in which order gradients are summed, hence the
-        last bits: without this, the first step after a resume would differ from the same step of an unbroken run.
-        """
-        devices = [self.ctx.device] if self.ctx.device.type == "cuda" else []
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        with torch.random.fork_rng(devices):
-            with self.autocast():
-                loss = F.cross_entropy(self.net(images), labels)
-            loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), before):
-            buffer.copy_(value)
-        self.buckets_settled = True
 
     # --- results -------------------------------------------------------------------------------------------------
 
@@ -240,58 +215,43 @@ class Trainer:
         """The losses of the steps so far over all ranks, as `finite_losses`."""
         return finite_losses(self.ctx, self.model, tally.losses[: tally.step], level, epoch)
 
-    def finish_epoch(self, level: int, epoch: int, tally: Tally, evaluate: bool) -> EpochResult:
+    def finish_epoch(self, level: int, epoch: int, tally: Tally, evaluate: bool) -> dict[str, float]:
         """Evaluates, if asked to, and reads what the epoch came to: the one time that an epoch waits for the device.
 
-        All ranks call it together. Training's figures are those of the steps trained.
+        All ranks call it together.
+
+        Returns:
+            over all ranks, by the columns of the CSVs: `training_figures` of the steps trained, and
+            `Evaluation.figures`, which are NaN without evaluation.
 
         Raises:
             RunError: see `check_finite`.
         """
         check = FiniteCheck(self.model, tally.losses[: tally.step])
-        tested = self._tested() if evaluate else torch.full_like(self.test_sums, math.nan)
-        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), tested.flatten(), check.flags]))
+        counted = self._counted(evaluate)
+        counts = self.ctx.sum(torch.cat([tally.correct.double().view(1), counted.flatten(), check.flags]))
         if epoch + 1 < self.timeline.epochs:
             self.data.train.draw_ahead(level, epoch + 1)
         right, *rest = counts.tolist()
-        losses = check.losses(rest[tested.numel() :], level, epoch)[tally.first :]
+        sums, answer = rest[: counted.numel()], rest[counted.numel() :]
+        losses = check.losses(answer, level, epoch)[tally.first :]
         sizes = [self.data.train.global_batch(step) for step in range(tally.first, tally.step)]
-        train_loss = math.fsum(n * loss for n, loss in zip(sizes, losses)) / sum(sizes)
-        speed = sum(sizes) / tally.training_seconds()
-        test, *validation = self._figures(rest)
-        return EpochResult(train_loss, 100 * right / sum(sizes), *test, speed, *itertools.chain(*validation))
+        return training_figures(losses, sizes, right, tally.training_seconds()) | self.evaluation.figures(sums)
 
     def evaluate(self) -> tuple[float, float]:
         """(mean cross entropy, accuracy in percent) over the test set, each image counted once over all ranks."""
-        return self._figures(self.ctx.sum(self._tested().clone()).flatten().tolist())[0]
+        figures = self.evaluation.read(self.evaluation.count())
+        return figures["test_loss"], figures["test_acc"]
 
-    def _figures(self, sums: list[float]) -> list[tuple[float, float]]:
-        """(mean cross entropy, accuracy in percent) of each of ``data.evaluated``, from the first values of `sums`."""
-        sizes = [loader.num_images for loader in self.data.evaluated]
-        return [(loss / n, 100 * right / n) for n, loss, right in zip(sizes, sums[::2], sums[1::2])]
-
-    def _tested(self) -> Tensor:
-        """float64 (loaders of ``data.evaluated``, 2): cross entropy summed over this rank's images, and how many of
-        them it classifies right.
-
-        BN running statistics are taken from rank 0 first, so that all ranks evaluate, and rank 0 saves, one network.
-        """
-        self.sync_statistics()
-        self.model.eval()
-        with self.own_stream():
-            (self.test_graph or self._count_tests)()
-        return self.test_sums
-
-    @torch.no_grad()
-    def _count_tests(self) -> None:
-        self.test_sums.zero_()
-        for loader, (loss, right) in zip(self.data.evaluated, map(Tensor.unbind, self.test_sums)):
-            for images, labels in loader.batches():
-                with self.autocast():
-                    logits = self.model(images)
-                    loss += F.cross_entropy(logits, labels, reduction="sum")
-                right += (logits.argmax(1) == labels).sum()
+    def _counted(self, evaluate: bool) -> Tensor:
+        """float64 (networks * sets, 2): `Evaluation.count` of the network, and of its average if there is one."""
+        count = self.evaluation.count if evaluate else self.evaluation.not_counted
+        counted = count()
+        if not self.average:
+            return counted
+        with self.average.in_place() if evaluate else contextlib.nullcontext():
+            return torch.cat([counted, count()])
 
     def sync_statistics(self) -> None:
         """Overwrites every rank's BN running statistics with rank 0's."""
-        self.ctx.broadcast_tensors([b for name, b in self.model.named_buffers() if not name.endswith(MASK_SUFFIX)])
+        sync_statistics(self.ctx, self.model)

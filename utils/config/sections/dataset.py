@@ -1,6 +1,6 @@
 """Options of the section ``dataset``: the images."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Int
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int
 from utils.config.options import EXECUTION, IMPLIED, PLACE, Option
 from utils.data.specs import DATASETS
 
@@ -44,6 +44,29 @@ OPTIONS = {
         unit="images",
         meaning="training images held out for validation, the same ones in every run, as many of each class as its "
         "size asks for; 0 = none",
+    ),
+    "mixup": Option(
+        Float("[0,]"),
+        default=0.0,
+        meaning="alpha of mixup: pairs of a batch blended, lambda ~ Beta(alpha, alpha) per step; 0 = off; "
+        "with cutmix, each step takes one of the two",
+    ),
+    "cutmix": Option(
+        Float("[0,]"),
+        default=0.0,
+        meaning="alpha of CutMix: a box of each image is its partner's; 0 = off (mixup, cutmix: not the ffcv loader)",
+    ),
+    "random_erasing": Option(
+        Float("[0, 1]"),
+        default=0.0,
+        unit="probability",
+        meaning="erase a rectangle of a training image, of 2% to 33% of its area (memory and torchvision loaders)",
+    ),
+    "randaugment": Option(
+        Int(0, 30),
+        default=0,
+        unit="magnitude",
+        meaning="RandAugment: 2 random operations of this strength per training image (torchvision loader); 0 = off",
     ),
     "drop_last": Option(Bool(), default=False, meaning="leave out the last batch of an epoch if it is short"),
     "resolution": Option(SIDE, default=0, unit="pixels", meaning="side of training images; 0 = the data set's own"),

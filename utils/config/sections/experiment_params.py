@@ -20,6 +20,17 @@ OPTIONS = {
     "epochs_per_level": Option(
         Int(1), default=20, unit="epochs", meaning="E: epochs per level (with wr, E - k after level 0)"
     ),
+    "cycles": Option(
+        Int(1),
+        default=1,
+        unit="cycles",
+        meaning="equal repeats of the learning-rate schedule in a level, of E / cycles epochs each (warm restarts)",
+    ),
+    "ema_decay": Option(
+        Float("[0, 1)"),
+        default=0.0,
+        meaning="decay per step of an exponential moving average of the weights, evaluated beside them; 0 = off",
+    ),
     "training_type": Option(
         Choice(["imp", "wr", "lrr"]),
         default="imp",

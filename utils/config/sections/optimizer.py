@@ -21,6 +21,12 @@ OPTIONS = {
     "warmup_epochs": Option(
         Float("[0,]"), default=0.0, unit="epochs", meaning="length of the linear warm-up to lr; fractions allowed"
     ),
+    "cooldown_epochs": Option(
+        Float("[0,]"),
+        default=0.0,
+        unit="epochs",
+        meaning="length of the linear cool-down that ends TrapezoidalSchedule; fractions allowed; 0 = a fifth",
+    ),
     "scheduler_type": Option(
         Choice(list(SCHEDULES)), default="MultiStepLRWarmup", meaning="shape of the learning-rate schedule"
     ),
@@ -31,9 +37,7 @@ OPTIONS = {
         meaning="when the learning rate drops by gamma; [] = the schedule's own times",
     ),
     "gamma": Option(Float("(0, 1]"), default=0.1, meaning="factor on the learning rate at each milestone"),
-    "lr_min": Option(
-        Float("[0,]"), default=0.0, meaning="final learning rate of the cosine, linear and triangular schedules"
-    ),
+    "lr_min": Option(Float("[0,]"), default=0.0, meaning="final learning rate of the schedules without milestones"),
     "label_smoothing": Option(
         Float("[0, 1)"), default=0.0, unit="fraction", meaning="label smoothing of the training loss"
     ),

@@ -4,6 +4,8 @@ from utils.config.checkers import Bool, Choice, Float, Int, List, Pair, Word
 from utils.config.options import EXTENT, RECORD, Option
 from utils.pruning.methods import METHODS, NO_METHOD
 
+MOST_LEVELS = 10_000
+
 OPTIONS = {
     "prune_rate": Option(
         Float("(0, 1)"),
@@ -16,7 +18,15 @@ OPTIONS = {
         Choice(list(METHODS)), default="mag", needs_several="levels", meaning="pruning criterion between levels"
     ),
     "num_levels": Option(
-        Int(1, 10000), default=12, unit="levels", role=EXTENT, meaning="levels to train, level 0 (dense) included"
+        Int(1, MOST_LEVELS), default=12, unit="levels", role=EXTENT, meaning="levels to train, level 0 (dense) included"
+    ),
+    "target_density": Option(
+        Float("[0, 1)"),
+        default=0.0,
+        unit="fraction",
+        role=EXTENT,
+        meaning="in place of num_levels: the fewest levels of which the last has at most this density, "
+        "d0 * (1 - prune_rate)^(num_levels - 1); 0 = num_levels",
     ),
     "er_method": Option(
         Choice([NO_METHOD, *METHODS]),
