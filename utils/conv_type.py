@@ -113,7 +113,13 @@ def masked_params(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]
 
 @torch.no_grad()
 def apply_masks(model: nn.Module) -> None:
-    """param *= mask, in place, for every masked parameter."""
+    """param *= mask, in place, for every masked parameter.
+
+    Raises:
+        ValueError: a parameter is split over processes (`check_whole`).
+    """
+    for name, param, _ in masked_params(model):
+        check_whole(name, param)
     pairs = [(param, mask) for _, param, mask in masked_params(model)]
     if pairs:
         torch._foreach_mul_([param.data for param, _ in pairs], [mask for _, mask in pairs])

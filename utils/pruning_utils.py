@@ -17,7 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.conv_type import apply_masks, check_whole, density_of, kept_counts, masked_params
+from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
 from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, per_layer, round_counts
@@ -68,9 +68,8 @@ def prune(
     Args:
         method: a key of `CRITERIA`.
         density: fraction to keep, in (0, 1], of all weights under masks (not of those that are left).
-        batches: re-iterable of (images (N, C, H, W), labels (N,)) on the model's device, or of other inputs that the
-            network takes, such as tokens (N, T), which stay whole numbers. snip and grasp use all of it, synflow only
-            the shape of the first images (of tokens: the first).
+        batches: re-iterable of (images (N, C, H, W) or tokens (N, T), labels (N,)) on the model's device. snip and
+            grasp use all of it, synflow only the shape of the first images (of tokens: the first).
         generator: for the random methods; one number is drawn from it. None: a new one with torch's initial seed.
         rounds: synflow only: number of rounds of scoring and pruning; the densities are those of `round_counts`.
         shares: weights that each layer keeps, `density` in all, in place of the method's allocation; not in rounds.
@@ -81,17 +80,13 @@ def prune(
         the density achieved.
 
     Raises:
-        ValueError: an unknown method; no masks; no batches where they are needed; a density that is outside (0, 1],
-            above what is left, or too low for one weight per layer of a per-layer method; a score that is not finite;
-            a batch that is not two tensors; a network that returns neither a tensor nor `logits`; a parameter that is
-            split over processes (DTensor).
+        ValueError: an unknown method; no masks; batches missing or not pairs of tensors; a density outside (0, 1],
+            above what is left or too low for a weight per layer; no logits; a score that is not finite; a DTensor.
     """
     criterion = _criterion(method, batches, invert_scores, shares)
     inputs = Inputs(() if batches is None else batches, generator, dtype, rounds)
     masks = [mask for _, _, mask in masked_params(model)]
     keep = _checked_keep(method, density, masks)
-    for name, param, _ in masked_params(model):
-        check_whole(name, param)
     apply_masks(model)  # criteria score the weights as they are: pruned ones must be zero
     try:
         total = sum(mask.numel() for mask in masks)

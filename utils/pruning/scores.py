@@ -128,7 +128,7 @@ def synflow_scores(model: nn.Module, masks: Sequence[Tensor], inputs: Inputs) ->
     Integer inputs (tokens) cannot be ones: the network gets the first of them as it is. An embedding is a linear layer
     of one-hot vectors, so an input of ones makes it give the sum of its rows, whatever the token.
     """
-    images = next((images for images, _ in _pairs(inputs)), None)
+    images = next((images for images, _ in _pairs(inputs, labelled=False)), None)
     if images is None:
         raise ValueError(NO_BATCH)
     state, leaves = _leaves(model, torch.float64, absolute=True)
@@ -244,11 +244,12 @@ def _logits(output: object) -> Tensor:
     return found
 
 
-def _pairs(inputs: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, checked: each is two tensors."""
+def _pairs(inputs: Inputs, labelled: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, checked: each is two tensors; labels that are not used (not `labelled`) may be anything."""
     for batch in inputs.batches:
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
-            size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+        several = isinstance(batch, tuple | list)
+        if not several or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch[: 1 + labelled]):
+            size = f" of {len(batch)}" if several else ""
             raise ValueError(f"a batch must be two tensors, (inputs, labels), and is a {type(batch).__name__}{size}")
         yield batch[0], batch[1]
 
