@@ -239,8 +239,7 @@ class Harness:
         Raises:
             RunError: in the middle of an epoch, a loss or a weight is not finite.
         """
-        if self.position.tally and self.position.step:
-            # These wait for the steps that are launched, which is not the saving's time.
+        if self.position.tally and self.position.step:  # waits for the steps launched, which is not the saving's time
             self.trainer.sync_statistics()
             self.trainer.check_finite(self.position.level, self.position.epoch, self.position.tally)
             self.position.tally.seconds = time.perf_counter() - self.began

@@ -78,8 +78,10 @@ def density_axis(ax: Axes, sparsest: float) -> None:
 
 
 def percent_ticks(axis: Axis, least: float) -> None:
-    """Ticks from the fraction `least` up to 1, in percent; only powers of ten if there would be too many."""
+    """Ticks from the fraction `least` up to 1, in percent: tenths where there are few, powers of ten where too many."""
     ticks = [tick for tick in NICE if tick >= least]
+    if len(ticks) < 3:
+        ticks = [tenth / 10 for tenth in range(1, 11) if tenth / 10 >= least]
     if len(ticks) > 10:
         ticks = [tick for tick in ticks if f"{tick:e}"[0] == "1"]
     axis.set_major_locator(FixedLocator([100 * tick for tick in ticks]))

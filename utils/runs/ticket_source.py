@@ -231,6 +231,12 @@ def notes_on(cfg: Config, source: Source) -> list[tuple[str, str]]:
     if source.cfg and t.mask == "none" and t.weights == "auto" and t.level != -1:
         why = "mask is none, and weights auto are init of a run: the same at every level"
         notes.append(("level", f"{t.level} has no effect: {why}"))
+    if source.cfg and source.cfg.dataset.validation_images != cfg.dataset.validation_images:
+        there, here = source.cfg.dataset.validation_images, cfg.dataset.validation_images
+        trained = (
+            "the source has trained on images that are held out here" if there < here else "this run trains on more"
+        )
+        notes.append(("source", f"{there} validation images are held out there and {here} here: {trained}"))
     if source.cfg and source.weights == "rewind":
         unused = _unused(cfg, source.cfg)
         changes = [
