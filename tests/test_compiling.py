@@ -104,6 +104,7 @@ def test_what_pays_goes_on_paying(operations, elementwise, images, more):
             (8 * 1408, 8 * 29, 11 * 360),
         ),
         ({"num_levels": 1, "epochs_per_level": 4, "eval_every_epochs": 2}, (4 * 1408, 4 * 29, 3 * 360)),
+        ({"num_levels": 1, "epochs_per_level": 1, "ema_decay": 0.9}, (1408, 29, 3 * 360)),
         ({"num_levels": 1, "epochs_per_level": 2, "drop_last": True}, (2 * 1408, 0, 3 * 360)),
         ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 479}, (1437, 0, 2 * 360)),
         ({"num_levels": 1, "epochs_per_level": 1, "batch_size": 5000}, (1437, 0, 2 * 360)),

@@ -100,12 +100,12 @@ def _valid_options(draw):
             options.setdefault(section, {})[key] = draw(_value(option.checker))
     for section, keys in {
         "dataset": "num_classes loader resolution eval_resolution alternate_flip train_beton val_beton "
-        "start_resolution end_resolution validation_images",
+        "start_resolution end_resolution validation_images randaugment",
         "dist_params": "nproc",
         "model_params": "model_args",
-        "experiment_params": "resume_level training_type cuda_graphs",
-        "prune_params": "prune_rate num_levels er_init scope",
-        "optimizer": "milestones warmup_epochs lr_min nesterov",
+        "experiment_params": "resume_level training_type cuda_graphs cycles",
+        "prune_params": "prune_rate num_levels target_density er_init scope",
+        "optimizer": "milestones warmup_epochs cooldown_epochs lr_min nesterov",
     }.items():
         for key in keys.split(" "):
             options.get(section, {}).pop(key, None)

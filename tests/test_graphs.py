@@ -78,6 +78,7 @@ def make_trainer(
     normalize = Normalizer((0.5,) * 3, (0.25,) * 3, (3, 8, 8), CPU)
     plan = {"batch_size": BATCH, "drop_last": False, "seed": 0, "rank": 0, "world": 1}
     crop, flip = options.get("recipe", (True, True))
+    plan |= options.get("loader", {})
     train = MemoryTrainLoader(images, labels, normalize, crop, flip, cfg.dataset.alternate_flip, **plan)
     test = MemoryTestLoader(images[:21], labels[:21], normalize)
     test.batch_size = 10  # 10, 10 and 1

@@ -136,6 +136,11 @@ def test_mixing_changes_no_other_draw_and_scores_are_of_unmixed_images():
     assert not torch.equal(next(mixed_only.batches(0, 0))[0], unmixed)
 
 
+@pytest.mark.parametrize("options", [{}, {"erasing": 0.5}, {"mixing": Mixing(0.8, 0, 5)}, ALL])
+def test_the_shape_of_the_draws_is_known_before(options):
+    assert loader(**options).draws_shape == loader(**options).draws(0, 0).shape
+
+
 def test_an_erased_image_is_zero_in_its_rectangle():
     plain, erased = next(loader().batches(0, 0))[0], next(loader(erasing=1.0).batches(0, 0))[0]
     inside = boxes(loader(erasing=1.0).draws(0, 0)[3:7, :8], 8, 8).expand_as(erased)
@@ -146,11 +151,7 @@ def test_an_erased_image_is_zero_in_its_rectangle():
 
 
 def augmented(kind):
-    one = make_trainer(kind, {"optimizer": {"label_smoothing": 0.1}})
-    one.data.train.erasing, one.data.train.mixing = 0.5, Mixing(0.8, 1.0, 5)
-    if one.graphs:  # the fixed tensors have the shape of the draws
-        one._set_up_graphs()
-    return one
+    return make_trainer(kind, {"optimizer": {"label_smoothing": 0.1}, "loader": ALL})
 
 
 def test_a_study_by_graphs_has_the_bits_of_one_without():

@@ -135,9 +135,10 @@ def test_what_differs_or_has_no_effect_is_noted(source, capsys):
     taken(folder, weights="rewind", level=1)
     assert capsys.readouterr().err == ""
     changes = {"optimizer.lr": 0.05, "experiment_params.epochs_per_level": 4, "optimizer.beta1": 0.5}
-    taken(folder, weights="rewind", level=1, **changes)
+    taken(folder, weights="rewind", level=1, **changes, **{"dataset.mixup": 0.2})
     err = capsys.readouterr().err
     assert "with other options: optimizer.lr 0.05 (there 0.1), experiment_params.epochs_per_level 4 (there 2)" in err
+    assert ", dataset.mixup 0.2 (there 0.0)" in err
 
 
 def test_signs_and_sizes(source):
