@@ -63,17 +63,17 @@ if "-d" in sys.argv:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(folder + "/control")
     listening.listen()
-    ready, told = os.pipe()
+    reader, writer = os.pipe()
     if os.fork() == 0:
         os.setsid()
         with open(folder + "/nvidia-cuda-mps-control.pid", "w") as file:
             file.write(str(os.getpid()))
-        os.write(told, b".")
+        os.write(writer, b".")
         for number in range(3):
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         serve(listening)
         os._exit(0)
-    os.read(ready, 1)
+    os.read(reader, 1)
 else:
     for command in sys.stdin.read().split("\n"):
         if command:

@@ -148,7 +148,7 @@ def saved_ticket_digest(fork, moved) -> str:
 
 
 def test_a_resume_with_another_source_is_refused(fork, source):
-    """One that is not there is told, and not read."""
+    """One that is not there is named in a note, and not read."""
     with_source(source, fork.folder)
     fork("mine", status=143, trap=StopAt(2), **BRANCH)
     other = fork("other", **{**SOURCE, "experiment_params.seed": 3}).path

@@ -16,7 +16,7 @@ from utils.distributed import Context
 from utils.errors import DataError, RunError
 from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
-from utils.runs.weights import load
+from utils.runs.weights import load, tensors_by_name
 from utils.training.setup import build_model
 
 State = dict[str, Tensor]
@@ -110,10 +110,7 @@ def read_state(path: Path) -> State:
     Raises:
         RunError: the file is missing or damaged, or holds anything but tensors by name.
     """
-    state = load(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RunError(f"{path} holds no weights of a network")
-    return state
+    return tensors_by_name(load(path), path)
 
 
 def masks_in(state: State, source: str) -> State:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.conv_type import MASK_SUFFIX, masked_params
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError
 from utils.runs.run import read_saved
-from utils.runs.weights import load
+from utils.runs.weights import load, tensors_by_name
 
 # Keys below which programs put their weights, and what wrappers put before each name.
 WRAPPERS, PREFIXES = ("state_dict", "model", "model_state_dict"), ("module.", "_orig_mod.")
@@ -77,12 +77,11 @@ def unwrapped(content: Any, file: Path) -> State:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
-        raise RunError(f"{file} holds no weights of a network")
+    state = tensors_by_name(content, file)
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return content
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def _load(file: Path) -> Any:

@@ -4,11 +4,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness_params import SCHEMA, Config, make_config
+from harness_params import SCHEMA, Config
 from utils.config.effects import without_effect
-from utils.config.sources import read_yaml
-from utils.errors import ConfigError, RunError
-from utils.runs.saved import finished_levels, is_run
+from utils.errors import ConfigError, DataError, RunError
+from utils.runs.saved import CONFIG_FILE, finished_levels, is_run, saved_config
 from utils.runs.states import saved_states
 
 # Weights that a file can give: it holds one set of them, with no word on how they began.
@@ -140,15 +139,12 @@ def _file_source(cfg: Config, path: Path) -> Source:
 
 
 def _run_source(cfg: Config, path: Path) -> Source:
-    if not (path / "expt_config.yaml").is_file():
-        raise ConfigError(f"ticket_params.source: {path} is no run: it has no expt_config.yaml")
+    if not is_run(path):
+        raise ConfigError(f"ticket_params.source: {path} is no run: it has no {CONFIG_FILE}")
     try:
-        values, repeats = read_yaml(str(path / "expt_config.yaml"))
-        if repeats:
-            raise ConfigError(repeats)
-        saved = make_config(values)
-    except ConfigError as error:
-        raise ConfigError(f"ticket_params.source: {path}: expt_config.yaml: {error.faults[0]}") from error
+        saved = saved_config(path)
+    except DataError as error:
+        raise ConfigError(f"ticket_params.source: {error}") from error
     return _with_level(cfg, path, saved, len(finished_levels(path)))
 
 

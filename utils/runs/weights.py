@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.conv_type import kept_counts, masked_params
 from utils.errors import RunError
@@ -33,6 +33,17 @@ def load(path: Path) -> Any:
     except Exception as error:  # torch.load raises a different class for each way a file can be damaged
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{path} is no readable checkpoint: {reason}") from error
+
+
+def tensors_by_name(content: Any, source: Path) -> dict[str, Tensor]:
+    """`content`, the state_dict of the file `source`.
+
+    Raises:
+        RunError: it is empty, or holds anything but tensors by name.
+    """
+    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
+        raise RunError(f"{source} holds no weights of a network")
+    return content
 
 
 def layer_rows(model: nn.Module, level: int) -> list[Row]:
