@@ -35,9 +35,9 @@ def left_in(scratch: Path) -> list[Path]:
 
 
 def shared_memory_of(pids: list[int]) -> list[Path]:
-    """Shared memory named after one of `pids`."""
+    """Shared memory named after one of `pids`: a whole part of the name, since random parts hold digits too."""
     named = {str(pid) for pid in pids}
-    return [file for file in Path("/dev/shm").iterdir() if named & set(re.findall(r"\d+", file.name))]
+    return [file for file in Path("/dev/shm").iterdir() if named & set(re.split(r"[-_.]", file.name))]
 
 
 @pytest.mark.parametrize(
