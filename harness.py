@@ -26,7 +26,7 @@ from tqdm import tqdm
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
 from utils import distributed
-from utils.conv_type import apply_masks, density, load_weights, masked_params
+from utils.conv_type import apply_masks, density, masked_params
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import RunError, print_report, report
@@ -35,6 +35,7 @@ from utils.processes.place import started_by_launcher, started_rank
 from utils.processes.signals import Stopped
 from utils.runs import resume
 from utils.runs.directory import check_run_directory, taken_up_again
+from utils.runs.opening import record_of
 from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.saving import SaveClock
@@ -43,7 +44,8 @@ from utils.runs.states import Position
 from utils.runs.stopping import Stop, StopRequest
 from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import Ticket, start_from_ticket
-from utils.runs.weights import layer_rows
+from utils.runs.weights import check_level, layer_rows
+from utils.state_dicts import load_weights
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -58,8 +60,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
     check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
-    # From here on there is something on disk.
-    record = ticket.record if ticket else None
+    record = record_of(ticket, data, model, trainer.dtype, trainer.compiled, bool(trainer.graphs))
     with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
@@ -96,8 +97,7 @@ class Harness:
     ):
         self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
-        self.points = Points(cfg, trainer)
-        self.began = 0.0  # when the epoch in progress would have begun, had it not been stopped
+        self.points, self.began = Points(cfg, trainer), 0.0  # began: when the epoch would have, had it not been stopped
         hidden = not (ctx.is_main and sys.stdout.isatty())
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
 
@@ -127,8 +127,7 @@ class Harness:
 
     def rewind(self) -> None:
         """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
-        kind, level = self.cfg.experiment_params.training_type, self.position.level
-        step, optimizer_state = 0, None
+        kind, level, step, optimizer_state = self.cfg.experiment_params.training_type, self.position.level, 0, None
         if level == 0 and self.ticket:
             step, optimizer_state = self.ticket.first_step, self.ticket.optimizer
         elif level > 0 and kind != "lrr":
@@ -218,6 +217,7 @@ class Harness:
     def finish_level(self) -> None:
         """Saves the level's checkpoint, its rows in the CSVs, and a resume state at the start of the next level."""
         level = self.position.level
+        check_level(self.model, level)
         self.position.level, self.position.begun = level + 1, False
         if self.run:
             with self.stop.clock.measured():

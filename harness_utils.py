@@ -23,6 +23,7 @@ from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
+from utils.runs.opening import opening_lines
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
@@ -35,11 +36,12 @@ LOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]:
+def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]:
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
 
     Args:
-        ticket: what level 0 starts from, for ``artifacts/environment.json``; None = a fresh network.
+        record: what ``artifacts/environment.json`` says beside the machine: "settled", what auto has come to (of
+            `utils.runs.opening.settled`), which is also printed; "ticket", what level 0 starts from.
 
     Raises:
         RunError: it cannot be created, or another process runs in it.
@@ -73,7 +75,9 @@ def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path, ticket)
+                _record_environment(path, record or {})
+            if record and "settled" in record:
+                print(*opening_lines(cfg, name, record["settled"]), sep="\n", flush=True)
             yield run
             run.writer.flush()
         finally:
@@ -108,15 +112,14 @@ def _record_levels(file: Path, cfg: Config) -> None:
         write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 
-def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
+def _record_environment(path: Path, record: dict[str, Any]) -> None:
     """Appends one entry per start to ``artifacts/environment.json``."""
     file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    entry = {**describe(), "ticket": ticket} if ticket else describe()
-    entries = [*(entries if isinstance(entries, list) else []), entry]
+    entries = [*(entries if isinstance(entries, list) else []), {**describe(), **record}]
     write_whole(file, json.dumps(entries, indent=1).encode())
 
 

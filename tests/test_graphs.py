@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from harness_params import make_config
 from tests.recorded_graph import RecordedGraphs
 from tests.traps import Both, MustBeMet, StopAt
-from utils.conv_type import apply_masks, insert_masks, load_weights, masked_params
+from utils.conv_type import apply_masks, insert_masks, masked_params
 from utils.data.images import Normalizer
 from utils.data.in_memory import MemoryTestLoader, MemoryTrainLoader
 from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.pruning_utils import prune
+from utils.state_dicts import load_weights
 from utils.training import trainer as trainer_module
 from utils.training.graphs import STEPS_PER_MARK, WARM_UP, CudaGraphs, choose_graphs
 from utils.training.tally import Tally

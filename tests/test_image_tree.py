@@ -1,6 +1,10 @@
 """Trees of image files: held in memory when small, through a DataLoader's workers when not."""
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from functools import partial
 from random import Random
 
@@ -10,11 +14,14 @@ import torch
 from PIL import Image
 
 from tests import data_helpers as help_
+from tests.conftest import ROOT
+from utils.data import worker_batches
 from utils.data.by_workers import FolderTrainLoader
 from utils.data.image_tree import find_tree, image_pixels, open_image
 from utils.data.images import random_crop_box
 from utils.data.in_memory import MemoryTrainLoader
-from utils.processes.signals import STOPPING
+from utils.errors import DataError
+from utils.processes.signals import STOPPING, NotedSignal, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +207,87 @@ def test_random_crop_boxes_lie_inside_and_have_the_published_ranges():
     # So long that nothing fits: the middle, at the nearest ratio allowed.
     assert random_crop_box(10, 1000, Random(0)) == (0, (1000 - 13) // 2, 10, 13)
     assert random_crop_box(1000, 10, Random(0)) == ((1000 - 13) // 2, 0, 13, 10)
+
+
+# -------------------------------------------------------------------------------------------------------- one class
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_class_is_refused_with_a_hint_for_a_wrapper_folder(tmp_path, split):
+    root = help_.digit_tree(tmp_path)
+    inner = root / split / "images"
+    (root / "aside").mkdir()
+    for folder in list((root / split).iterdir()):
+        folder.rename(root / "aside" / folder.name)
+    (root / "aside").rename(inner)
+    with pytest.raises(DataError, match=r"one class folder, images; .* holds only folders \(digit0, digit1"):
+        find_tree(root)
+    for folder in list(inner.iterdir())[1:]:
+        shutil.rmtree(folder)
+    for file in list((only := next(inner.iterdir())).iterdir()):
+        file.rename(inner / file.name)
+    only.rmdir()
+    with pytest.raises(DataError, match=r"one class folder, images; two classes or more are expected in \S+/CLASS/$"):
+        find_tree(root)
+
+
+# ------------------------------------------------------------------------------------------------------ shared memory
+
+
+def in_small_shared_memory(megabytes: int, code: str) -> subprocess.CompletedProcess:
+    """Runs Python code with a /dev/shm of its own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("NOT TESTED: a full /dev/shm: no right to make a mount namespace here")
+    mount = f'mount -t tmpfs -o size={megabytes}m none /dev/shm && exec "$0" -c "$1"'
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=ROOT,
+    )
+
+
+READ = """
+import os, sys
+from pathlib import Path
+from tests import data_helpers
+from utils.data import worker_batches
+more = dict(dataset_name="ImageFolder", loader="torchvision", resolution=256, batch_size=20, num_workers=2)
+data = data_helpers.load(Path({root!r}), **more)
+Path("/dev/shm/fill").write_bytes(bytes(10**6 * {fill}))
+print(len(list(data.train.batches(0, 0))), "batches")
+"""
+
+
+@pytest.mark.parametrize(("megabytes", "fill", "says"), [
+    (8, 0, "dataset.num_workers: 2 is not allowed here: the batches of 2 workers take 16 MB of /dev/shm, where 8 MB"),
+    (18, 16, "a loading worker cannot hand over its batch through /dev/shm: take fewer dataset.num_workers"),
+    (18, 0, "2 batches"),
+])  # fmt: skip
+def test_a_full_shared_memory_is_told(tmp_path, megabytes, fill, says):
+    help_.digit_tree(tmp_path)
+    done = in_small_shared_memory(megabytes, READ.format(root=str(tmp_path), fill=fill))
+    assert says in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_wait_for_a_batch_ends(tmp_path, monkeypatch, stop):
+    help_.digit_tree(tmp_path)
+    data = by_workers(tmp_path, num_workers=1)
+    batches = data.train.batches(0, 0)
+    next(batches)
+    monkeypatch.setattr(worker_batches, "STOP_SECONDS" if stop else "BATCH_SECONDS", 1.0)
+    noted = NotedSignal()
+    before = signal.signal(signal.SIGTERM, noted.note)
+    (worker,) = data.train.reader.loader._iterator._workers
+    try:
+        os.kill(worker.pid, signal.SIGSTOP)
+        if stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped if stop else DataError, match="SIGTERM" if stop else "no batch for"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        data.close()
+    assert not worker.is_alive()

@@ -27,6 +27,7 @@ LAYERS = [
         "utils.schedulers",
         "utils.optimizers",
         "utils.conv_type",
+        "utils.state_dicts",
         "utils.processes",
     ],
     ["utils.config", "utils.data.specs", "utils.pruning.methods"],

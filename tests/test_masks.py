@@ -9,7 +9,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from harness_params import make_config
-from utils.conv_type import apply_masks, density, insert_masks, keep_masked, mask_gradients, masked_params
+from utils.conv_type import (
+    apply_masks,
+    check_masked,
+    coverage,
+    density,
+    insert_masks,
+    keep_masked,
+    mask_gradients,
+    masked_params,
+    unmasked_params,
+)
 from utils.training.setup import make_optimizer
 
 
@@ -208,3 +218,182 @@ def test_exclude():
         insert_masks(small_net(), exclude=["*"])
     with pytest.raises(ValueError, match="no masks"):
         density(small_net())
+
+
+@pytest.mark.parametrize("exclude", ["10", "0", b"0"])
+def test_a_string_is_no_list_of_patterns(exclude):
+    with pytest.raises(TypeError, match=r"exclude: .* is not allowed: a list of patterns, such as \["):
+        insert_masks(small_net(), exclude=exclude)
+
+
+# --- masks that are lost ---------------------------------------------------------------------------------------------
+
+
+def masked_pair(keep: float = 0.4):
+    model = random_masks(small_net(), keep)
+    apply_masks(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    keep_masked(optimizer, model)
+    return model, optimizer
+
+
+def train_steps(model, optimizer, steps: int = 2) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("order", ["model first", "optimizer first", "in a dict"])
+def test_a_deep_copy_of_model_and_optimizer_keeps_the_masks(order):
+    model, optimizer = masked_pair()
+    if order == "model first":
+        copied, other = copy.deepcopy((model, optimizer))
+    elif order == "optimizer first":
+        other, copied = copy.deepcopy((optimizer, model))
+    else:
+        both = copy.deepcopy({"optimizer": optimizer, "model": model})
+        copied, other = both["model"], both["optimizer"]
+    before = [p.clone() for p in model.parameters()]
+    train_steps(*copy.deepcopy((copied, other)))  # and a copy of a copy
+    train_steps(copied, other)
+    check_masked(copied)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
+    assert not any(torch.equal(p, q) for (_, p, _), (_, q, _) in zip(masked_params(model), masked_params(copied)))
+    assert other.state.keys() == set(copied.parameters())
+
+
+def test_a_removed_hook_stays_removed_in_a_copy():
+    model = random_masks(small_net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep_masked(optimizer, model).remove()
+    copied, other = copy.deepcopy((model, optimizer))
+    train_steps(copied, other)
+    with pytest.raises(ValueError, match="not zero"):
+        check_masked(copied)
+
+
+def swap_parameter(model):
+    model[0].weight = nn.Parameter(torch.ones_like(model[0].weight))
+
+
+def swap_storage(model):
+    model[0].weight_mask.data = torch.rand(model[0].weight_mask.shape) < 0.2
+
+
+def swap_layer(model):
+    model[7] = nn.Linear(32, 5)
+    insert_masks(model)
+    model[7].weight_mask[:3] = False
+
+
+def swap_block(model):
+    """A module further up is replaced: the layer within it was never seen."""
+    model[7] = nn.Sequential(random_masks(nn.Sequential(nn.Linear(32, 5))))
+
+
+def mask_by_data(model):
+    model[0].weight_mask.data[:3] = False
+    apply_masks(model)
+
+
+def mask_by_numpy(model):
+    model[0].weight_mask.numpy()[:3] = False
+    apply_masks(model)
+
+
+def mask_late(model):
+    insert_masks(model)
+    model[3].weight_mask[:2] = False
+
+
+@pytest.mark.parametrize(
+    "change", [swap_parameter, swap_storage, swap_layer, swap_block, mask_by_data, mask_by_numpy, mask_late]
+)
+def test_what_happens_behind_the_hook_is_noticed(change):
+    model = small_net()
+    insert_masks(model, exclude=["3"] if change is mask_late else [])
+    model[0].weight_mask[4:] = False
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    keep_masked(optimizer, model)
+    train_steps(model, optimizer)
+    change(model)
+    optimizer.add_param_group(
+        {"params": [p for p in model.parameters() if p not in set(optimizer.param_groups[0]["params"])]}
+    )
+    train_steps(model, optimizer)
+    assert any(not mask.all() for _, _, mask in masked_params(model))
+    check_masked(model)
+
+
+def test_check_masked_names_the_layers():
+    model = random_masks(small_net())
+    with pytest.raises(
+        ValueError, match=r"pruned weights are not zero in 0\.weight \(\d+\), 3\.weight \(\d+\), 7\.weight"
+    ):
+        check_masked(model)
+    apply_masks(model)
+    check_masked(model)
+    model[3].weight.data[~model[3].weight_mask] = torch.nan
+    pruned = int((~model[3].weight_mask).sum())
+    with pytest.raises(ValueError, match=rf"pruned weights are not zero in 3\.weight \({pruned}\): "):
+        check_masked(model)
+    with pytest.raises(ValueError, match="no masks"):
+        check_masked(small_net())
+
+
+# --- what has masks --------------------------------------------------------------------------------------------------
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True),
+    "lstm with projections": lambda: nn.LSTM(6, 5, proj_size=3, batch_first=True),
+    "gru": lambda: nn.GRU(6, 5, batch_first=True),
+    "rnn": lambda: nn.RNN(6, 5, bias=False, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_weights_are_masked_and_stay_so(name):
+    torch.manual_seed(0)
+    model = RECURRENT[name]()
+    random_masks(model, 0.3)
+    expected = [n for n, _ in model.named_parameters() if n.startswith("weight")]
+    assert [n for n, _, _ in masked_params(model)] == expected
+    assert {f"{n}_mask" for n in expected} <= model.state_dict().keys()
+    apply_masks(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    keep_masked(optimizer, model)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 7, 6))[0].square().sum().backward()
+        optimizer.step()
+    check_masked(model)
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+    # What the forward uses are these very weights.
+    plain = RECURRENT[name]()
+    plain.load_state_dict({n: t for n, t in model.state_dict().items() if not n.endswith("_mask")})
+    x = torch.randn(2, 3, 6)
+    assert torch.equal(plain(x)[0], model(x)[0])
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_cells_are_masked(cell):
+    assert [n for n, _, _ in masked_params(insert_masks(cell(4, 3)))] == ["weight_ih", "weight_hh"]
+
+
+def test_coverage_and_what_stays_dense():
+    model = nn.ModuleDict({"words": nn.Embedding(100, 8), "lstm": nn.LSTM(8, 4), "out": nn.Linear(4, 2)})
+    insert_masks(model, exclude=["out"])
+    weights = 16 * 8 + 16 * 4
+    total = 800 + weights + 32 + 8 + 2
+    assert coverage(model) == weights / total
+    dense = [(name, param.numel()) for name, param in unmasked_params(model)]
+    assert dense == [
+        ("words.weight", 800),
+        ("lstm.bias_ih_l0", 16),
+        ("lstm.bias_hh_l0", 16),
+        ("out.weight", 8),
+        ("out.bias", 2),
+    ]
+    assert coverage(small_net()) == 0

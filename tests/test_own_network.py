@@ -16,7 +16,8 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional as F
-from utils.conv_type import apply_masks, density, insert_masks, keep_masked, load_weights
+from utils.conv_type import apply_masks, density, insert_masks, keep_masked
+from utils.state_dicts import load_weights
 from utils.pruning_utils import prune
 
 model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))   # your network

@@ -144,7 +144,14 @@ def test_single_process_harness_refuses_a_diverged_run_in_the_same_words(launch)
 def test_quiet_without_a_terminal_and_a_table_at_the_end(runs):
     run = runs["imp"]
     assert run.err == ""
-    lines = run.out.strip().splitlines()
+    *opening, _, _, _, _, _ = lines = run.out.strip().splitlines()
+    how = "lenet_300_100 on Digits, fp32 on cpu, compile off, CUDA graphs off, loader memory"
+    assert opening == [
+        f"{run.path.name} in {run.path.parent}: {how}",
+        "masks on 49,200 of 49,610 parameters (99.2%)",
+        "",
+    ]
+    lines = lines[3:]
     assert lines[0] == str(run.path)
     assert lines[1].split()[:3] == ["level", "density", "sparsity"]
     assert len(lines) == 5

@@ -14,14 +14,13 @@ Masks alone do not keep a weight at zero: name the optimizer to `keep_masked`, o
     prune(model, "mag", 0.1)                            # utils.pruning_utils
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-
-from utils.errors import RunError
 
 MASK_SUFFIX = "_mask"
 
@@ -34,14 +33,19 @@ def _maskable(module: nn.Module) -> list[str]:
         # One packed matrix, or three if key and value have sizes of their own; out_proj is a Linear child.
         names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
         return [name for name in names if getattr(module, name) is not None]
+    if isinstance(module, nn.RNNBase):  # weight_ih_l0, weight_hh_l0, ...: LSTM, GRU, RNN; masks change them in place
+        return [name for name in module._flat_weights_names if name.startswith("weight")]
+    if isinstance(module, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
     return []
 
 
 def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
-    """Register an all-ones bool buffer beside every Conv*/Linear weight and attention in_proj_weight.
+    """Register an all-ones bool buffer beside every weight of Conv*, Linear, LSTM, GRU and RNN, and in_proj_weight.
 
-    Idempotent: existing masks stay as they are. A parameter that two modules share gets one mask, at its first name,
-    the only one that `masked_params` and ``model.parameters()`` list.
+    Embeddings, norms, biases and parameters of one's own modules stay dense: `unmasked_params` lists them. Existing
+    masks stay as they are. A parameter that two modules share gets one mask, at its first name, the only one that
+    `masked_params` and ``model.parameters()`` list.
 
     Args:
         exclude: name patterns (shell-style, matched against the state_dict name of the weight and of its layer) of
@@ -51,10 +55,13 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
         the same model.
 
     Raises:
+        TypeError: `exclude` is one string, whose letters would be taken for patterns.
         ValueError: a pattern matches no layer, or one that has a mask already; nothing is left to mask; a weight is
             computed from other parameters (torch.nn.utils.parametrize), which a mask would not reach; or it is split
             over processes (`check_whole`).
     """
+    if isinstance(exclude, str | bytes):
+        raise TypeError(f"exclude: {exclude!r} is not allowed: a list of patterns, such as [{exclude!r}]")
     unused, seen, excluded = set(exclude), set(), set()
     found = []
     for prefix, module in model.named_modules():
@@ -115,6 +122,9 @@ def masked_params(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]
 def apply_masks(model: nn.Module) -> None:
     """param *= mask, in place, for every masked parameter.
 
+    Hooks of `keep_masked` read the masks anew at their next step. Call it after a change of a mask that torch does not
+    see: through ``mask.data`` or ``mask.numpy()``.
+
     Raises:
         ValueError: a parameter is split over processes (`check_whole`).
     """
@@ -123,10 +133,45 @@ def apply_masks(model: nn.Module) -> None:
     pairs = [(param, mask) for _, param, mask in masked_params(model)]
     if pairs:
         torch._foreach_mul_([param.data for param, _ in pairs], [mask for _, mask in pairs])
+        torch.autograd.graph.increment_version([mask for _, mask in pairs])
+
+
+@torch.no_grad()
+def check_masked(model: nn.Module) -> None:
+    """Check that the pruned weights are zero. `density` counts masks alone, and cannot tell.
+
+    Raises:
+        ValueError: the model has no masks, or a layer has pruned weights that are not zero; names each with its number.
+    """
+    entries = list(masked_params(model))
+    if not entries:
+        raise ValueError("the model has no masks: call insert_masks first")
+    counts = kept_counts([(param != 0) & ~mask for _, param, mask in entries])
+    faults = [f"{name} ({count})" for (name, _, _), count in zip(entries, counts) if count]
+    if faults:
+        raise ValueError(
+            f"pruned weights are not zero in {', '.join(faults)}: apply_masks makes them zero once, "
+            "keep_masked(optimizer, model) after every step of that optimizer"
+        )
+
+
+def unmasked_params(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(state_dict name, parameter) of the parameters without a mask, which stay dense: the largest first."""
+    masked = {id(param) for _, param, _ in masked_params(model)}
+    rest = [(name, param) for name, param in model.named_parameters() if id(param) not in masked]
+    return sorted(rest, key=lambda entry: -entry[1].numel())
+
+
+def coverage(model: nn.Module) -> float:
+    """Parameters that have a mask over all parameters, 0..1: the part of the network that `density` speaks of."""
+    total = sum(param.numel() for param in model.parameters())
+    return sum(param.numel() for _, param, _ in masked_params(model)) / max(1, total)
 
 
 def density(model: nn.Module) -> float:
     """Kept weights over all weights, 0..1, of the masked parameters (biases and BN do not count).
+
+    It counts the masks: `check_masked` says whether the weights agree, `coverage` how much of the network has masks.
 
     Raises:
         ValueError: the model has no masks.
@@ -150,20 +195,32 @@ def kept_counts(masks: Sequence[Tensor]) -> list[int]:
 class MaskVersions:
     """The masks that a model has now: `current` says later whether they are still the same, unchanged.
 
-    A mask may have changed in place (``_version`` counts the in-place changes of a tensor), or have been replaced, as
-    ``model.to`` does.
+    What is noticed: a mask changed in place (``_version`` counts the in-place changes of a tensor), replaced (as
+    ``model.to`` does), or inserted; its storage, its parameter or the module that holds them replaced. What is not: a
+    change of values through ``mask.data`` or ``mask.numpy()``, which torch does not count.
     """
 
     def __init__(self, model: nn.Module):
-        self.seen: list[tuple[nn.Module, str, Tensor, int]] = []  # (owner, name of the mask, mask, its version)
-        for full, _, mask in masked_params(model):
-            owner, _, name = full.rpartition(".")
-            self.seen.append((model.get_submodule(owner), name + MASK_SUFFIX, mask, mask._version))
+        # (owner, name of the parameter, parameter, mask or None, the mask's version and address)
+        self.seen: list[tuple[nn.Module, str, object, Tensor | None, tuple[int, int]]] = []
+        self.places: list[tuple[nn.Module, str, nn.Module]] = []  # (parent, name, child), down to each owner
+        for parent in model.modules():
+            self.places += [(parent, name, child) for name, child in parent._modules.items() if child is not None]
+            for name in _maskable(parent):
+                mask = getattr(parent, name + MASK_SUFFIX, None)
+                self.seen.append((parent, name, parent._parameters.get(name), mask, _state_of(mask)))
 
     def current(self) -> bool:
-        return all(
-            owner._buffers.get(name) is mask and mask._version == version for owner, name, mask, version in self.seen
+        return all(parent._modules.get(name) is child for parent, name, child in self.places) and all(
+            owner._parameters.get(name) is param
+            and owner._buffers.get(name + MASK_SUFFIX) is mask
+            and _state_of(mask) == state
+            for owner, name, param, mask, state in self.seen
         )
+
+
+def _state_of(mask: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if mask is None else (mask._version, mask.data_ptr())
 
 
 class _MaskHook:
@@ -201,14 +258,29 @@ class _MaskHook:
 def keep_masked(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
     """Mask the model's weights after every ``optimizer.step()``, in any training loop.
 
-    Before clipping gradients call `mask_gradients`: the norm of a dense gradient counts pruned weights.
+    ``copy.deepcopy`` of model and optimizer together keeps that up for the copy. A pickled optimizer, or a new one,
+    needs a call of its own. Before clipping gradients call `mask_gradients`: the norm of a dense gradient counts pruned
+    weights.
 
     Raises:
         ValueError: a parameter is split over processes (`check_whole`); after a later `fully_shard`, the next step.
     """
     for name, param, _ in masked_params(model):
         check_whole(name, param)
-    return optimizer.register_step_post_hook(_MaskHook(model))
+    handle = optimizer.register_step_post_hook(_MaskHook(model))
+    optimizer.__deepcopy__ = lambda memo: _copy_with_hooks(optimizer, memo)  # type: ignore[attr-defined]
+    return handle
+
+
+def _copy_with_hooks(optimizer: torch.optim.Optimizer, memo: dict[int, object]) -> torch.optim.Optimizer:
+    """A deep copy that masks the copy of the model; torch's own leaves the step hooks behind."""
+    new = type(optimizer).__new__(type(optimizer))
+    memo[id(optimizer)] = new
+    new.__setstate__(copy.deepcopy(optimizer.__getstate__(), memo))
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        if isinstance(hook, _MaskHook):
+            keep_masked(new, copy.deepcopy(hook.model, memo))
+    return new
 
 
 @torch.no_grad()
@@ -217,31 +289,3 @@ def mask_gradients(model: nn.Module) -> None:
     pairs = [(param.grad, mask) for _, param, mask in masked_params(model) if param.grad is not None]
     if pairs:
         torch._foreach_mul_([grad for grad, _ in pairs], [mask for _, mask in pairs])
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copies weights and buffers (BN statistics) of `state` into the model in place; masks stay the model's own.
-
-    Raises:
-        RunError: names or shapes are another model's.
-    """
-    check_weights(model, state, source)
-    masks = {name + MASK_SUFFIX for name, _, _ in masked_params(model)}
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name not in masks:
-                tensor.copy_(state[name])
-
-
-def check_weights(model: nn.Module, state: object, source: str) -> None:
-    """Checks that `state` is a state_dict of this model, masks included.
-
-    Raises:
-        RunError: names or shapes are another model's, or it holds no tensors by name.
-    """
-    own = model.state_dict()
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise RunError(f"{source} holds no weights of a network")
-    wrong = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
-    if wrong:
-        raise RunError(f"{source} holds another model: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from harness_params import Config, Note, make_config, unused_alone
 from utils.errors import ConfigError, ConnectionLost, RunError
 from utils.processes.place import share_of_cores
+from utils.processes.tasks import check_tasks
 
 T = TypeVar("T")
 
@@ -144,8 +145,9 @@ def notes_on(cfg: Config) -> list[Note]:
     """The notes to print. Under torchrun, its own options replace some of dist_params, and so do their notes.
 
     Raises:
-        ConfigError: one process was asked for, and torchrun has started several.
+        ConfigError: one process was asked for, and torchrun has started several; see also `check_tasks`.
     """
+    check_tasks(cfg.dist_params.distributed)
     d, usual = cfg.dist_params, make_config().dist_params
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return [*cfg.notes, *(unused_alone(cfg) if default_nproc(d.nproc) == 1 else [])]

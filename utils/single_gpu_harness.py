@@ -15,27 +15,41 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness_params import Config, load_config
+from harness_params import SCHEMA, Config, Note, load_config
 from harness_utils import Run, open_run, print_levels
-from utils.conv_type import apply_masks, density, load_weights, mask_gradients
+from utils.config.options import show
+from utils.conv_type import apply_masks, density, mask_gradients
 from utils.data.mixing import hard_labels
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
 from utils.errors import ConfigError, report
+from utils.processes.tasks import check_tasks
 from utils.runs.directory import check_run_directory
+from utils.runs.opening import record_of
 from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.snapshots import Snapshot
 from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, summary_row
 from utils.runs.tickets import start_from_ticket
-from utils.runs.weights import layer_rows
+from utils.runs.weights import check_level, layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
+from utils.state_dicts import load_weights
 from utils.training.compiling import compile_network
 from utils.training.evaluation import Evaluation
 from utils.training.hardware import autocast, autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses, training_figures
+
+# Options that this file does not obey, and why.
+IGNORED = {
+    **dict.fromkeys(SCHEMA.paths(lambda option: option.needs_several == "processes"), "there is one process"),
+    "dist_params.nproc": "there is one process",
+    "dist_params.backend": "there is one process",
+    "experiment_params.cuda_graphs": "each kernel is launched by itself",
+    "experiment_params.save_every_epochs": "no state is saved to resume from",
+    "experiment_params.save_every_minutes": "no state is saved to resume from",
+}
 
 
 class SingleProcess:
@@ -51,7 +65,7 @@ class SingleProcess:
         self.ticket = start_from_ticket(cfg, ctx, self.data, self.model)
         check_pruning(cfg, self.model, self.data, self.ticket.density if self.ticket else 1.0)
         limit_threads(cfg, ctx, self.model)
-        compile_network(cfg, ctx, self.model, self.data)
+        self.compiled = compile_network(cfg, ctx, self.model, self.data)
         self.dtype = autocast_dtype(cfg.experiment_params.precision, self.device)
         self.autocast = functools.partial(autocast, self.device, self.dtype)
         self.evaluation = Evaluation(ctx, self.model, self.data, self.autocast)
@@ -89,6 +103,7 @@ class SingleProcess:
             for epoch in range(begin // self.steps, e.epochs_per_level):
                 rows.append(self.train_epoch(run, level, epoch, max(0, begin - epoch * self.steps)))
 
+            check_level(model, level)
             run.save_checkpoint(f"level_{level}", Snapshot(model.state_dict()))
             run.tables.add(LAYERS, layer_rows(model, level))
             run.tables.add(SUMMARY, [summary_row(level, density(model), rows, pruned_accuracy)])
@@ -136,6 +151,13 @@ class SingleProcess:
             save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
 
+def ignored(cfg: Config) -> list[Note]:
+    """A note on each option that harness.py obeys and this file does not, where it is not at its default."""
+    told = {note.option for note in cfg.notes}
+    set_here = [path for path in IGNORED if cfg.value(path) != cfg.schema.default(path) and path not in told]
+    return [Note(path, f"{show(cfg.value(path))} has no effect here: {IGNORED[path]}") for path in set_here]
+
+
 def main() -> int:
     """Runs the study; returns the exit status."""
     try:
@@ -144,13 +166,13 @@ def main() -> int:
             raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
         if cfg.experiment_params.ema_decay:
             raise ConfigError("experiment_params.ema_decay: only harness.py averages weights; write 0")
+        check_tasks(cfg.dist_params.distributed)
         check_run_directory(cfg)
-        for note in cfg.notes:
+        for note in [*cfg.notes, *ignored(cfg)]:
             print(f"single_gpu_harness: note: {note}", file=sys.stderr)
-        if cfg.experiment_params.cuda_graphs == "on":
-            print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
-        with contextlib.closing(study.data), open_run(cfg, study.ticket.record if study.ticket else None) as run:
+        record = record_of(study.ticket, study.data, study.model, study.dtype, study.compiled, graphs=False)
+        with contextlib.closing(study.data), open_run(cfg, record) as run:
             study.run_levels(run)
             print_levels(run)
     except Exception as error:

@@ -9,9 +9,10 @@ from utils.analysis.barrier import PlaceOnLine, State, along_line, alphas, barri
 from utils.analysis.command import progress_bar
 from utils.analysis.networks import Bench
 from utils.analysis.sources import Pair
-from utils.conv_type import check_weights, density_of
+from utils.conv_type import density_of
 from utils.runs.loading import masks_in
 from utils.runs.tables import Row
+from utils.state_dicts import check_weights
 
 PAIR_COLUMNS = ["a", "b", "level"]
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as F
 
@@ -35,6 +34,7 @@ from utils.data.loaders import (
 from utils.data.mixing import Mixing, draw_rectangle, erase, mixing_of
 from utils.data.side_stream import ToDevice
 from utils.data.specs import SMALL_PIXELS, DataSpec
+from utils.data.worker_batches import BATCHES_AHEAD, PatientLoader, check_room, in_shared_memory
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError
 from utils.processes.signals import held_back, ignore_stops
@@ -52,8 +52,8 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
         side: shorter side of the first training image, in pixels.
 
     Raises:
-        ConfigError: alternate_flip is set, which needs images held in memory; or the classes cannot spare so many
-            validation images.
+        ConfigError: alternate_flip is set, which needs images held in memory; the classes cannot spare so many
+            validation images; or the workers' batches do not fit in /dev/shm.
     """
     if cfg.dataset.alternate_flip:
         raise ConfigError("dataset.alternate_flip: true is not allowed: only for images that are held in memory")
@@ -66,6 +66,7 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
         return Normalizer(spec.mean, spec.std, shape, ctx.device, channels_last=cfg.experiment_params.channels_last)
 
     workers, batch = cfg.dataset.num_workers, max(1, cfg.dataset.batch_size // ctx.world)
+    check_room(workers, (3 * max(size, eval_size) ** 2 + 8) * -(-cfg.dataset.batch_size // ctx.world), ctx.local_world)
     kept, held_out = map(train.part, hold_out(train.labels, cfg.dataset.validation_images))
     images = FolderImages(kept, size, crop, flip, cfg.dataset.randaugment, cfg.dataset.random_erasing)
     mixing = mixing_of(cfg, len(train.classes))
@@ -82,6 +83,7 @@ def load_by_workers(cfg: Config, ctx: Context, spec: DataSpec, train: Split, tes
         ((3, eval_size, eval_size),) if eval_size != size else (),
         identity_of(kept.files, kept.labels, test.files, test.labels, *validation),
         evaluation(held_out) if validation else None,
+        loader="torchvision",
     )
 
 
@@ -134,7 +136,7 @@ class FolderImages(Dataset):
         return len(self.split.files)
 
 
-def _collate(items: list[Item]) -> tuple[Tensor, Tensor, Tensor] | DataError:
+def _collate(items: list[Item]) -> tuple[Tensor, ...] | DataError:
     """uint8 (N, H*W*C), labels (N,) and edges (4, N), or the first fault."""
     images, labels, edges = [], [], []
     for item in items:
@@ -143,7 +145,8 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, Tensor] | DataError:
         images.append(item[0])
         labels.append(item[1])
         edges.append(item[2])
-    return torch.from_numpy(np.stack(images)).view(len(items), -1), torch.tensor(labels), torch.tensor(edges).t()
+    pixels = torch.from_numpy(np.stack(images)).view(len(items), -1)
+    return in_shared_memory((pixels, torch.tensor(labels), torch.tensor(edges).t()))
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -172,11 +175,12 @@ class _Reader:
         self.erasing = images.erasing > 0
         self.side = ToDevice(device) if device.type == "cuda" else None
         self.next_pass, self.passes = _Pass(), 0
-        self.loader = DataLoader(
+        self.loader = PatientLoader(
             images,
             batch_sampler=self.next_pass,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            prefetch_factor=BATCHES_AHEAD if num_workers else None,
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_parent,
             pin_memory=self.side is not None,
@@ -188,7 +192,8 @@ class _Reader:
         """Normalised images and labels of each batch of keys.
 
         Raises:
-            DataError: an image cannot be read; names the file.
+            DataError: an image cannot be read; names the file. Or no batch comes: see `PatientLoader`.
+            Stopped: a stop was asked for, and no batch comes.
             RuntimeError: a later pass of this reader has begun.
         """
         self.passes += 1
@@ -211,9 +216,7 @@ class _Reader:
 
     def close(self) -> None:
         """End the workers now, not when the garbage collector runs."""
-        workers, self.loader._iterator = self.loader._iterator, None
-        if isinstance(workers, _MultiProcessingDataLoaderIter):
-            workers._shutdown_workers()
+        self.loader.close()
 
 
 class FolderTrainLoader(EpochPlan):

@@ -95,6 +95,8 @@ def find_split(root: Path, train: bool) -> Split:
     classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
         raise DataError(f"no class folder in {folder}; images are expected in {folder}/CLASS/")
+    if len(classes) == 1:
+        raise DataError(_one_class(folder, classes[0]))
     files, labels = [], []
     for label, entry in enumerate(classes):
         found = _files_below(entry, f"{entry.name}/")
@@ -104,6 +106,16 @@ def find_split(root: Path, train: bool) -> Split:
         labels += [label] * len(found)
     names = tuple(entry.name for entry in classes)
     return Split(folder, names, np.array([os.fsencode(f) for f in files]), np.array(labels, dtype=np.int64))
+
+
+def _one_class(folder: Path, only: os.DirEntry) -> str:
+    """Why a split with a single class folder is refused: every network gets it right, untrained."""
+    line = f"{folder} holds one class folder, {only.name}; two classes or more are expected in {folder}/CLASS/"
+    below = _entries(only.path)
+    if below and all(entry.is_dir() for entry in below):
+        names = ", ".join(entry.name for entry in below[:3]) + ", ..." * (len(below) > 3)
+        line += f"; {only.path} holds only folders ({names}): if these are the classes, move them up into {folder}"
+    return line
 
 
 def find_tree(root: Path) -> tuple[Split, Split]:

@@ -75,6 +75,7 @@ class Data:
         image_shape: (C, H, W) of a training image.
         other_shapes: further shapes, of test images and of progressive resizing.
         identity: digest of the data (`identity_of`), independent of the path; compared on resume.
+        loader: value of ``dataset.loader`` that auto has come to.
     """
 
     train: TrainLoader
@@ -84,6 +85,7 @@ class Data:
     other_shapes: tuple[tuple[int, int, int], ...] = ()
     identity: str = ""
     validation: TestLoader | None = None
+    loader: str = "memory"
 
     @property
     def evaluated(self) -> list[TestLoader]:

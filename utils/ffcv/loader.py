@@ -78,6 +78,7 @@ def load_ffcv(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
         # The same after the files are written again with other settings.
         identity_of(train.labels, test.labels, *([held_out] if len(held_out) else [])),
         FFCVTestLoader(readers[0], *place, held_out) if len(held_out) else None,
+        loader="ffcv",
     )
 
 

@@ -102,3 +102,9 @@ class NotedSignal:
             self.signum, self.since = signum, now
         elif now - self.since > self.echo:
             os._exit(128 + signum)
+
+
+def noted_signal() -> int:
+    """The signal that this process's `NotedSignal` has noted, 0 before, and where no such handler is in place."""
+    noted = (getattr(signal.getsignal(signum), "__self__", None) for signum in STOPPING)
+    return next((handler.signum for handler in noted if isinstance(handler, NotedSignal)), 0)

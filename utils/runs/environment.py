@@ -27,14 +27,17 @@ def describe() -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": git_commit() is not None and bool(_git("status", "--porcelain")),
     }
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """Commit of the code that runs; None outside a git checkout."""
-    return _git("rev-parse", "HEAD")
+    """Commit of the code that runs; None outside a git checkout.
+
+    None, too, where an outer repository does not track this code: its commit says nothing of it.
+    """
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
 
 
 def _git(*words: str) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, check_weights
+from utils.conv_type import MASK_SUFFIX
 from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
@@ -17,6 +17,7 @@ from utils.errors import DataError, RunError
 from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
+from utils.state_dicts import check_weights
 from utils.training.setup import build_model
 
 State = dict[str, Tensor]

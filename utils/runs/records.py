@@ -19,6 +19,15 @@ def saved_ticket(run: Path) -> dict[str, Any] | None:
         return None
 
 
+def settled_options(run: Path) -> dict[str, str]:
+    """{section.key: value} of what "auto" came to when the run began; empty for a run of older code."""
+    try:
+        first = json.loads(environment_file(run).read_text())[0]["settled"]
+        return {"experiment_params.precision": first["precision"], "dataset.loader": first["loader"]}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+
+
 def redraws(ticket: dict[str, Any] | None) -> int:
     """How often weights were drawn anew on the way to a run: by its ticket, its source's ticket, and so on."""
     if not ticket:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness_params import Config
-from utils.conv_type import MASK_SUFFIX, check_weights, density_of
+from utils.conv_type import MASK_SUFFIX, density_of
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
@@ -15,6 +15,7 @@ from utils.runs.environment import git_commit
 from utils.runs.run import Run
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import Position
+from utils.state_dicts import check_weights
 from utils.training.compiling import decided_before
 from utils.training.trainer import Trainer
 

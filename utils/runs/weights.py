@@ -7,7 +7,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor, nn
 
-from utils.conv_type import kept_counts, masked_params
+from utils.conv_type import check_masked, kept_counts, masked_params
 from utils.errors import RunError
 from utils.files import HashedFile
 from utils.runs.tables import LAYER_COLUMNS, Row
@@ -44,6 +44,18 @@ def tensors_by_name(content: Any, source: Path) -> dict[str, Tensor]:
     if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
         raise RunError(f"{source} holds no weights of a network")
     return content
+
+
+def check_level(model: nn.Module, level: int) -> None:
+    """Check that a trained level has kept its masks, before it is saved.
+
+    Raises:
+        RunError: pruned weights are not zero; names their layers.
+    """
+    try:
+        check_masked(model)
+    except ValueError as error:
+        raise RunError(f"level {level}: {error}") from error
 
 
 def layer_rows(model: nn.Module, level: int) -> list[Row]:

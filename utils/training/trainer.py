@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness_params import Config
-from utils.conv_type import check_weights, mask_gradients
+from utils.conv_type import mask_gradients
 from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.distributed import Context
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
+from utils.state_dicts import check_weights
 from utils.training.average import WeightAverage
 from utils.training.buckets import settle_buckets
 from utils.training.compiling import compile_network, compile_parts

@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> Result:
     from utils.analysis.networks import open_bench
     from utils.analysis.overlap import WHOLE
     from utils.analysis.sources import common_levels, one_run
-    from utils.conv_type import check_weights
+    from utils.state_dicts import check_weights
 
     source = one_run(args.run)
     levels = common_levels([source], asked)
