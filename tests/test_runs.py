@@ -148,7 +148,7 @@ def test_quiet_without_a_terminal_and_a_table_at_the_end(runs):
     how = "lenet_300_100 on Digits, fp32 on cpu, compile off, CUDA graphs off, loader memory"
     assert opening == [
         f"{run.path.name} in {run.path.parent}: {how}",
-        "masks on 49,200 of 49,610 parameters (99.2%)",
+        "masks on 50,200 of 50,610 parameters (99.2%)",
         "",
     ]
     lines = lines[3:]

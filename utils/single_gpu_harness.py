@@ -153,7 +153,7 @@ class SingleProcess:
 
 def ignored(cfg: Config) -> list[Note]:
     """A note on each option that harness.py obeys and this file does not, where it is not at its default."""
-    told = {note.option for note in cfg.notes}
+    told = {note.option for note in cfg.notes} | ({"dist_params.nproc"} if cfg.dist_params.nproc == 1 else set())
     set_here = [path for path in IGNORED if cfg.value(path) != cfg.schema.default(path) and path not in told]
     return [Note(path, f"{show(cfg.value(path))} has no effect here: {IGNORED[path]}") for path in set_here]
 

@@ -95,8 +95,6 @@ def find_split(root: Path, train: bool) -> Split:
     classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
         raise DataError(f"no class folder in {folder}; images are expected in {folder}/CLASS/")
-    if len(classes) == 1:
-        raise DataError(_one_class(folder, classes[0]))
     files, labels = [], []
     for label, entry in enumerate(classes):
         found = _files_below(entry, f"{entry.name}/")
@@ -108,16 +106,6 @@ def find_split(root: Path, train: bool) -> Split:
     return Split(folder, names, np.array([os.fsencode(f) for f in files]), np.array(labels, dtype=np.int64))
 
 
-def _one_class(folder: Path, only: os.DirEntry) -> str:
-    """Why a split with a single class folder is refused: every network gets it right, untrained."""
-    line = f"{folder} holds one class folder, {only.name}; two classes or more are expected in {folder}/CLASS/"
-    below = _entries(only.path)
-    if below and all(entry.is_dir() for entry in below):
-        names = ", ".join(entry.name for entry in below[:3]) + ", ..." * (len(below) > 3)
-        line += f"; {only.path} holds only folders ({names}): if these are the classes, move them up into {folder}"
-    return line
-
-
 def find_tree(root: Path) -> tuple[Split, Split]:
     """Training and test split, which must have the same classes.
 
@@ -125,6 +113,9 @@ def find_tree(root: Path) -> tuple[Split, Split]:
         DataError: naming the folder or file at fault.
     """
     train, test = find_split(root, True), find_split(root, False)
+    for split in (train, test):
+        if len(split.classes) == 1 and (train.classes == test.classes or _folders_in_only_class(split)):
+            raise DataError(_one_class(split))
     if train.classes != test.classes:
         missing = sorted(set(train.classes) - set(test.classes))
         extra = sorted(set(test.classes) - set(train.classes))
@@ -132,6 +123,22 @@ def find_tree(root: Path) -> tuple[Split, Split]:
         faults += [f"class {', '.join(extra)}, which training does not know"] * bool(extra)
         raise DataError(f"{test.folder} has {' and has '.join(faults)}")
     return train, test
+
+
+def _folders_in_only_class(split: Split) -> list[str]:
+    """Names of the folders in the only class folder, if it holds nothing else: it may be around the classes."""
+    below = _entries(split.folder / split.classes[0])
+    return [entry.name for entry in below] if all(entry.is_dir() for entry in below) else []
+
+
+def _one_class(split: Split) -> str:
+    """Why a split with a single class is refused: every network gets it right, untrained."""
+    folder, only = split.folder, split.classes[0]
+    line = f"{folder} holds one class folder, {only}; two classes or more are expected in {folder}/CLASS/"
+    if names := _folders_in_only_class(split):
+        listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        line += f"; {folder / only} holds only folders ({listed}): if these are the classes, move them up into {folder}"
+    return line
 
 
 def open_image(path: str) -> Image.Image:
