@@ -136,7 +136,7 @@ def _best_effort(stream: TextIO | None, number: int, name: str) -> TextIO:
     raw = _BestEffortFile(number, lambda error: _tell_of_loss(number, error, name))
     buffer = raw if at_once else io.BufferedWriter(raw)
     lines = lines or number == 2
-    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=lines, write_through=at_once)  # type: ignore[type-var]
+    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=lines, write_through=at_once)
 
 
 class _BestEffortFile(io.FileIO):

@@ -34,7 +34,7 @@ def derive_levels(found: Resolved, schema: Schema) -> list[str]:
 
 
 def name_of_resumed(found: Resolved) -> list[str]:
-    """Turns the directory of a run to resume into its name and, where nothing sets that, base_dir; returns the faults."""
+    """Turns the directory of a run to resume into its name (and base_dir, if nothing sets that); returns the faults."""
     e = vars(found.values["experiment_params"])
     folder, name = os.path.split(e.get("resume_expt_name", ""))
     if not folder or "base_dir" not in e:
