@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from harness_params import load_config
 from tests.conftest import ROOT, Finished
 from tests.data_helpers import digit_tree
 from tests.traps import KINDS, SHORT, Both, DieAt, MustBeMet, StopAt, begun
+from utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
