@@ -13,6 +13,7 @@ from torch import nn
 from tests.conftest import ROOT, SMALL, product_files
 
 RUN = {**SMALL, "prune_params.num_levels": 1, "experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0}
+CONFIG = ROOT / "configs" / "digits_lenet.yaml"
 # What a shell adds to a command, and what then is left of its output.
 PLACES = {
     "ascii": "",
@@ -89,7 +90,7 @@ def test_help_and_faults_keep_their_status(program, place):
 
 def test_a_finished_grid_says_so_to_nobody(run, tmp_path):
     grid = tmp_path / "grid.yaml"
-    grid.write_text(f"base_dir: {tmp_path}\nseeds: [0]\nruns: {{größe: {{}}}}\n")
+    grid.write_text(f"base_dir: {tmp_path}\nconfig: {CONFIG}\nseeds: [0]\nruns: {{größe: {{}}}}\n")
     options = [word for word in words(tmp_path, "x") if "base_dir" not in word and "expt_name" not in word]
     assert in_shell(["-m", "utils.run_grid", str(grid), *options], "closed")[0] == 0
     assert (tmp_path / "größe_seed0" / "metrics" / "summary.csv").exists()
