@@ -301,7 +301,7 @@ def test_a_damaged_jpeg_is_told_in_words_for_users(tmp_path, kept):
     content = whole.read_bytes()
     path = tmp_path / "cut.jpg"
     path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
-    with pytest.raises(DataError, match="cut.jpg is not a readable image: ") as caught:
+    with pytest.raises(DataError, match=r"cut\.jpg is not a readable image: ") as caught:
         image_pixels(str(path))
     reason = str(caught.value).partition("image: ")[2].replace(str(path), "")
     assert reason and not re.search(r"\.cpp|/|decode_jpeg", reason), reason
