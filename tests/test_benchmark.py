@@ -100,7 +100,10 @@ def test_without_data_and_network_a_line_says_so(name, tmp_path, capsys, monkeyp
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setenv("no_proxy", "")
     where = [f"--dataset.dataset_name={name}", f"--dataset.data_root={tmp_path / 'none'}"]
-    for words, fault in (([], f"the download of {name} failed ("), (["--dataset.download=false"], f"{name} has no ")):
+    for words, fault in (
+        ([], f"the download of {name} failed ("),
+        (["--dataset.download=false"], f"dataset.data_root: {name} has no "),
+    ):
         assert benchmark.main([*where, *words]) == 1
         *notes, last = capsys.readouterr().err.splitlines()
         assert last.startswith(f"benchmark: {fault}") and all("note: " in note for note in notes)
@@ -113,7 +116,9 @@ def test_a_part_that_fails_is_told_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         memory.peak_memory(words, [contenders.OURS])
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("measuring the memory of ours failed: benchmark: MNIST has no ")
+    assert str(caught.value).startswith(
+        "measuring the memory of ours failed: benchmark: dataset.data_root: MNIST has no "
+    )
     assert str(tmp_path / "here") in str(caught.value)
 
 

@@ -235,9 +235,9 @@ def in_a_thread(folder: Path) -> dict:
         found["two processes"] = harness.main(words(folder, "two", **{"dist_params.nproc": 2}))
         found["single"] = single_gpu_harness.main(words(folder, "c"))
         (folder / "g.yaml").write_text(f"base_dir: {folder}\nconfig: {CONFIG}\nseeds: [0]\nruns: {{g: {{}}}}\n")
-        found["grid"] = run_grid.main(
-            [str(folder / "g.yaml"), *(w for w in words(folder, "g") if "expt_name" not in w)]
-        )
+        own = ("expt_name", "base_dir")  # the grid's
+        options = [word for word in words(folder, "g") if not any(key in word for key in own)]
+        found["grid"] = run_grid.main([str(folder / "g.yaml"), *options])
 
     handlers = settings()["handlers"]
     thread = threading.Thread(target=run)
