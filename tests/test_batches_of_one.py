@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from harness_params import make_config
+from tests.processes import in_ranks
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import ConfigError
@@ -48,11 +49,15 @@ def test_with_batchnorm_each_batch_needs_two(model, batch, drop_last, says):
     assert all(torch.isfinite(param.grad).all() for param in network.parameters())
 
 
-def test_each_process_needs_an_image_and_with_batchnorm_two():
-    cfg = make_config({"dataset": {"batch_size": 3}, "dist_params": {"nproc": 3}})  # one for each
-    two = Context(rank=0, world=2, local_world=2)
+def on_each_of_two(ctx: Context) -> None:
+    cfg = make_config({"dataset": {"batch_size": 4}, "dist_params": {"nproc": 2, "backend": "gloo"}})
     with pytest.raises(ConfigError, match=r"4 leaves a last batch of 1 .* 1 image for each of 2 processes"):
-        load_data(cfg.replace({"dataset": {"batch_size": 4}}), two)
-    assert load_data(cfg, two).train.steps_per_epoch == 479  # 1437 = 479 * 3
+        load_data(cfg, ctx)
+    data = load_data(cfg.replace({"dataset": {"batch_size": 3}}), ctx)  # 1437 = 479 * 3
+    assert [len(labels) for _, labels in data.train.batches(0, 0)] == [1 + ctx.rank] * 479
+
+
+def test_each_process_needs_an_image():
+    in_ranks(2, on_each_of_two)
     with pytest.raises(ConfigError, match=r"dataset.batch_size: 2 is not allowed: at least 1 image per process"):
-        cfg.replace({"dataset": {"batch_size": 2}})
+        make_config({"dataset": {"batch_size": 2}, "dist_params": {"nproc": 3}})
