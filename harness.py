@@ -31,11 +31,11 @@ from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import RunError, print_report, report
 from utils.launcher import WorkerFailure, end_at_once, launch
-from utils.processes.place import started_by_launcher, started_rank
+from utils.output import at_level, complain, is_terminal, program
+from utils.processes.place import started_by_launcher
 from utils.processes.signals import Stopped
 from utils.runs import resume
-from utils.runs.directory import check_run_directory, taken_up_again
-from utils.runs.opening import record_of
+from utils.runs.opening import begin, record_of
 from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.saving import SaveClock
@@ -46,6 +46,7 @@ from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, s
 from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import check_level, layer_rows
 from utils.state_dicts import load_weights
+from utils.training.caller import left_as_found
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -66,6 +67,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
         try:
             harness.take_up()
             while harness.position.level < cfg.prune_params.num_levels:
+                at_level(harness.position.level)
                 if not harness.position.begun:
                     harness.prune()
                     harness.rewind()
@@ -74,7 +76,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
         except Stopped as stopped:
             if run:
                 hint = f"resume with the same options and --experiment_params.resume_expt_name={run.path.name}"
-                print(f"harness: {stopped}; {hint}", file=sys.stderr)
+                complain(f"harness: {stopped}; {hint}")
             return 128 + stopped.signum
         if run:
             print_levels(run)
@@ -98,7 +100,7 @@ class Harness:
         self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.points, self.began = Points(cfg, trainer), 0.0  # began: when the epoch would have, had it not been stopped
-        hidden = not (ctx.is_main and sys.stdout.isatty())
+        hidden = not (ctx.is_main and is_terminal(sys.stdout))
         self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
 
     def take_up(self) -> None:
@@ -264,27 +266,25 @@ def work(cfg: Config) -> int:
     """Joins the other processes and runs the levels, in each process. Returns the exit status."""
     d = cfg.dist_params
     configure_kernels(cfg.experiment_params.deterministic)
-    with distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
+    with program("harness"), distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
         return run_levels(cfg, ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs harness.py; returns its exit status: 0 done, 1 failed, 2 config error, 128 + signal when stopped."""
+    """Runs harness.py; returns its exit status: 0 done, 1 failed, 2 config error, 128 + signal when stopped.
+
+    Called from Python, it leaves the process as it was. In a thread, signals are the caller's.
+    """
     try:
-        cfg = load_config(argv)
-        notes = distributed.notes_on(cfg)
-        if started_rank() == 0:  # the other machines of a run may not even see its directory
-            cfg = taken_up_again(cfg)
-            check_run_directory(cfg)
-            for note in notes:
-                print(f"harness: note: {note}", file=sys.stderr)
-        d = cfg.dist_params
-        nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
-        if nproc == 1 or started_by_launcher():
-            return work(cfg)
-        return launch(work, (cfg,), nproc, d.address, d.port)
+        with left_as_found("harness"):
+            cfg = begin(load_config(argv))
+            d = cfg.dist_params
+            nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
+            if nproc == 1 or started_by_launcher():
+                return work(cfg)
+            return launch(work, (cfg,), nproc, d.address, d.port)
     except Stopped as stopped:
-        print(f"harness: {stopped}", file=sys.stderr)
+        complain(f"harness: {stopped}")
         return 128 + stopped.signum
     except WorkerFailure as failure:
         return print_report(failure.record)

@@ -19,6 +19,7 @@ import yaml
 from harness_params import Config, dump_yaml
 from utils.errors import RunError
 from utils.files import sweep_parts, write_whole
+from utils.output import say
 from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
@@ -77,7 +78,7 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
             if not finished:
                 _record_environment(path, record or {})
             if record and "settled" in record:
-                print(*opening_lines(cfg, name, record["settled"]), sep="\n", flush=True)
+                say(*opening_lines(cfg, name, record["settled"]))
             yield run
             run.writer.flush()
         finally:
@@ -127,6 +128,5 @@ def print_levels(run: Run) -> None:
     """The table of levels that ends a run."""
     run.writer.flush()
     frame = pd.DataFrame(run.tables[SUMMARY], columns=run.tables.columns(SUMMARY))
-    print(f"\n{run.path}")
     digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))
+    say("", str(run.path), frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))

@@ -173,7 +173,7 @@ BAD_TOGETHER = [  # several options, each fine alone
         "224",
         "160",
     ),
-    ({"dist_params": {"nproc": 4}, "dataset": {"batch_size": 7}}, "dataset.batch_size", "7", ">= 8"),
+    ({"dist_params": {"nproc": 4}, "dataset": {"batch_size": 3}}, "dataset.batch_size", "3", ">= 4"),
     ({"experiment_params": {"resume_level": 2}}, "experiment_params.resume_level", "2", "resume_expt_name"),
     (
         {"experiment_params": {"resume_level": 12, "resume_expt_name": "a"}},

@@ -1,6 +1,7 @@
 """Trees of image files: held in memory when small, through a DataLoader's workers when not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -303,3 +304,42 @@ def test_python_ends_though_nobody_closed_the_loader(tmp_path):
     code = read.format(root=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "2 batches\n"), done.stderr
+
+
+@pytest.mark.parametrize("kept", [10, 200, 0.3, 0.9])
+def test_a_damaged_jpeg_is_told_in_words_for_users(tmp_path, kept):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(whole)
+    content = whole.read_bytes()
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
+    with pytest.raises(DataError, match=r"cut\.jpg is not a readable image: ") as caught:
+        image_pixels(str(path))
+    reason = str(caught.value).partition("image: ")[2].replace(str(path), "")
+    assert reason and not re.search(r"\.cpp|/|decode_jpeg", reason), reason
+
+
+def test_decoding_warns_of_nothing_and_needs_no_jpeg_decoder_of_torchvision(tmp_path):
+    """In processes of their own: with every warning an error, and with a torchvision that has lost its decoder."""
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    code = f"""
+import hashlib, sys
+if "lost" in sys.argv:
+    import torchvision.io
+    del torchvision.io.decode_jpeg
+else:
+    import warnings
+    import torchvision
+    warnings.filterwarnings("error", category=DeprecationWarning)
+from utils.data import image_tree
+assert (image_tree.decode_jpeg is None) == ("lost" in sys.argv)
+print(hashlib.sha256(image_tree.image_pixels({str(path)!r}).tobytes()).hexdigest())
+"""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for words in ([], ["lost"])
+    ]
+    assert digests[0] == digests[1]

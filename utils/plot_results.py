@@ -29,6 +29,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.errors import ConfigError, DataError, RunError, report
+from utils.output import best_effort_streams, complain, say
 from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import METRICS, check_metric, chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
@@ -146,7 +147,7 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
         begun = [path for path in found if has_finished_level(path)]
         for path in found if begun else ():
             if path not in begun:
-                print(f"{PROGRAM}: note: {path} is left out: no level is finished", file=sys.stderr)
+                complain(f"{PROGRAM}: note: {path} is left out: no level is finished")
         found = begun or found
     runs = [read_run(path, partial) for path in found]
     # In layers and curves, each starting density is a network of its own, not a point of a line.
@@ -215,8 +216,8 @@ def draw(args: argparse.Namespace) -> None:
     check_metric(groups, args.metric)
     if args.kind == "table":
         column, epoch = METRICS[args.metric]
-        print(f"acc.: test accuracy, {epoch} of each level")
-        print(method_table(groups, args.density or TICKET_DENSITY, column).to_string(index=False))
+        say(f"acc.: test accuracy, {epoch} of each level")
+        say(method_table(groups, args.density or TICKET_DENSITY, column).to_string(index=False))
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
     else:
@@ -224,7 +225,7 @@ def draw(args: argparse.Namespace) -> None:
     shown = chosen_levels(groups, args.density, args.level) if args.kind in ("layers", "curves") else None
     lacking = fewer_seeds(groups, shown)
     if lacking:
-        print(f"{PROGRAM}: note: points with fewer seeds than others of their method: {lacking}", file=sys.stderr)
+        complain(f"{PROGRAM}: note: points with fewer seeds than others of their method: {lacking}")
 
 
 def _draw_figure(groups: Sequence[Group], args: argparse.Namespace) -> None:
@@ -257,4 +258,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    best_effort_streams(PROGRAM)
     sys.exit(main())

@@ -9,7 +9,6 @@ A new criterion is one function in utils/pruning/scores.py and one line in `METH
 """
 
 import difflib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
+from utils.output import warn
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
 from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, per_layer, round_counts
 from utils.pruning.methods import METHODS, Method
 from utils.pruning.scores import SYNFLOW_ROUNDS, Batches, Inputs, Scores, random_scores, scoring
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _set_masks(model: nn.Module, masks: Sequence[Tensor], chosen: Sequence[Tenso
 
 def _warn_of_dead_layers(model: nn.Module, what: str) -> None:
     if dead := dead_layers(model):
-        log.warning("dead network: %s leaves no weight in %s", what, ", ".join(dead))
+        warn(f"dead network: {what} leaves no weight in {', '.join(dead)}")
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
@@ -239,9 +237,7 @@ def _warn_of_ties_at_zero(scores: Sequence[Tensor], before: Sequence[Tensor], af
     zeros = [mask & (score == 0) for score, mask in zip(scores, before)]
     stay = sum(kept_counts([zero & mask for zero, mask in zip(zeros, after)]))
     if 0 < stay < sum(kept_counts(zeros)):
-        log.warning(
-            "%d of the %d weights kept have score 0, as have weights that go: their position alone decided (no signal "
-            "reaches them, or they are zero)",
-            stay,
-            sum(kept_counts(after)),
+        warn(
+            f"{stay} of the {sum(kept_counts(after))} weights kept have score 0, as have weights that go: their "
+            "position alone decided (no signal reaches them, or they are zero)"
         )

@@ -18,6 +18,7 @@ from utils.errors import ConfigError, DataError
 from utils.plots.names import data_files
 from utils.runs.loading import build_network
 from utils.runs.saved import saved_config
+from utils.training.caller import left_as_found
 from utils.training.hardware import configure_kernels
 
 # What the runs of one analysis must have in common: the network and its images.
@@ -72,12 +73,13 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
     """
     own = own_configs(sources, config)
     cfg = plain(common_config(sources, list(own.values()), data_root is not None), data_root)
-    configure_kernels(deterministic=False)
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
-    share_out_threads(1, cfg.dist_params.threads)
-    model, data = build_network(cfg)
-    with contextlib.closing(data):
-        yield Bench(model, data, cfg, own)
+    with left_as_found("analyze"):
+        configure_kernels(deterministic=False)
+        torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
+        share_out_threads(1, cfg.dist_params.threads)
+        model, data = build_network(cfg)
+        with contextlib.closing(data):
+            yield Bench(model, data, cfg, own)
 
 
 def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Config]:

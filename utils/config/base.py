@@ -1,11 +1,10 @@
 """A checked, frozen config: the merged sources, the checks across options, the notes on options without effect."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from utils.config.derived import derive_levels, without_derived
+from utils.config.derived import derive_levels, name_of_resumed, without_derived
 from utils.config.effects import needs_processes, without_effect
 from utils.config.options import Note, Schema, fault, show
 from utils.config.resolving import Legacy, Resolved, Source, resolve
@@ -13,6 +12,7 @@ from utils.config.rules import CHECKS
 from utils.config.sources import parse_words, read_yaml
 from utils.config.values import Values
 from utils.errors import ConfigError
+from utils.output import say
 from utils.pruning.methods import NO_METHOD
 
 USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
@@ -84,10 +84,7 @@ class BaseConfig(Values):
         """
         words = list(sys.argv[1:] if argv is None else argv)
         if "--help" in words or "-h" in words:
-            try:
-                print(cls.schema.help_text(USAGE), flush=True)
-            except BrokenPipeError:  # `--help | head`: the reader has seen enough, which is no failure
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say(cls.schema.help_text(USAGE))
             raise SystemExit(0)
         path, values, faults = parse_words(words, cls.schema)
         data: dict | None = {}
@@ -114,7 +111,7 @@ class BaseConfig(Values):
         """
         found = resolve(cls.schema, sources, cls.legacy)
         _rewind_within_level(found)
-        faults = [*faults, *found.faults, *derive_levels(found, cls.schema)]
+        faults = [*faults, *found.faults, *derive_levels(found, cls.schema), *name_of_resumed(found)]
         if complete:
             faults += [*_faults_across_options(found), *_faults_of_options_left_out(found)]
         if faults:

@@ -249,6 +249,21 @@ class RunName(Strict):
         )
 
 
+class RunPath(RunName):
+    """The name of a run, or its directory as a shell completes it; ``DIR/NAME`` without a slash at its end."""
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self.refuse()
+        folder, slash, name = value.rstrip("/").rpartition("/")
+        if value and not name:
+            raise self.refuse()
+        return folder + slash + super().check(name)
+
+    def help(self) -> str:
+        return f"the directory of a run, or its name: {super().help()}"
+
+
 class List(Strict):
     """A YAML list, or text with commas between entries, returned as a tuple; `bracketed` allows [ and ] in the text."""
 

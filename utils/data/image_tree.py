@@ -3,7 +3,9 @@
 Every DataError names the file or folder; the caller adds the option that chose it.
 """
 
+import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,9 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.errors import DataError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision is to lose it; then PIL decodes JPEGs, too, to the same pixels
+    decode_jpeg = None
+# It says so at every call, which is of no use to users.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")
 
 # Pixel formats of at most 8 bits per channel: others (16 bits, floats) would be clipped by the conversion to RGB.
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
@@ -168,12 +176,13 @@ def image_pixels(path: str) -> np.ndarray:
     try:
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.read())
-        if not content.startswith(b"\xff\xd8\xff"):
-            return np.asarray(open_image(path))
-        encoded = torch.frombuffer(content, dtype=torch.uint8)
-        return decode_jpeg(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise _unreadable(path, error) from error
+    if decode_jpeg is not None and content.startswith(b"\xff\xd8\xff"):
+        with contextlib.suppress(RuntimeError):  # PIL says in a user's words why, or reads what it alone can
+            encoded = torch.frombuffer(content, dtype=torch.uint8)
+            return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=False).permute(1, 2, 0).numpy()
+    return np.asarray(open_image(path))
 
 
 def image_size(path: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.errors import DataError
 from utils.grids.grid import Grid
 from utils.grids.grid_run import GridRun
+from utils.output import say
 from utils.processes.place import available_cores
 
 HARNESS = Path(__file__).parents[2] / "harness.py"
@@ -65,7 +66,7 @@ class RunProcess:
             leave=False, file=sys.stdout, disable=not terminal,
         )  # fmt: skip
         if not terminal:
-            print(f"{run.name}: {'resumed' if self.progress.epochs else 'started'}", flush=True)
+            say(f"{run.name}: {'resumed' if self.progress.epochs else 'started'}")
 
     def _start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start harness.py, with stderr appended to the log."""
@@ -100,7 +101,7 @@ class RunProcess:
         if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
             self.printed_at = now
             epochs = f"{self.progress.epochs} of {self.run.epochs} epochs"
-            print(f"{self.run.name}: {epochs}, {self.describe()}", flush=True)
+            say(f"{self.run.name}: {epochs}, {self.describe()}")
 
     def describe(self) -> str:
         """Progress in words."""

@@ -12,6 +12,8 @@ from utils.grids.grid import Grid, distinct_notes, summary
 from utils.grids.grid_run import GridRun
 from utils.grids.mps import Sharing, shared_gpus
 from utils.grids.process import RunProcess
+from utils.output import note, say
+from utils.processes.signals import installed
 
 POLL_SECONDS = 0.2  # between two checks of the processes
 SECOND_SIGNAL_SECONDS = 1.0  # an echo of the first signal comes sooner, a person's second one later
@@ -36,21 +38,21 @@ class GridRunner:
     def run(self) -> int:
         """Run everything that is not finished; return the exit status."""
         runs = self.grid.runs
-        print(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time", flush=True)
+        say(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time")
         # Each run also logs its own, but nobody reads the log of a run that works.
-        for note in distinct_notes(runs) if self.notes else ():
-            _print_note(note)
+        note(*(distinct_notes(runs) if self.notes else ()))
         waiting = [run for run in runs if not run.finished]
-        tqdm.monitor_interval = 0  # tqdm's monitor thread would make forking unsafe
-        previous = {signum: signal.signal(signum, self._note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # tqdm's monitor thread would make forking unsafe
         try:
-            with shared_gpus(self.grid, min(self.grid.parallel, len(waiting)), _print_note) as sharing:
+            with (
+                installed(self._note, (signal.SIGINT, signal.SIGTERM)),
+                shared_gpus(self.grid, min(self.grid.parallel, len(waiting)), note) as sharing,
+            ):
                 if sharing.message:
-                    print(f"run_grid: {sharing.message}", flush=True)
+                    say(f"run_grid: {sharing.message}")
                 self._work(waiting, sharing)
         finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
+            tqdm.monitor_interval = interval
         return self._end()
 
     def _work(self, waiting: list[GridRun], sharing: Sharing) -> None:
@@ -120,19 +122,19 @@ class GridRunner:
             left = sum(not _finished(run) for run in self.grid.runs)
             name = signal.Signals(self.stopping).name
             left_of = f"{left} of {len(self.grid.runs)} runs left"
-            print(f"run_grid: stopped by {name} with {left_of}; the same command continues")
+            say(f"run_grid: stopped by {name} with {left_of}; the same command continues")
             return 128 + self.stopping
         if self.failed:
-            print(f"run_grid: {len(self.failed)} of {len(self.grid.runs)} runs failed: {', '.join(self.failed)}")
+            say(f"run_grid: {len(self.failed)} of {len(self.grid.runs)} runs failed: {', '.join(self.failed)}")
             return 1
-        print(f"run_grid: all {len(self.grid.runs)} runs are finished")
+        say(f"run_grid: all {len(self.grid.runs)} runs are finished")
         return 0
 
     def _say(self, line: str) -> None:
         if self.terminal:
             tqdm.write(line, file=sys.stdout)
         else:
-            print(line, flush=True)
+            say(line)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: the first signal stops all runs, a second one kills them."""
@@ -145,10 +147,6 @@ class GridRunner:
         self.stopping, self.stopped_at = signum, now
         for active in self.running.values():
             active.stop(signum)
-
-
-def _print_note(note: str) -> None:
-    print(f"run_grid: note: {note}", file=sys.stderr, flush=True)
 
 
 def _finished(run: GridRun) -> bool:

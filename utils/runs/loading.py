@@ -18,6 +18,7 @@ from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, sa
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
 from utils.state_dicts import check_weights
+from utils.training.caller import generators_left_as_found
 from utils.training.setup import build_model
 
 State = dict[str, Tensor]
@@ -70,7 +71,8 @@ def load_run(path: str | Path, level: int = -1) -> LoadedRun:
     chosen = chosen_level(path, level)
     checkpoint = level_checkpoint(path, chosen)
     state = read_state(checkpoint)
-    model, data = build_network(cfg)
+    with generators_left_as_found():
+        model, data = build_network(cfg)
     put_state(model, state, str(checkpoint))
     layers = read_csv(table_file(path, LAYERS), LAYER_COLUMNS)
     epochs = read_csv(table_file(path, epoch_table(chosen)), EPOCH_COLUMNS)

@@ -5,7 +5,6 @@ refers to a missing checkpoint.
 """
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from harness_params import Config
 from utils.errors import RunError
 from utils.files import BackgroundWriter, sha256, whole_file, write_whole
+from utils.output import warn
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import saved_states, trained_levels
 from utils.runs.tables import Row, Tables
@@ -144,7 +144,7 @@ class Run:
             if name in ("state_0.pt", "state_1.pt") and sha256(path) == digest:
                 self._index, self._generation = entries[position:], int(name[6])
                 return load(path)
-            print(f"harness: {path} is damaged; trying the older state", file=sys.stderr)
+            warn(f"{path} is damaged; trying the older state")
         raise RunError(
             f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
         )

@@ -8,6 +8,7 @@ from torch import nn
 
 from harness_params import Config
 from utils.conv_type import insert_masks, keep_masked
+from utils.data.epochs import check_shares
 from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.errors import ConfigError
@@ -17,8 +18,15 @@ from utils.schedulers import Timeline
 
 
 def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
-    """The network with its masks, the same on every rank, on the rank's device."""
+    """The network with its masks, the same on every rank, on the rank's device.
+
+    Raises:
+        ConfigError: as `new_network`; a step has too few images for BatchNorm, which cannot train on one.
+    """
     model = new_network(cfg, data, cfg.experiment_params.seed)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        images, batch, drop_last = data.train.num_images, cfg.dataset.batch_size, cfg.dataset.drop_last
+        check_shares(images, batch, drop_last, ctx.world, least=2, why=" (the network has BatchNorm)")
     if cfg.dist_params.sync_bn and ctx.world > 1:
         if ctx.device.type != "cuda":
             raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")

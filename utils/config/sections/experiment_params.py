@@ -1,6 +1,6 @@
 """Options of the section ``experiment_params``: the run."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName, Switch
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName, RunPath, Switch
 from utils.config.options import EXECUTION, EXTENT, PLACE, REPLICATE, Option
 
 OPTIONS = {
@@ -45,7 +45,7 @@ OPTIONS = {
         meaning="level to train again, with those after it; 0 = go on where the run stands",
     ),
     "resume_expt_name": Option(
-        RunName(), default="", role=PLACE, meaning='name of the run to resume; "" = start a new run'
+        RunPath(), default="", role=PLACE, meaning='name or directory of the run to resume; "" = start a new run'
     ),
     "precision": Option(
         Choice(["auto", "fp32", "bf16", "fp16"]),
