@@ -425,7 +425,8 @@ def test_stopped_gone_on_with_and_a_failure_that_stops_no_other(tmp_path, capsys
     log = tmp_path / "runs" / ".logs" / "hot_seed0.log"
     assert "hot_seed0: FAILED, exit 1: harness: training loss is" in said and str(log) in said
     assert "imp_seed0: done in " in said and "3 of 3 levels, density 0.25" in said
-    assert "/60 [" in said, "the progress bar of imp, in epochs"
+    assert re.search(r"grid \d/2 runs \|.*\| +\d+% .* left", said) and re.search(r"imp_seed0 \d/3 levels \|", said)
+    assert re.search(r"\d\d:\d\d left, accuracy \d", said)
     assert "run_grid: 1 of 2 runs failed: hot_seed0" in said
     after = pd.read_csv(tables / "epochwise_metrics" / "level_0_metrics.csv", dtype=str)
     pd.testing.assert_frame_equal(after.head(len(before)), before)  # with its times: those epochs were not run again

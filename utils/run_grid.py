@@ -53,6 +53,7 @@ from collections.abc import Sequence
 from utils.errors import ConfigError, DataError, report
 from utils.grids.grid import read_grid
 from utils.grids.runner import GridRunner
+from utils.status_lines import is_terminal
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     try:
         path, options = parse(words)
-        return GridRunner(read_grid(path, options), terminal=sys.stdout.isatty()).run()
+        return GridRunner(read_grid(path, options), terminal=is_terminal(sys.stdout)).run()
     except (ConfigError, DataError) as error:
         return report(error, "run_grid")
 

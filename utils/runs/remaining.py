@@ -33,7 +33,7 @@ def first_epochs(
     if len(levels) < 2 and epochs:
         told.append(int(epochs[0]["epoch"]))
     by_epoch = e.training_type == "wr" and not p.rewind_step
-    planned = (known[0], p.rewind_epoch if by_epoch else known[1] if e.training_type == "wr" else 0)
+    planned: list[int] = [known[0], p.rewind_epoch if by_epoch else known[1] if e.training_type == "wr" else 0]
     first, later = [*told, *planned[len(told) :]]
     return first, later
 
@@ -108,6 +108,7 @@ class Progress:
             ticket of a rewind point is read when the run starts: until then, this is the most that it can be.
         density: of the last finished level, a fraction; None before the first level ends.
         accuracy: on the test set after the last evaluated epoch, in percent; None before the first one.
+        epoch_seconds: see `seconds_per_epoch`.
         seconds_left: see `seconds_left`.
     """
 
@@ -116,6 +117,7 @@ class Progress:
     total: int = 0
     density: float | None = None
     accuracy: float | None = None
+    epoch_seconds: float = math.nan
     seconds_left: float = math.nan
 
 
@@ -141,10 +143,22 @@ def read_progress(run: Path, cfg: Config) -> Progress:
             total_epochs(cfg, levels, epochs, known),
             float(levels[-1]["density"]) if levels else None,
             _accuracy(levels, epochs),
+            seconds_per_epoch(levels, epochs),
             seconds_left(cfg, levels, epochs, known=known),
         )
     except (TypeError, ValueError) as error:  # TypeError: a row that ends too soon
         raise DataError(f"{summary.parent}: not a number in {summary.name} or {table.name}: {error}") from error
+
+
+def seconds_left_of_all(runs: Sequence[Progress], parallel: int) -> float:
+    """Seconds until several runs are trained, `parallel` at a time; NaN while nothing has been measured.
+
+    A run that has no epoch yet is taken to need as long per epoch as the others do on average.
+    """
+    measured = [run.epoch_seconds for run in runs if not math.isnan(run.epoch_seconds)]
+    mean = sum(measured) / len(measured) if measured else math.nan
+    left = [(run.total - run.epochs) * mean if math.isnan(run.seconds_left) else run.seconds_left for run in runs]
+    return max(*left, sum(left) / parallel) if left else 0.0
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -89,10 +89,11 @@ def _train(grid) -> None:
     import sys
 
     from utils.grids.runner import GridRunner
+    from utils.status_lines import is_terminal
 
     if all(run.finished for run in grid.runs):
         return
-    status = GridRunner(grid, terminal=sys.stdout.isatty(), notes=False).run()
+    status = GridRunner(grid, terminal=is_terminal(sys.stdout), notes=False).run()
     if status:
         raise SystemExit(status)
 
