@@ -70,18 +70,17 @@ def test_levels_stay_and_the_line_goes(fork, terminal, nproc):
 def test_a_window_made_narrower_and_wider_and_a_stop(fork, terminal):
     """While a run is trained; the stop's line comes last, and the resumed run counts what is left."""
     run = fork.start("run", trap=Shown(terminal.name), **ENDLESS)
-    shares = []
     for columns in (100, 60, 80, 40, 120):
         terminal.resize(columns)
         seen = len(terminal.screen.fed)
-        run.wait_for(lambda seen=seen: terminal.read() or len(UNDER_WAY.findall(terminal.screen.fed[seen:])) > 2)
+        run.wait_for(lambda seen=seen: terminal.read() or terminal.screen.fed[seen:].count("level 0/2") > 2)
         *opening, line = terminal.screen.text
         assert len(opening) == 2 and len(line) < columns - 1
         if columns == 40:
             assert re.fullmatch(r"[\d:]+ left, level 0/2 epoch \d.*", line)
         else:
             assert UNDER_WAY.match(line) and line.endswith("images/s" if columns == 120 else "left")
-        shares.append(line)
+    last = line
     terminal.resize(50)
     run.kill(signal.SIGINT)
     *opening, line = finish(run, terminal, 130)
@@ -89,11 +88,11 @@ def test_a_window_made_narrower_and_wider_and_a_stop(fork, terminal):
 
     second = Terminal(100)
     again = fork.start("run", resume=True, trap=Shown(second.name), **ENDLESS)
-    again.wait_for(lambda: second.read() or UNDER_WAY.search(second.screen.fed))
+    again.wait_for(lambda: second.read() or len({drawn[3] for drawn in UNDER_WAY.finditer(second.screen.fed)}) > 1)
     again.kill(signal.SIGTERM)
     finish(again, second, 143)
     first = UNDER_WAY.search(second.screen.fed)
-    assert int(first[3]) >= int(UNDER_WAY.match(shares[-1])[3]) and int(first[3]) > 1
+    assert int(first[3]) >= int(UNDER_WAY.match(last)[3]) and int(first[3]) > 1
     assert re.search(r"epoch \d+/100000 .* \d+:\d\d(:\d\d)? left", second.screen.fed), "measured before the stop"
     second.close()
 

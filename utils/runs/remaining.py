@@ -34,8 +34,8 @@ def first_epochs(
         told.append(int(epochs[0]["epoch"]))
     by_epoch = e.training_type == "wr" and not p.rewind_step
     planned: list[int] = [known[0], p.rewind_epoch if by_epoch else known[1] if e.training_type == "wr" else 0]
-    first, later = [*told, *planned[len(told) :]]
-    return first, later
+    begins = [*told, *planned[len(told) :]]
+    return begins[0], begins[1]
 
 
 def total_epochs(cfg: Config, levels: Sequence[Cells], epochs: Sequence[Cells], known: tuple[int, int] = (0, 0)) -> int:
