@@ -12,8 +12,8 @@ import torch
 
 from harness_params import make_config
 from tests.terminal import Shown, Terminal
-from tests.test_signals import ENDLESS, HINT
-from tests.traps import KINDS, MustBeMet
+from tests.test_signals import ENDLESS, HINT, STUCK
+from tests.traps import KINDS, SHORT, MustBeMet
 from utils.runs.progress import Progress
 from utils.runs.run import Run
 from utils.runs.states import Position
@@ -101,6 +101,18 @@ def test_the_end_by_a_fault(fork, terminal):
     hot = {"optimizer.lr": "1e30", "optimizer.warmup_epochs": 0}
     *_, last = finish(fork.start("run", trap=Shown(terminal.name), **{**KINDS["imp"], **hot}), terminal, 1)
     assert last.startswith("harness: training loss is ")
+
+
+def test_a_second_signal_leaves_no_line_behind(fork, terminal):
+    """It ends the process at once, in the middle of a pruning that takes minutes."""
+    run = fork.start("run", trap=Shown(terminal.name), **{**SHORT, **STUCK})
+    run.wait_for(lambda: terminal.read() or "level 0/1 pruning" in terminal.screen.fed)
+    run.kill(signal.SIGINT)
+    run.process.join(1)
+    assert run.process.exitcode is None
+    run.kill(signal.SIGINT)
+    opening, masks = finish(run, terminal, 130)
+    assert opening.startswith("run in ") and masks.startswith("masks on ")
 
 
 # --- a log -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness_params import make_config
-from utils.runs.remaining import first_epochs, read_progress, seconds_left, seconds_per_epoch, total_epochs
+from utils.runs.remaining import (
+    Progress,
+    first_epochs,
+    read_progress,
+    seconds_left,
+    seconds_left_of_all,
+    seconds_per_epoch,
+    total_epochs,
+)  # fmt: skip
 from utils.runs.tables import EPOCH_COLUMNS, SUMMARY, SUMMARY_COLUMNS, epoch_table, table_file
 
 
@@ -91,6 +99,18 @@ def test_a_run_of_even_epochs_is_told_exactly_at_any_moment(count, per_level, ki
     assert first_epochs(cfg, levels, epochs) == (0, rewind if kind == "wr" else 0)
     assert seconds_per_epoch(levels, epochs) == pytest.approx(seconds)
     assert seconds_left(cfg, levels, epochs) == pytest.approx((len(place) - at) * seconds)
+
+
+def test_several_runs_at_a_time():
+    """By hand: the longest one at least; a run without an epoch takes as long per epoch as the mean of the others."""
+    half = Progress(1, 10, 20, epoch_seconds=2.0, seconds_left=20.0)
+    done = Progress(2, 20, 20, epoch_seconds=4.0, seconds_left=0.0)
+    new = Progress(0, 0, 20)
+    assert seconds_left_of_all([half, half], 1) == 40
+    assert seconds_left_of_all([half, half], 4) == 20
+    assert seconds_left_of_all([half, done, new, new], 2) == (20 + 2 * 20 * 3) / 2
+    assert seconds_left_of_all([done, done], 2) == seconds_left_of_all([], 2) == 0
+    assert math.isnan(seconds_left_of_all([new], 1))
 
 
 def test_a_directory_of_a_run(tmp_path):

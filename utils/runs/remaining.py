@@ -158,7 +158,7 @@ def seconds_left_of_all(runs: Sequence[Progress], parallel: int) -> float:
     measured = [run.epoch_seconds for run in runs if not math.isnan(run.epoch_seconds)]
     mean = sum(measured) / len(measured) if measured else math.nan
     left = [(run.total - run.epochs) * mean if math.isnan(run.seconds_left) else run.seconds_left for run in runs]
-    return max(*left, sum(left) / parallel) if left else 0.0
+    return max([*left, sum(left) / parallel]) if left else 0.0
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
