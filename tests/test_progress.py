@@ -105,7 +105,7 @@ def test_the_end_by_a_fault(fork, terminal):
 
 def test_a_second_signal_leaves_no_line_behind(fork, terminal):
     """It ends the process at once, in the middle of a pruning that takes minutes."""
-    run = fork.start("run", trap=Shown(terminal.name), **{**SHORT, **STUCK})
+    run = fork.start("run", trap=Shown(terminal.name), **{**SHORT, **STUCK, "dist_params.nproc": 2})
     run.wait_for(lambda: terminal.read() or "level 0/1 pruning" in terminal.screen.fed)
     run.kill(signal.SIGINT)
     run.process.join(1)
