@@ -29,6 +29,7 @@ LAYERS = [
         "utils.optimizers",
         "utils.conv_type",
         "utils.state_dicts",
+        "utils.status_lines",
         "utils.processes",
     ],
     ["utils.config", "utils.data.specs", "utils.pruning.methods"],
@@ -52,13 +53,15 @@ LAYERS = [
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
     "utils.errors", "utils.seeds", "utils.files", "utils.output", "utils.schedulers", "utils.optimizers",
-    "utils.config", "utils.processes", "utils.data.specs", "utils.pruning.methods", "harness_params",
+    "utils.config", "utils.processes", "utils.status_lines", "utils.data.specs", "utils.pruning.methods",
+    "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.
 TABLES_ONLY = [
     "utils.runs.tables",
     "utils.runs.records",
+    "utils.runs.remaining",
     "utils.plots",
     "utils.grids",
     "utils.plot_results",

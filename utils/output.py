@@ -56,11 +56,10 @@ def warn(text: str) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a standard stream is a terminal; not if it is closed."""
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:
-        return False
+    """Whether a stream is a terminal on which lines can change in place; not if it is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+    return False
 
 
 def _print(text: str, stream: TextIO | None) -> None:

@@ -167,6 +167,8 @@ class NotedSignal:
         if not self.signum:
             self.signum, self.since = signum, now
         elif now - self.since > self.echo:
+            if os.isatty(1):
+                os.write(1, b"\r\x1b[J")  # a line of progress that stands there
             os._exit(128 + signum)
 
 
