@@ -26,6 +26,7 @@ from utils.runs.loading import LoadedRun, load_run
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
+from utils.wording import density_text
 
 __all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
 
@@ -125,5 +126,4 @@ def print_levels(run: Run) -> None:
     run.writer.flush()
     frame = pd.DataFrame(run.tables[SUMMARY], columns=run.tables.columns(SUMMARY))
     print(f"\n{run.path}")
-    digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))
+    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters={"density": density_text}))

@@ -11,7 +11,7 @@ from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_stu
 from utils.plot_results import main
 from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
 from utils.plots.lines import layer_frame
-from utils.plots.style import COLOURS, DENSE
+from utils.plots.colours import COLOURS, DENSE
 
 
 @pytest.fixture(autouse=True)
