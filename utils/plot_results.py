@@ -26,6 +26,7 @@ Exit status: 0 done; 2 nothing drawn, with the reason on stderr.
 import argparse
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from utils.plots.methods import TICKET_DENSITY, dense_notes, method_table
 from utils.plots.methods import time_to_ticket as time_to_ticket  # one of this command's public functions
 from utils.plots.output import DPI, FIGURE_FORMATS, TABLE_FORMATS, check_file, write_file
 from utils.plots.runs import find_runs, read_runs
-from utils.plots.text_table import text_table
+from utils.plots.text_table import WIDTH, text_table
 
 PROGRAM = "plot_results"
 NOTHING_DRAWN = 2  # exit status, whatever the fault
@@ -164,7 +165,8 @@ def draw(args: argparse.Namespace) -> None:
         column, epoch = METRICS[args.metric]
         print(f"acc.: test accuracy, {epoch} of each level")
         print(text_table(method_table(groups, args.density or TICKET_DENSITY, column)))
-        print("".join(f"{line}\n" for line in dense_notes(groups)), end="")
+        for line in dense_notes(groups):
+            print(textwrap.fill(line, WIDTH))
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
     else:

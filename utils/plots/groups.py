@@ -86,7 +86,7 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
             group[0].dataset,
             group[0].model,
             _training(group[0].options),
-        )  # fmt: skip
+        )
         for label, group in zip(_labels(members), members)
     ]
     names = [*REWINDING.values(), *(method.title for method in METHODS.values())]

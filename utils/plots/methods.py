@@ -107,10 +107,10 @@ def dense_notes(groups: Sequence[Group]) -> list[str]:
         alike = [other for other in groups if other.training == group.training]
         owners = [other.label for other in alike if other.shows_dense and (other.frame["density"] == 1).any()]
         if owners:
-            note = f"compared with the dense networks of {' and '.join(owners)}, by seed"
+            note = f"compared with the dense networks of {', '.join(owners)}, by seed"
         elif len(dense_accuracy(alike)):
             note = "compared with tickets at density 1: no other dense network is there"
         else:
             note = "no dense network to compare with"
         lacking.setdefault(note, []).append(group.label)
-    return [f"{'; '.join(labels)}: {note}" for note, labels in lacking.items()]
+    return [f"{', '.join(labels)}: {note}" for note, labels in lacking.items()]
