@@ -26,9 +26,12 @@ def dense_lines(ax: Axes, groups: Sequence[Group], column: str, styles: Sequence
             own = len(recipes) > 1 and len(places) == 1
             found.append((float(accuracy.mean()), members, styles[places[0]]["color"] if own else DENSE))
     shared = 0
-    for (accuracy, _, colour), label in zip(found, _names([members for _, members, _ in found])):
+    names: list[str | None] = [*_names([members for _, members, _ in found])]
+    for (accuracy, members, colour), label in zip(found, names):
         dashes = DASHES[shared % len(DASHES)] if colour == DENSE else ":"
         shared += colour == DENSE
+        if all((group.frame["density"] == 1).all() for group in members):
+            label = None  # the points on the line have an entry already
         ax.axhline(accuracy, color=colour, linestyle=dashes, linewidth=1.1, label=label, zorder=1)
 
 

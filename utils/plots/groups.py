@@ -3,8 +3,10 @@
 The label of a group says how it differs from the other groups of the same figure.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from utils.runs.tables import FURTHER_COLUMNS, SUMMARY_COLUMNS
 
 TIDY_COLUMNS = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY_COLUMNS]
 
+LONG_LABEL = 50  # characters; in longer ones, what most groups have in common is left out
+USUAL = "as most others"
 PRUNING = "pruning"  # one more column of a table: the method's name, which colours go by
 
 TRAINING_TYPE = "experiment_params.training_type"  # how to rewind: about pruning, though its section is not
@@ -131,13 +135,20 @@ def _labels(members: Sequence[Sequence[SavedRun]]) -> list[str]:
     starts = differing([chosen for chosen, once in zip(options, one_shot) if not once]) & AXES
     short = short_paths(options)
     several_methods = len({run.method for group in members for run in group}) > 1
-    labels = []
-    for group, chosen, once in zip(members, options, one_shot):
-        paths = sorted(shared if once else shared | starts)
-        words = [word(path, short.get(chosen[path], chosen[path])) for path in paths if path in chosen]
-        name = [group[0].method] if several_methods or not words else []
-        labels.append(", ".join([*name, *words]))
-    return labels
+    words = [
+        [word(path, short.get(chosen[path], chosen[path])) for path in sorted(shared if once else shared | starts)
+         if path in chosen]
+        for chosen, once in zip(options, one_shot)
+    ]  # fmt: skip
+    names = [group[0].method if several_methods or not own else "" for group, own in zip(members, words)]
+    labels = [", ".join(filter(None, [name, *own])) for name, own in zip(names, words)]
+    if max(map(len, labels)) <= LONG_LABEL:
+        return labels
+    usual = {one for one, number in Counter(chain(*words)).items() if number > len(words) / 2}
+    rest = [[one for one in own if one not in usual] for own in words]
+    shorter = [", ".join(filter(None, [name, *own])) or USUAL for name, own in zip(names, rest)]
+    # Groups of one label were apart by something that no label tells, such as a start.
+    return shorter if len(set(shorter)) == len(set(labels)) else labels
 
 
 def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:

@@ -70,18 +70,19 @@ def percent_ticks(axis: Axis, least: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: percent_text(value / 100)))
 
 
-def spanning(least: float, apart: float = 0.07) -> list[float]:
-    """Ticks from the fraction `least` to 1, both included: round numbers between, tenths where there are few.
+def spanning(least: float, most: float = 1.0, apart: float = 0.07) -> list[float]:
+    """Ticks from the fraction `least` to `most`, both included: round numbers between, tenths where there are few.
 
     Args:
         apart: least distance of the others from the ends, as a share of a logarithmic axis.
     """
-    ticks = [tick for tick in NICE if tick >= least]
+    ticks = [tick for tick in NICE if least <= tick <= most]
     if len(ticks) < 3:
-        ticks = [tenth / 10 for tenth in range(1, 11) if tenth / 10 >= least]
+        ticks = [tenth / 10 for tenth in range(1, 11) if least <= tenth / 10 <= most]
     if len(ticks) > 10:
         ticks = [tick for tick in ticks if f"{tick:e}"[0] == "1"]
-    return [least, *(tick for tick in ticks if least ** (1 - apart) < tick < least**apart), 1.0]
+    gap = (most / least) ** apart
+    return [least, *(tick for tick in ticks if least * gap < tick < most / gap), most]
 
 
 def linear_ticks(ax: Axes) -> None:
@@ -132,7 +133,7 @@ def epoch_ticks(ax: Axes, first: int, last: int, logarithmic: bool = False) -> N
             for factor in (1, 2, 5)
             if factor * 10**exponent >= (last - first) / 6
         )
-        between = [epoch for epoch in range(step, last, step) if first + 0.6 * step < epoch < last - 0.6 * step]
+        between = [epoch for epoch in range(step, last, step) if first + 0.45 * step < epoch < last - 0.45 * step]
         margin = max(0.5, 0.03 * (last - first)) if last == first else 0.03 * (last - first)
         ax.set_xlim(first - margin, last + margin)
     ax.xaxis.set_major_locator(FixedLocator(sorted({first, *between, last})))
@@ -156,15 +157,16 @@ def seeds_note(seeds: Iterable[int], band: bool = True) -> str:
 
 def level_colours(figure: Figure, ax: Axes | np.ndarray, densities: Sequence[float]) -> list[tuple[float, ...]]:
     """One colour per level, light for dense and dark for sparse; adds a colour bar of densities beside `ax`."""
-    lowest = min(densities) if min(densities) < 1 else 0.5
-    norm = matplotlib.colors.LogNorm(100 * lowest, 100)
+    highest = max(densities)
+    lowest = min(densities) if min(densities) < highest else highest / 2
+    norm = matplotlib.colors.LogNorm(100 * lowest, 100 * highest)
     # viridis without its yellow end, which hardly shows on white.
     shades = matplotlib.colors.LinearSegmentedColormap.from_list(
         "levels", matplotlib.colormaps["viridis"](np.linspace(0, 0.9))
     )
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, shades), ax=ax, pad=0.02)
     bar.set_label("Density of the network (%)")
-    bar.set_ticks([100 * tick for tick in spanning(lowest, apart=0.05)])
+    bar.set_ticks([100 * tick for tick in spanning(lowest, highest, apart=0.05)])
     bar.minorticks_off()
     bar.formatter = FuncFormatter(lambda value, _: percent_text(value / 100))
     return [shades(norm(100 * d)) for d in densities]

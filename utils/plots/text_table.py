@@ -18,8 +18,11 @@ def text_table(frame: pd.DataFrame, width: int = WIDTH) -> str:
     rows = [[str(name) for name in frame.columns], *([str(cell) for cell in row] for row in frame.to_numpy())]
     columns = list(zip(*rows, strict=True))
     least = [max(len(word) for cell in column for word in _words(cell)) for column in columns]
+    room = width - GAP * (len(columns) - 1)
     widths = [max(map(len, column)) for column in columns]
-    while sum(widths) + GAP * (len(widths) - 1) > width and widths != least:
+    if sum(widths) > room:  # headers give way first
+        widths = [max(small, *map(len, column[1:]), 1) for small, column in zip(least, columns)]
+    while sum(widths) > room and widths != least:
         slack = [now - small for now, small in zip(widths, least)]
         widest = max(range(len(widths)), key=lambda place: (slack[place] > 0, widths[place]))
         widths[widest] -= 1
