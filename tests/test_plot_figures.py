@@ -89,9 +89,9 @@ def test_a_dense_line_that_several_methods_share_is_one_entry(tmp_path):
     figure = draw_accuracy(groups_of(tmp_path))
     dense = [line for line in figure.axes[0].lines if line.get_color() == DENSE]
     assert [(line.get_label(), line.get_ydata()[0], line.get_linestyle()) for line in dense] == [
-        ("Dense, lr 0.03", 30, ":"), ("Dense, lr 0.01", 10, "-."),
+        ("Dense, lr 0.01", 10, ":"), ("Dense, lr 0.03", 30, "-."),
     ]  # fmt: skip
-    assert [name for name in legend_of(figure) if name.startswith("Dense")] == ["Dense, lr 0.03", "Dense, lr 0.01"]
+    assert [name for name in legend_of(figure) if name.startswith("Dense")] == ["Dense, lr 0.01", "Dense, lr 0.03"]
 
 
 def test_ways_of_training_have_a_dense_line_each(tmp_path):

@@ -113,4 +113,4 @@ def dense_notes(groups: Sequence[Group]) -> list[str]:
         else:
             note = "no dense network to compare with"
         lacking.setdefault(note, []).append(group.label)
-    return [f"{', '.join(labels)}: {note}" for note, labels in lacking.items()]
+    return [f"{'; '.join(labels)}: {note}" for note, labels in lacking.items()]

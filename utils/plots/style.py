@@ -30,12 +30,13 @@ NICE = [m * 10.0**d for d in range(-9, 1) for m in (1, 2, 5)][:-2]
 
 
 def legend_beside(figure: Figure, ax: Axes, title: str) -> None:
-    """Legend of the lines of `ax`, right of all axes. Long labels widen the figure; the axes keep their width."""
+    """Legend of the lines of `ax`, right of all axes. Long labels widen the figure, many make it higher."""
     legend = figure.legend(
         *ax.get_legend_handles_labels(), loc="outside right center", alignment="left", handlelength=2.6, title=title
     )
-    wider = legend.get_window_extent().width / figure.dpi - LEGEND_INCHES
-    figure.set_figwidth(figure.get_figwidth() + max(0.0, wider))
+    extent = legend.get_window_extent()
+    figure.set_figwidth(figure.get_figwidth() + max(0.0, extent.width / figure.dpi - LEGEND_INCHES))
+    figure.set_figheight(max(figure.get_figheight(), extent.height / figure.dpi + 0.2))
 
 
 def check_lines(number: int, narrow: str) -> None:
