@@ -79,7 +79,7 @@ def spanning(least: float, most: float = 1.0, apart: float = 0.07) -> list[float
     """
     ticks = [tick for tick in NICE if least <= tick <= most]
     if len(ticks) < 3:
-        ticks = [tenth / 10 for tenth in range(1, 11) if least <= tenth / 10 <= most]
+        ticks = max(ticks, [tenth / 10 for tenth in range(1, 11) if least <= tenth / 10 <= most], key=len)
     if len(ticks) > 10:
         ticks = [tick for tick in ticks if f"{tick:e}"[0] == "1"]
     gap = (most / least) ** apart
