@@ -248,6 +248,7 @@ def test_unfit_runs_among_many_are_left_out_with_a_note(tmp_path, capsys):
         assert all(line.startswith(start) for line, start in zip(lines[3:], more))
         assert out.exists()
     assert [group.seeds for group in groups_of(tmp_path)] == [3]
+    capsys.readouterr()
     assert "unfinished" in refused(capsys, half, "--out", tmp_path / "none.png")
 
 
