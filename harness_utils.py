@@ -28,6 +28,7 @@ from utils.runs.opening import opening_lines
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
+from utils.wording import density_text
 
 __all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
 
@@ -128,5 +129,5 @@ def print_levels(run: Run) -> None:
     """The table of levels that ends a run."""
     run.writer.flush()
     frame = pd.DataFrame(run.tables[SUMMARY], columns=run.tables.columns(SUMMARY))
-    digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
-    say("", str(run.path), frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))
+    formatters = {"density": density_text}
+    say("", str(run.path), frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=formatters))

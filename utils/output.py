@@ -32,12 +32,13 @@ _level: ContextVar[int | None] = ContextVar("level", default=None)
 
 def say(*lines: str) -> None:
     """Print lines on stdout, as far as it takes them."""
-    _print("\n".join(lines), sys.stdout)
+    if lines:
+        write_line("\n".join(lines), sys.stdout)
 
 
 def complain(*lines: str) -> None:
     """Print lines on stderr, as far as it takes them."""
-    _print("\n".join(lines), sys.stderr)
+    write_line("\n".join(lines), sys.stderr)
 
 
 def note(*texts: object) -> None:
@@ -62,7 +63,8 @@ def is_terminal(stream: TextIO | None) -> bool:
     return False
 
 
-def _print(text: str, stream: TextIO | None) -> None:
+def write_line(text: str, stream: TextIO | None) -> None:
+    """Print a text on a stream, as far as the stream takes it."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         try:
             print(text, file=stream, flush=True)

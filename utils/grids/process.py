@@ -16,6 +16,7 @@ from utils.grids.grid_run import GridRun
 from utils.output import say
 from utils.processes.place import available_cores
 from utils.status_lines import bar_line, clock
+from utils.wording import density_text
 
 HARNESS = Path(__file__).parents[2] / "harness.py"
 READ_SECONDS = 1.0  # between two readings of a run's CSVs
@@ -111,7 +112,7 @@ class RunProcess:
         """Progress in words."""
         p = self.progress
         parts = [f"{p.levels} of {self.run.cfg.prune_params.num_levels} levels"]
-        parts += [] if p.density is None else [f"density {p.density:.4g}"]
+        parts += [] if p.density is None else [f"density {density_text(p.density)}"]
         parts += [] if p.accuracy is None else [f"test accuracy {p.accuracy:.2f}%"]
         return ", ".join(parts)
 

@@ -34,6 +34,15 @@ WEIGHTS = {
     "init": "initial weights", "rewind": "rewound weights", "final": "final weights", "reinit": "reinit",
     "init_signs": "init signs", "final_signs": "final signs",
 }  # fmt: skip
+# The changes that a ticket can have, as `ticket_name` writes them; those of the papers' ablations first.
+CHANGES = ["reinit", "layers shuffled", "shuffled globally", "init signs", "initial weights"]
+CHANGES += [
+    change
+    for weights in WEIGHTS.values()
+    for mask in MASKS.values()
+    if (change := ", ".join(filter(None, [mask, weights]))) not in CHANGES
+]
+ITERATIVE = "Iterative pruning by "
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.optimizer_name": "", "optimizer.scheduler_type": "",
@@ -122,10 +131,9 @@ def _method_name(p: Values, training_type: str, ticket: Ticket | None) -> str:
     if initial_density(p) < 1:
         parts.append(METHODS[p.er_method].title + _inverted(p, p.er_method))
     if p.num_levels > 1:
-        by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
         name = REWINDING[training_type]
-        # The M of IMP is magnitude, so other criteria need another name.
-        name = name if not by else name.replace("IMP", "Iterative pruning" + by)
+        if p.prune_method != "mag":  # the M of IMP is magnitude, so other criteria need another name
+            name = name.replace("IMP", ITERATIVE + METHODS[p.prune_method].title)
         parts.append(name + _inverted(p, p.prune_method))
     return ", then ".join(parts) or "Dense"
 

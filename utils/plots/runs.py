@@ -1,6 +1,7 @@
 """Run directories read back from disk: config and summary."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
 from utils.runs.records import saved_ticket, settled_options
 from utils.runs.saved import is_run, read_summary, saved_config
-from utils.runs.tables import SUMMARY, table_file
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,29 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     return list(by_place.values())
 
 
-def has_finished_level(path: Path) -> bool:
-    """Whether a run's summary has a row below its header."""
-    file = table_file(path, SUMMARY)
-    return file.is_file() and file.read_bytes().count(b"\n") > 1
+def read_runs(paths: Sequence[Path], partial: bool = False) -> tuple[list[SavedRun], list[str]]:
+    """The runs that can be drawn, and a note on each other one. Arguments as `read_run`.
+
+    Left out are runs that are damaged or unfinished, and those of another data set than most runs; all data sets stay
+    where two of them have most runs.
+
+    Raises:
+        DataError, RunError: that of the first run, if none can be drawn.
+    """
+    runs, faults = [], list[DataError | RunError]()
+    for path in paths:
+        try:
+            runs.append(read_run(path, partial))
+        except (DataError, RunError) as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0]
+    (dataset, most), *others = Counter(run.dataset for run in runs).most_common()
+    fit = [run for run in runs if run.dataset == dataset]
+    if others and others[0][1] == most:
+        return runs, [f"left out: {fault}" for fault in faults]  # `group_runs` refuses them
+    notes = [f"{run.path}: its data set is {run.dataset}, not {dataset}" for run in runs if run.dataset != dataset]
+    return fit, [f"left out: {fault}" for fault in [*faults, *notes]]
 
 
 def read_run(path: Path, partial: bool = False) -> SavedRun:

@@ -10,7 +10,7 @@ from collections import deque
 from typing import TextIO
 
 from harness_params import Config
-from utils.output import is_terminal, say
+from utils.output import is_terminal, write_line
 from utils.runs.remaining import epochs_trained, seconds_left, total_epochs
 from utils.runs.run import Run
 from utils.runs.states import Position
@@ -124,7 +124,7 @@ class Progress:
 
     def _say(self, line: str) -> None:
         """A line that stays."""
-        say(line)
+        write_line(line, self.stream)
         self.line_due = time.monotonic() + LINE_SECONDS
 
     def _parts(self) -> tuple[str, str, str, str]:

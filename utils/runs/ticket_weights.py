@@ -36,6 +36,7 @@ from utils.runs.ticket_files import NetworkFiles, State
 from utils.runs.ticket_source import Source
 from utils.seeds import stable_seed
 from utils.training.setup import new_network
+from utils.wording import density_text
 
 # Take the place of the level in a seed; PRUNING_DRAWS and FLIP_DRAWS take that of the epoch.
 REINIT_DRAWS, SHUFFLE_DRAWS = -3, -4
@@ -81,7 +82,7 @@ class TicketReader:
         masks = self.files.masks_in(state)
         if masks is None:
             masks = {name: state[name] != 0 for name in self.files.masked}
-            share = f"density {density_of(list(masks.values())):.4g}"
+            share = f"density {density_text(density_of(list(masks.values())))}"
             note_ticket("mask", f"{self.source.path} holds no masks: {kind} keeps its weights that are not 0: {share}")
         generator = torch.Generator().manual_seed(stable_seed(self.cfg.experiment_params.seed, SHUFFLE_DRAWS))
         return SHUFFLES[kind](masks, generator)
