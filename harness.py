@@ -59,8 +59,8 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
     # From here on there is something on disk.
-    record = ticket.record if ticket else None
-    with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
+    facts = {"ticket": ticket and ticket.record, "images": data.images}
+    with contextlib.closing(data), open_run(cfg, facts) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
             harness.take_up()

@@ -35,11 +35,12 @@ LOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]:
+def open_run(cfg: Config, facts: dict[str, Any] | None = None) -> Iterator[Run]:
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
 
     Args:
-        ticket: what level 0 starts from, for ``artifacts/environment.json``; None = a fresh network.
+        facts: by name, for ``artifacts/environment.json``: "ticket", what level 0 starts from (None = a fresh network),
+            and "images" (`Data.images`).
 
     Raises:
         RunError: it cannot be created, or another process runs in it.
@@ -73,7 +74,7 @@ def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path, ticket)
+                _record_environment(path, facts or {})
             yield run
             run.writer.flush()
         finally:
@@ -108,14 +109,14 @@ def _record_levels(file: Path, cfg: Config) -> None:
         write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 
-def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
-    """Appends one entry per start to ``artifacts/environment.json``."""
+def _record_environment(path: Path, facts: dict[str, Any]) -> None:
+    """Appends one entry per start to ``artifacts/environment.json``: what runs, and the `facts` that are there."""
     file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    entry = {**describe(), "ticket": ticket} if ticket else describe()
+    entry = describe() | {name: fact for name, fact in facts.items() if fact}
     entries = [*(entries if isinstance(entries, list) else []), entry]
     write_whole(file, json.dumps(entries, indent=1).encode())
 

@@ -1,6 +1,6 @@
 """Figures and a table from the CSVs of runs.
 
-    python -m utils.plot_results RUN... --out FIG.png [--kind accuracy|layers|curves|table] ...
+    python -m utils.plot_results RUN... --out FIG.png [--kind accuracy|layers|curves|table|papers] ...
 
 RUN is a run directory, a directory of run directories, or a table written by ``--kind table --out TABLE.csv``.
 
@@ -12,6 +12,9 @@ layers    density of each layer: every level of one method, or one line per meth
 curves    loss and accuracy against epochs: every level of one method, or one line per method, at the level closest to
           a density (--density) or at a given level (--level)
 table     printed; with --out TABLE.csv, also all levels of all runs in one CSV, which `accuracy` and `table` can read
+papers    printed as Markdown; with --out TABLE.csv, also as CSV: figures that papers published, from
+          configs/papers/published.csv, beside those of the runs, and what differs between the runs' config and the
+          paper's; a run is compared with the paper's experiment from which it differs least (--paper: only with these)
 
 Runs that differ only in their seed are averaged; the legend shows in what the others differ. Points and levels that
 some seeds lack are averaged over the seeds that have them, with a note on stderr. The file format follows the name:
@@ -33,6 +36,8 @@ from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import METRICS, check_metric, chosen_levels, dense_accuracy, fewer_seeds, sparsest_shared
 from utils.plots.output import DPI, FIGURE_FORMATS, TABLE_FORMATS, check_file, write_file
+from utils.plots.papers import markdown, paper_table
+from utils.plots.published import published_configs, read_published
 from utils.plots.runs import find_runs, has_finished_level, read_run
 
 PROGRAM = "plot_results"
@@ -40,7 +45,8 @@ NOTHING_DRAWN = 2  # exit status, whatever the fault
 TICKET_DENSITY = 0.1
 # Percent. Rounding error of a mean; one image counts 1000 times more.
 TIE = 1e-9
-KINDS = ("accuracy", "layers", "curves", "table")
+KINDS = ("accuracy", "layers", "curves", "table", "papers")
+TABLES = ("table", "papers")
 
 
 def time_to_ticket(
@@ -136,10 +142,9 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
     if tables:
         if len(paths) > 1:
             raise ConfigError(f"{tables[0]}: a table goes alone, not with other runs or tables")
-        if kind in ("layers", "curves"):
-            raise ConfigError(
-                f"{tables[0]}: --kind {kind} needs run directories: a table holds no layers and no epochs"
-            )
+        if kind in ("layers", "curves", "papers"):
+            lacks = "no options" if kind == "papers" else "no layers and no epochs"
+            raise ConfigError(f"{tables[0]}: --kind {kind} needs run directories: a table holds {lacks}")
         return read_tidy(Path(tables[0]))
     found = find_runs(paths)
     if partial:
@@ -149,6 +154,9 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
                 print(f"{PROGRAM}: note: {path} is left out: no level is finished", file=sys.stderr)
         found = begun or found
     runs = [read_run(path, partial) for path in found]
+    if kind == "papers":  # a table holds what a figure cannot: several data sets
+        return [group for name in dict.fromkeys(run.dataset for run in runs)
+                for group in group_runs([run for run in runs if run.dataset == name])]  # fmt: skip
     # In layers and curves, each starting density is a network of its own, not a point of a line.
     return group_runs(runs, by_start=kind in ("layers", "curves"))
 
@@ -160,17 +168,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of run directories, or table")
-    parser.add_argument("--out", type=Path, help="file to write (required for all kinds but table)")
+    parser.add_argument("--out", type=Path, help="file to write (required for figures)")
     parser.add_argument("--kind", choices=KINDS, default="accuracy")
     parser.add_argument("--metric", choices=tuple(METRICS), default="final",
-                        help="accuracy, table: test accuracy at the last epoch of each level, at the best epoch by "
-                        "test accuracy, or at the best epoch by validation accuracy")  # fmt: skip
+                        help="accuracy, table, papers: test accuracy at the last epoch of each level, at the best "
+                        "epoch by test accuracy, or at the best epoch by validation accuracy")  # fmt: skip
     parser.add_argument("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="accuracy: range of the y axis, in percent")  # fmt: skip
     parser.add_argument("--density", type=float,
                         help="layers, curves: per method, draw the run and level closest to this density, 0..1; "
                         "table: a ticket is below this density (default 0.1)")  # fmt: skip
     parser.add_argument("--level", type=int, help="curves: level to draw of each method (default: its last)")
+    parser.add_argument("--paper", action="append", metavar="NAME",
+                        help="papers: a config in configs/papers, as frankle2019_lenet; may be repeated")  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="include the finished levels of unfinished runs")
     parser.add_argument("--title", default="", help="title above the figure")
     parser.add_argument("--dpi", type=int, default=DPI, help=f"dots per inch of .png and .jpg (default {DPI})")
@@ -179,10 +189,11 @@ def _parser() -> argparse.ArgumentParser:
 
 # Options that apply only to some kinds of figure.
 ONLY = {
-    "metric": ("accuracy", "table"),
+    "metric": ("accuracy", "table", "papers"),
     "ylim": ("accuracy",),
     "density": ("layers", "curves", "table"),
     "level": ("curves",),
+    "paper": ("papers",),
 }
 
 
@@ -191,12 +202,15 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name, kinds in ONLY.items():
         if getattr(args, name) != parser.get_default(name) and args.kind not in kinds:
             raise ConfigError(f"--{name}: only with --kind {' or '.join(kinds)} (it is {args.kind})")
-    if args.out is None and args.kind != "table":
+    if args.out is None and args.kind not in TABLES:
         raise ConfigError("--out: a file to write is expected, as in --out FIG.png")
     if args.out is not None:
-        check_file("--out", args.out, TABLE_FORMATS if args.kind == "table" else FIGURE_FORMATS)
+        check_file("--out", args.out, TABLE_FORMATS if args.kind in TABLES else FIGURE_FORMATS)
     if args.ylim is not None and not all(map(math.isfinite, args.ylim)):
         raise ConfigError(f"--ylim: {args.ylim[0]:g} {args.ylim[1]:g} is not allowed: finite numbers")
+    for name in args.paper or ():
+        if name not in published_configs():
+            raise ConfigError(f"--paper: {name!r} is not allowed: one of {', '.join(published_configs())}")
     if args.density is not None and not 0 < args.density <= 1:
         raise ConfigError(f"--density: {args.density:g} is not allowed: above 0, at most 1")
     if args.density is not None and args.level is not None:
@@ -219,6 +233,14 @@ def draw(args: argparse.Namespace) -> None:
         print(method_table(groups, args.density or TICKET_DENSITY, column).to_string(index=False))
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
+    elif args.kind == "papers":
+        table = paper_table(groups, read_published(args.paper or ()), args.metric)
+        print(
+            f"Ours: test accuracy, {METRICS[args.metric][1]} of each level; mean ± standard deviation over n seeds.\n"
+        )
+        print(markdown(table))
+        if args.out:
+            write_file("--out", args.out, lambda: table.to_csv(args.out, index=False))
     else:
         _draw_figure(groups, args)
     shown = chosen_levels(groups, args.density, args.level) if args.kind in ("layers", "curves") else None

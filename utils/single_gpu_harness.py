@@ -150,7 +150,8 @@ def main() -> int:
         if cfg.experiment_params.cuda_graphs == "on":
             print("single_gpu_harness: note: experiment_params.cuda_graphs: on has no effect here", file=sys.stderr)
         study = SingleProcess(cfg)
-        with contextlib.closing(study.data), open_run(cfg, study.ticket.record if study.ticket else None) as run:
+        facts = {"ticket": study.ticket and study.ticket.record, "images": study.data.images}
+        with contextlib.closing(study.data), open_run(cfg, facts) as run:
             study.run_levels(run)
             print_levels(run)
     except Exception as error:
