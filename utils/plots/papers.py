@@ -6,7 +6,7 @@ equally near, each has its rows. A figure is compared with the level, or the run
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Rows of the densities below 1."""
     column = METRICS[metric][0]
-    candidates = [experiment for experiment in experiments if experiment.name == group.runs[0].method]
+    sparse = [experiment for experiment in experiments if any(f.density < 1 for f in experiment.figures)]
+    candidates = [experiment for experiment in sparse if experiment.name == group.runs[0].method]
     rows = []
     for experiment, differs in _nearest(group.runs[0], candidates):
         for figure in experiment.figures:
@@ -148,7 +149,7 @@ def _row(
     }  # fmt: skip
 
 
-def _each(runs: Sequence[SavedRun], say: Any) -> str:
+def _each(runs: Sequence[SavedRun], say: Callable[[SavedRun], str]) -> str:
     return " and ".join(dict.fromkeys(say(run) for run in runs))
 
 
@@ -185,7 +186,7 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _published(row: dict[str, Any]) -> str:
+def _published(row: Mapping[Hashable, Any]) -> str:
     value, figure = row["published"], row["figure"]
     if value in SIGNS:
         return f"{SIGNS[value]} {figure.removeprefix(OVER)}"
@@ -194,7 +195,7 @@ def _published(row: dict[str, Any]) -> str:
     return text + (f", n = {row['published_n']}" if row["published_n"] else "")
 
 
-def _ours(row: dict[str, Any]) -> str:
+def _ours(row: Mapping[Hashable, Any]) -> str:
     plain = row["figure"] == ACCURACY
     spread = f" ± {row['ours_std']:.2f}" if row["ours_n"] > 1 else ""
     text = f"{row['ours']:{'' if plain else '+'}.2f}{spread}"
