@@ -9,7 +9,7 @@ import pytest
 
 from harness_params import load_config
 from tests.conftest import ROOT
-from tests.plot_helpers import groups_of, write_run
+from tests.plot_helpers import groups_of, one_shot, write_run
 from utils.plot_results import main
 from utils.plots.papers import COLUMNS, TOLERANCE, paper_table
 from utils.plots.published import PAPERS, Experiment, read_published
@@ -33,7 +33,7 @@ def starts(run: Path, **entry) -> None:
 
 
 def table(folder: Path, metric: str = "final", experiments=EXPERIMENTS) -> pd.DataFrame:
-    return paper_table(groups_of(folder, "papers"), experiments, metric)
+    return paper_table(groups_of(folder, "papers"), experiments, metric)[0]
 
 
 def ticket_of(experiment: Experiment) -> dict:
@@ -160,9 +160,12 @@ def test_command_line(tmp_path, capsys):
     wr = paper_options("renda2020_resnet20")
     run = write_run(tmp_path, "wr", [91.5, 92.0, 91.8], [1.0, 0.21, 0.107], **wr)
     starts(run, **H100)
+    one_shot(tmp_path, "snip", 0.5, 90.0, **{path: wr[path] for path in wr if path.startswith(("model", "dataset"))})
     out = tmp_path / "papers.csv"
     assert main([str(tmp_path), "--kind", "papers", "--out", str(out)]) == 0
-    head, _, *lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    head, _, *lines = printed.out.splitlines()
+    assert printed.err == "plot_results: note: no published figure near a density of: SNIP\n"
     assert head == "Ours: test accuracy, last epoch of each level; mean ± standard deviation over n seeds."
     assert len(lines) == 2 + 5 == 2 + len(pd.read_csv(out))
     assert lines[-1] == (

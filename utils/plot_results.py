@@ -234,11 +234,13 @@ def draw(args: argparse.Namespace) -> None:
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
     elif args.kind == "papers":
-        table = paper_table(groups, read_published(args.paper or ()), args.metric)
+        table, without = paper_table(groups, read_published(args.paper or ()), args.metric)
         print(
             f"Ours: test accuracy, {METRICS[args.metric][1]} of each level; mean ± standard deviation over n seeds.\n"
         )
         print(markdown(table))
+        if without:
+            print(f"{PROGRAM}: note: no published figure near a density of: {'; '.join(without)}", file=sys.stderr)
         if args.out:
             write_file("--out", args.out, lambda: table.to_csv(args.out, index=False))
     else:

@@ -27,8 +27,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def paper_table(groups: Sequence[Group], experiments: Sequence[Experiment], metric: str = "final") -> pd.DataFrame:
+def paper_table(
+    groups: Sequence[Group], experiments: Sequence[Experiment], metric: str = "final"
+) -> tuple[pd.DataFrame, list[str]]:
     """One row per published figure that has a counterpart among `groups`, with `COLUMNS`, in the experiments' order.
+
+    Also the methods of those groups below density 1 that have no row.
 
     Args:
         groups: of run directories, of any data sets.
@@ -37,15 +41,18 @@ def paper_table(groups: Sequence[Group], experiments: Sequence[Experiment], metr
     Raises:
         DataError: there is no such figure.
     """
-    rows = []
+    rows, without = [], []
     for recipe in _recipes(groups):
         rows += _dense_rows(recipe, experiments, metric)
         for group in recipe:
-            rows += _rows(group, recipe, experiments, metric)
+            found = _rows(group, recipe, experiments, metric)
+            rows += found
+            if not found and (group.frame["density"] < 1).any():
+                without.append(group.runs[0].method)
     if not rows:
         raise DataError(f"no published figure of the network, the method and a density within {TOLERANCE:.0%} of a run")
     rows.sort(key=lambda row: (row["place"], -row["density"]))
-    return pd.DataFrame(rows)[list(COLUMNS)]
+    return pd.DataFrame(rows)[list(COLUMNS)], list(dict.fromkeys(without))
 
 
 def _recipes(groups: Sequence[Group]) -> list[list[Group]]:
