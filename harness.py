@@ -59,6 +59,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
     check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
     check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
+    # From here on there is something on disk.
     record = record_of(ticket, data, model, trainer.dtype, trainer.compiled, bool(trainer.graphs))
     with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop, ticket)

@@ -42,8 +42,8 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
 
     Args:
-        record: what ``artifacts/environment.json`` says beside the machine: "settled", what auto has come to (of
-            `utils.runs.opening.settled`), which is also printed; "ticket", what level 0 starts from.
+        record: what ``artifacts/environment.json`` says beside the machine, by name (`utils.runs.opening.record_of`);
+            "settled", what auto has come to, is also printed.
 
     Raises:
         RunError: it cannot be created, or another process runs in it.
@@ -115,7 +115,7 @@ def _record_levels(file: Path, cfg: Config) -> None:
 
 
 def _record_environment(path: Path, record: dict[str, Any]) -> None:
-    """Appends one entry per start to ``artifacts/environment.json``."""
+    """Appends one entry per start to ``artifacts/environment.json``: what runs, and the record."""
     file = environment_file(path)
     try:
         entries = json.loads(file.read_text())

@@ -297,6 +297,7 @@ def test_environment_is_recorded_at_every_start(fork, launch):
     assert "--experiment_params.expt_name=second" in first["command"]
     assert second["torch"] == torch.__version__ and second["host"] == platform.node()
     assert second["folder"] == str(ROOT) and second["processes"] == second["threads"] == 1
+    assert second["images"] == {"training": 1437, "validation": 0, "test": 360} and second["processor"]
     started = datetime.datetime.fromisoformat(second["started"])
     assert begin <= started <= datetime.datetime.now(datetime.timezone.utc)
     assert datetime.datetime.fromisoformat(first["started"]) <= begin

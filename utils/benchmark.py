@@ -16,7 +16,6 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 import torchvision
@@ -44,6 +43,7 @@ from utils.distributed import Context
 from utils.errors import ConfigError, report
 from utils.output import best_effort_streams, note, say
 from utils.processes.place import available_cores, started_by_launcher
+from utils.runs.environment import processor
 from utils.training.caller import left_as_found
 from utils.training.hardware import autocast_dtype, configure_kernels
 
@@ -54,12 +54,8 @@ RATE = 1e-3  # too small to diverge on images without meaning; the arithmetic is
 
 def machine() -> str:
     """Hardware and versions, in two lines."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = f"{model}, {available_cores()} core(s); {', '.join(gpus) or 'no GPU'}"
+    hardware = f"{processor()}, {available_cores()} core(s); {', '.join(gpus) or 'no GPU'}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
     return f"{hardware}; load average {os.getloadavg()[0]:.1f}\n{versions}; {platform.system()} {platform.release()}"
 

@@ -1,6 +1,6 @@
 """Figures and a table from the CSVs of runs.
 
-    python -m utils.plot_results RUN... --out FIG.png [--kind accuracy|layers|curves|table] ...
+    python -m utils.plot_results RUN... --out FIG.png [--kind accuracy|layers|curves|table|papers] ...
 
 RUN is a run directory, a directory of run directories, or a table written by ``--kind table --out TABLE.csv``.
 
@@ -12,6 +12,9 @@ layers    density of each layer: every level of one method, or one line per meth
 curves    loss and accuracy against epochs: every level of one method, or one line per method, at the level closest to
           a density (--density) or at a given level (--level); logarithmic axes (--log)
 table     printed; with --out TABLE.csv, also all levels of all runs in one CSV, which `accuracy` and `table` can read
+papers    printed as Markdown; with --out TABLE.csv, also as CSV: figures that papers published, from
+          configs/papers/published.csv, beside those of the runs, and what differs between the runs' config and the
+          paper's; a run is compared with the paper's experiment from which it differs least (--paper: only with these)
 
 Runs that differ only in their seed are averaged; the legend shows in what the others differ. Points and levels that
 some seeds lack are averaged over the seeds that have them, with a note on stderr. Among many runs, those that are
@@ -31,19 +34,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import ConfigError, DataError, RunError, report
-from utils.output import best_effort_streams, say
+from utils.output import best_effort_streams, note, program, say
 from utils.plots.figures import LOG_AXES, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group, group_runs, read_tidy, tidy
 from utils.plots.lines import METRICS, check_metric, chosen_levels, damaged, fewer_seeds
 from utils.plots.methods import TICKET_DENSITY, dense_notes, method_table
 from utils.plots.methods import time_to_ticket as time_to_ticket  # one of this command's public functions
 from utils.plots.output import DPI, FIGURE_FORMATS, TABLE_FORMATS, check_file, write_file
+from utils.plots.papers import markdown, paper_table
+from utils.plots.published import published_configs, read_published
 from utils.plots.runs import find_runs, read_runs
 from utils.plots.text_table import WIDTH, text_table
 
 PROGRAM = "plot_results"
 NOTHING_DRAWN = 2  # exit status, whatever the fault
-KINDS = ("accuracy", "layers", "curves", "table")
+KINDS = ("accuracy", "layers", "curves", "table", "papers")
+TABLES = ("table", "papers")
 
 
 def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = False) -> list[Group]:
@@ -58,13 +64,15 @@ def load_groups(paths: Sequence[str], kind: str = "accuracy", partial: bool = Fa
     if tables:
         if len(paths) > 1:
             raise ConfigError(f"{tables[0]}: a table goes alone, not with other runs or tables")
-        if kind in ("layers", "curves"):
-            raise ConfigError(
-                f"{tables[0]}: --kind {kind} needs run directories: a table holds no layers and no epochs"
-            )
+        if kind in ("layers", "curves", "papers"):
+            lacks = "no options" if kind == "papers" else "no layers and no epochs"
+            raise ConfigError(f"{tables[0]}: --kind {kind} needs run directories: a table holds {lacks}")
         return read_tidy(Path(tables[0]))
-    runs, notes = read_runs(find_runs(paths), partial)
+    runs, notes = read_runs(find_runs(paths), partial, one_dataset=kind != "papers")
     note(*notes)
+    if kind == "papers":  # a table holds what a figure cannot: several data sets
+        by_data = {run.dataset: [other for other in runs if other.dataset == run.dataset] for run in runs}
+        return [group for members in by_data.values() for group in group_runs(members)]
     # In layers and curves, each starting density is a network of its own, not a point of a line.
     return group_runs(runs, by_start=kind in ("layers", "curves"))
 
@@ -93,11 +101,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, directory of run directories, or table")
-    parser.add_argument("--out", type=Path, help="file to write (required for all kinds but table)")
+    parser.add_argument("--out", type=Path, help="file to write (required for figures)")
     parser.add_argument("--kind", choices=KINDS, default="accuracy")
     parser.add_argument("--metric", choices=tuple(METRICS), default="final",
-                        help="accuracy, table: test accuracy at the last epoch of each level, at the best epoch by "
-                        "test accuracy, or at the best epoch by validation accuracy")  # fmt: skip
+                        help="accuracy, table, papers: test accuracy at the last epoch of each level, at the best "
+                        "epoch by test accuracy, or at the best epoch by validation accuracy")  # fmt: skip
     parser.add_argument("--ylim", type=float, nargs=2, metavar=("LOW", "HIGH"),
                         help="accuracy: range of the y axis, in percent")  # fmt: skip
     parser.add_argument("--density", type=float,
@@ -106,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--level", type=int, help="curves: level to draw of each method (default: its last)")
     parser.add_argument("--last", type=int, metavar="N", help="layers, curves: only the last N levels of one method")
     parser.add_argument("--log", choices=tuple(LOG_AXES), help="curves: what is on logarithmic axes")
+    parser.add_argument("--paper", action="append", metavar="NAME",
+                        help="papers: a config in configs/papers, as frankle2019_lenet; may be repeated")  # fmt: skip
     parser.add_argument("--partial", action="store_true", help="include the finished levels of unfinished runs")
     parser.add_argument("--title", default="", help="title above the figure")
     parser.add_argument("--dpi", type=int, default=DPI, help=f"dots per inch of .png and .jpg (default {DPI})")
@@ -114,12 +124,13 @@ def _parser() -> argparse.ArgumentParser:
 
 # Options that apply only to some kinds of figure.
 ONLY = {
-    "metric": ("accuracy", "table"),
+    "metric": ("accuracy", "table", "papers"),
     "ylim": ("accuracy",),
     "density": ("layers", "curves", "table"),
     "level": ("curves",),
     "last": ("layers", "curves"),
     "log": ("curves",),
+    "paper": ("papers",),
 }
 
 
@@ -128,12 +139,15 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name, kinds in ONLY.items():
         if getattr(args, name) != parser.get_default(name) and args.kind not in kinds:
             raise ConfigError(f"--{name}: only with --kind {' or '.join(kinds)} (it is {args.kind})")
-    if args.out is None and args.kind != "table":
+    if args.out is None and args.kind not in TABLES:
         raise ConfigError("--out: a file to write is expected, as in --out FIG.png")
     if args.out is not None:
-        check_file("--out", args.out, TABLE_FORMATS if args.kind == "table" else FIGURE_FORMATS)
+        check_file("--out", args.out, TABLE_FORMATS if args.kind in TABLES else FIGURE_FORMATS)
     if args.ylim is not None and not all(map(math.isfinite, args.ylim)):
         raise ConfigError(f"--ylim: {args.ylim[0]:g} {args.ylim[1]:g} is not allowed: finite numbers")
+    for name in args.paper or ():
+        if name not in published_configs():
+            raise ConfigError(f"--paper: {name!r} is not allowed: one of {', '.join(published_configs())}")
     if args.density is not None and not 0 < args.density <= 1:
         raise ConfigError(f"--density: {args.density:g} is not allowed: above 0, at most 1")
     if args.density is not None and args.level is not None:
@@ -164,6 +178,14 @@ def draw(args: argparse.Namespace) -> None:
         say(*(textwrap.fill(line, WIDTH) for line in dense_notes(groups)))
         if args.out:
             write_file("--out", args.out, lambda: tidy(groups).to_csv(args.out, index=False))
+    elif args.kind == "papers":
+        table, without = paper_table(groups, read_published(args.paper or ()), args.metric)
+        epoch = METRICS[args.metric][1]
+        say(f"Ours: test accuracy, {epoch} of each level; mean ± standard deviation over n seeds.", "", markdown(table))
+        if without:
+            note(f"no published figure near a density of: {'; '.join(without)}")
+        if args.out:
+            write_file("--out", args.out, lambda: table.to_csv(args.out, index=False))
     else:
         _draw_figure(groups, args)
     several = args.kind in ("layers", "curves")

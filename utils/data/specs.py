@@ -30,6 +30,7 @@ class DataSpec:
         full_scale: pixel value that means 1.
         embedded: Python package that holds the images, so that no file is looked for; "" for files.
         large: a tree that never fits in memory.
+        images: number of training and of test images of the published set; None if the files decide.
     """
 
     num_classes: int | None
@@ -41,6 +42,7 @@ class DataSpec:
     full_scale: float = 255
     embedded: str = ""
     large: bool = False
+    images: tuple[int, int] | None = None
 
     @property
     def is_tree(self) -> bool:
@@ -73,12 +75,23 @@ class ArraySpec(DataSpec):
 # CIFAR is cropped and flipped as by He et al. 2016; SVHN is not augmented, as by Zagoruyko & Komodakis 2016. Digits and
 # clothes are not flipped: a mirrored one is another digit, or another piece of clothing.
 DATASETS: dict[str, DataSpec] = {
-    "Digits": ArraySpec(10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits", full_scale=16, embedded="scikit-learn"),
-    "MNIST": ArraySpec(10, (1, 28, 28), (0.1307,), (0.3081,), "none", "idx"),
-    "FashionMNIST": ArraySpec(10, (1, 28, 28), (0.2860,), (0.3530,), "none", "idx"),
-    "CIFAR10": ArraySpec(10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", "cifar"),
-    "CIFAR100": ArraySpec(100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", "cifar"),
-    "SVHN": ArraySpec(10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none", "svhn"),
-    "ImageNet": DataSpec(1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", large=True),
+    "Digits": ArraySpec(
+        10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits",
+        full_scale=16, embedded="scikit-learn", images=(1437, 360),
+    ),
+    "MNIST": ArraySpec(10, (1, 28, 28), (0.1307,), (0.3081,), "none", "idx", images=(60_000, 10_000)),
+    "FashionMNIST": ArraySpec(10, (1, 28, 28), (0.2860,), (0.3530,), "none", "idx", images=(60_000, 10_000)),
+    "CIFAR10": ArraySpec(
+        10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", "cifar",
+        images=(50_000, 10_000),
+    ),
+    "CIFAR100": ArraySpec(
+        100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", "cifar",
+        images=(50_000, 10_000),
+    ),
+    "SVHN": ArraySpec(
+        10, (3, 32, 32), (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none", "svhn", images=(73_257, 26_032)
+    ),
+    "ImageNet": DataSpec(1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", large=True, images=(1_281_167, 50_000)),
     "ImageFolder": DataSpec(None, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip"),
-}
+}  # fmt: skip

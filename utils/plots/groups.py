@@ -27,6 +27,7 @@ USUAL = "as most others"
 PRUNING = "pruning"  # one more column of a table: the method's name, which colours go by
 
 TRAINING_TYPE = "experiment_params.training_type"  # how to rewind: about pruning, though its section is not
+ABOUT_PRUNING = ("prune_params.", "ticket_params.", OF_SOURCE)
 
 Key = tuple[Hashable, ...]
 
@@ -158,10 +159,12 @@ def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
 
 def _training(options: dict[str, Any]) -> Key:
     """The options that are not about pruning: what the dense network depends on."""
-    return _key(
-        options,
-        {path for path in options if path.startswith(("prune_params.", "ticket_params.", OF_SOURCE))} | {TRAINING_TYPE},
-    )
+    return _key(options, {path for path in options if is_about_pruning(path)})
+
+
+def is_about_pruning(path: str) -> bool:
+    """Whether the dense network does not depend on an option."""
+    return path == TRAINING_TYPE or path.startswith(ABOUT_PRUNING)
 
 
 def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> Key:

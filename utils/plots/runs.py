@@ -61,11 +61,17 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     return list(by_place.values())
 
 
-def read_runs(paths: Sequence[Path], partial: bool = False) -> tuple[list[SavedRun], list[str]]:
-    """The runs that can be drawn, and a note on each other one. Arguments as `read_run`.
+def read_runs(
+    paths: Sequence[Path], partial: bool = False, one_dataset: bool = True
+) -> tuple[list[SavedRun], list[str]]:
+    """The runs that can be drawn, and a note on each other one.
 
     Left out are runs that are damaged or unfinished, and those of another data set than most runs; all data sets stay
     where two of them have most runs.
+
+    Args:
+        partial: as of `read_run`.
+        one_dataset: False = runs of all data sets stay.
 
     Raises:
         DataError, RunError: that of the first run, if none can be drawn.
@@ -80,7 +86,7 @@ def read_runs(paths: Sequence[Path], partial: bool = False) -> tuple[list[SavedR
         raise faults[0]
     (dataset, most), *others = Counter(run.dataset for run in runs).most_common()
     fit = [run for run in runs if run.dataset == dataset]
-    if others and others[0][1] == most:
+    if not one_dataset or (others and others[0][1] == most):
         return runs, [f"left out: {fault}" for fault in faults]  # `group_runs` refuses them
     notes = [f"{run.path}: its data set is {run.dataset}, not {dataset}" for run in runs if run.dataset != dataset]
     return fit, [f"left out: {fault}" for fault in [*faults, *notes]]

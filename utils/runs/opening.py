@@ -68,8 +68,8 @@ def record_of(
     compiled: Collection[str],
     graphs: bool,
 ) -> dict[str, Any]:
-    """What ``environment.json`` tells of a run beside its machine: "settled", and "ticket" if there is one."""
-    record: dict[str, Any] = {"settled": settled(data, model, dtype, compiled, graphs)}
+    """What ``environment.json`` tells of a run beside its machine: "settled", "images", "ticket" if there is one."""
+    record: dict[str, Any] = {"settled": settled(data, model, dtype, compiled, graphs), "images": data.images}
     return record | ({"ticket": ticket.record} if ticket else {})
 
 
