@@ -33,7 +33,7 @@ from utils.errors import RunError, print_report, report
 from utils.launcher import WorkerFailure, end_at_once, launch
 from utils.processes.place import started_by_launcher, started_rank
 from utils.processes.signals import Stopped
-from utils.runs import resume
+from utils.runs import plugin_files, resume
 from utils.runs.directory import check_run_directory, taken_up_again
 from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.pruning import check_pruning, prune_level
@@ -52,6 +52,7 @@ from utils.training.trainer import Trainer
 def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
     stop = StopRequest(ctx, SaveClock(cfg.experiment_params.save_every_minutes))
+    plugin_files.load_everywhere(cfg, ctx)
     data = load_data(cfg, ctx)
     model = build_model(cfg, data, ctx)
     ticket = start_from_ticket(cfg, ctx, data, model)

@@ -23,6 +23,7 @@ from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
+from utils.runs.plugin_files import keep_copies
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
@@ -73,7 +74,7 @@ def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path, ticket)
+                _record_environment(path, ticket, keep_copies(path, cfg))
             yield run
             run.writer.flush()
         finally:
@@ -108,14 +109,14 @@ def _record_levels(file: Path, cfg: Config) -> None:
         write_whole(file, yaml.safe_dump(saved, sort_keys=False, default_flow_style=False, width=10**6).encode())
 
 
-def _record_environment(path: Path, ticket: dict[str, Any] | None) -> None:
+def _record_environment(path: Path, ticket: dict[str, Any] | None, plugins: list[dict[str, Any]]) -> None:
     """Appends one entry per start to ``artifacts/environment.json``."""
     file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    entry = {**describe(), "ticket": ticket} if ticket else describe()
+    entry = describe() | ({"ticket": ticket} if ticket else {}) | ({"plugins": plugins} if plugins else {})
     entries = [*(entries if isinstance(entries, list) else []), entry]
     write_whole(file, json.dumps(entries, indent=1).encode())
 

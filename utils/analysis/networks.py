@@ -17,6 +17,7 @@ from utils.distributed import share_out_threads
 from utils.errors import ConfigError, DataError
 from utils.plots.names import data_files
 from utils.runs.loading import build_network
+from utils.runs.plugin_files import kept_copies
 from utils.runs.saved import saved_config
 from utils.training.hardware import configure_kernels
 
@@ -89,6 +90,7 @@ def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Con
     Raises:
         ConfigError: no config is known for a checkpoint, or --config is faulty or has no effect.
         DataError: the config of a run is missing or damaged.
+        RunError: a run's copy of a plugin is.
     """
     if config is not None and all(source.run for source in sources):
         raise ConfigError(f"--config: {config} has no effect: each source lies in a run, which has its own config")
@@ -96,7 +98,9 @@ def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Con
     for source in sources:
         if source.run is None and config is None:
             raise ConfigError(f"--config: {source.path} lies in no run: a config with its network and data is expected")
-        found[source.path] = saved_config(source.run) if source.run else _read_config(str(config))
+        found[source.path] = (
+            saved_config(source.run, kept_copies(source.run)) if source.run else _read_config(str(config))
+        )
     return found
 
 

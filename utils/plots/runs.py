@@ -11,7 +11,7 @@ from harness_params import Config
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
-from utils.runs.records import saved_ticket
+from utils.runs.records import saved_plugins, saved_ticket
 from utils.runs.saved import is_run, read_summary, saved_config
 from utils.runs.tables import SUMMARY, table_file
 
@@ -84,9 +84,10 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
+    options = effective_options(cfg, ticket, saved_plugins(path))
     return SavedRun(
         path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
-        effective_options(cfg, ticket), method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
+        options, method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
     )  # fmt: skip
 
 

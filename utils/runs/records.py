@@ -10,6 +10,23 @@ def environment_file(run: Path) -> Path:
     return run / "artifacts" / "environment.json"
 
 
+def plugin_copies(run: Path) -> Path:
+    """The folder of a run's copies of its plugins."""
+    return run / "artifacts" / "plugins"
+
+
+def saved_plugins(run: Path) -> list[dict[str, Any]]:
+    """What a run has noted of its plugins (`Plugin.record`); [] if it has none, or nothing that can be read."""
+    try:
+        entries = json.loads(environment_file(run).read_text())
+        found = next((entry["plugins"] for entry in entries if entry.get("plugins")), [])
+        return [
+            {"file": str(each["file"]), "sha256": str(each["sha256"]), "adds": dict(each["adds"])} for each in found
+        ]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return []
+
+
 def saved_ticket(run: Path) -> dict[str, Any] | None:
     """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
     try:
