@@ -51,7 +51,8 @@ LAYERS = [
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
-    "utils.errors", "utils.plugins", "utils.registry", "utils.seeds", "utils.files", "utils.schedulers", "utils.optimizers", "utils.config",
+    "utils.errors", "utils.plugins", "utils.registry", "utils.seeds", "utils.files",
+    "utils.schedulers", "utils.optimizers", "utils.config",
     "utils.processes", "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}

@@ -36,8 +36,8 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data, start: float = 1.0)
         start: density that level 0 starts from, before pruning at initialization: below 1 for a ticket.
 
     Raises:
-        ConfigError: a criterion has no function; an epoch has not as many batches as are to be scored, a level keeps fewer weights than layers, or a
-            pattern of layer_rates fits no layer.
+        ConfigError: a criterion has no function, an epoch has not as many batches as are to be scored, a level keeps
+            fewer weights than layers, or a pattern of layer_rates fits no layer.
     """
     p = cfg.prune_params
     layer_rates(cfg, model)

@@ -19,7 +19,7 @@ def saved_plugins(run: Path) -> list[dict[str, Any]]:
     """What a run has noted of its plugins (`Plugin.record`); [] if it has none, or nothing that can be read."""
     try:
         entries = json.loads(environment_file(run).read_text())
-        found = next((entry["plugins"] for entry in entries if entry.get("plugins")), [])
+        found: list = next((entry["plugins"] for entry in entries if entry.get("plugins")), [])
         return [
             {"file": str(each["file"]), "sha256": str(each["sha256"]), "adds": dict(each["adds"])} for each in found
         ]
