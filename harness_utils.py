@@ -75,10 +75,11 @@ def open_run(cfg: Config, ticket: dict[str, Any] | None = None) -> Iterator[Run]
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
                 _record_environment(path, ticket, keep_copies(path, cfg))
+                run.begin_tracking()
             yield run
             run.writer.flush()
         finally:
-            run.writer.close()
+            run.close()
 
 
 def _acquire(lock: IO[str], path: Path) -> None:

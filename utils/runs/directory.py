@@ -13,6 +13,7 @@ from utils.processes.place import launch_id
 from utils.runs.plugin_files import changed_plugins
 from utils.runs.states import trained_levels
 from utils.runs.ticket_source import find_source, reads_source
+from utils.runs.trackers import missing_package
 
 FREE_ON_RESUME = frozenset(SCHEMA.paths(lambda option: option.role.free_on_resume))
 
@@ -48,6 +49,7 @@ def check_run_directory(cfg: Config, source_exists: bool = True) -> None:
         ]
     else:
         faults = []
+    faults += missing_package(cfg)
     if faults:
         raise ConfigError(faults)
     if source_exists and reads_source(cfg):

@@ -24,6 +24,13 @@ OPTIONS = {
         meaning="Python files that add criteria, models, data sets, schedules or optimizers, before names are checked; "
         "relative paths start at the working directory",
     ),
+    "tracker": Option(
+        Choice(["none", "tensorboard", "wandb"]),
+        default="none",
+        role=EXECUTION,
+        meaning="show the CSVs' figures, the config and accuracy against density there, too: TensorBoard reads the "
+        "run's folder tensorboard, wandb has its own settings (WANDB_PROJECT, WANDB_MODE)",
+    ),
     "epochs_per_level": Option(
         Int(1), default=20, unit="epochs", meaning="E: epochs per level (with wr, E - k after level 0)"
     ),
