@@ -1,5 +1,6 @@
 """Plugins: one's own criteria, networks, data sets, schedules, optimizers, in every program that reads a config."""
 
+import hashlib
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from tests.plot_helpers import groups_of
 from tests.processes import in_ranks
 from tests.traps import StopAt
 from utils import plugins
+from utils.analysis.networks import open_bench
+from utils.analysis.sources import find_sources
 from utils.data.specs import DATASETS
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DataError, RunError
 from utils.grids.grid import read_grid
 from utils.models import MODELS
 from utils.optimizers import OPTIMIZERS
@@ -157,6 +160,18 @@ def test_a_run_with_plugins_is_read_from_anywhere(example, monkeypatch, tmp_path
     (run / "artifacts" / "plugins" / "my_parts.py").unlink()
     with pytest.raises(RunError, match=r"my_parts\.py: no such file"):
         load_run(run)
+
+
+def test_networks_of_two_versions_are_not_compared(example, tmp_path):
+    runs = [shutil.copytree(example / "experiments" / "lamp", tmp_path / name) for name in "ab"]
+    (runs[1] / "artifacts" / "plugins" / "my_parts.py").write_text(PARTS + "\n")
+    file = runs[1] / "artifacts" / "environment.json"
+    entries = json.loads(file.read_text())
+    entries[0]["plugins"][0]["sha256"] = hashlib.sha256(f"{PARTS}\n".encode()).hexdigest()
+    file.write_text(json.dumps(entries))
+    sources = find_sources([str(run) for run in runs])
+    with pytest.raises(DataError, match=r"plugins are my_parts\.py \w{8}, my_parts\.py \w{8} and my_parts"):
+        open_bench(sources, None, None).__enter__()
 
 
 def test_analyze_and_single_gpu_harness(example):

@@ -54,11 +54,13 @@ def logged(run: Path) -> list[tuple[str, dict, Figures]]:
                 name = record.run.run_id
                 config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             if record.HasField("history"):
-                row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                # A picture is several entries, of text and numbers, below its name.
+                pictures = {item.nested_key[0] for item in record.history.item if len(item.nested_key) > 1}
+                row = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
                 for key, value in row.items():
                     if not key.startswith("_"):
-                        value = 0.0 if value.startswith("{") else float(value)
-                        figures.setdefault(key, []).append((int(row["_step"]), value))
+                        number = 0.0 if key in pictures else float(value)
+                        figures.setdefault(key, []).append((int(row["_step"]), number))
         starts.append((name, config, figures))
     return starts
 

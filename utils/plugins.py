@@ -9,7 +9,7 @@ A file is run once per process, and again when its content has changed. Lines of
 import hashlib
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,10 @@ def load_plugins(paths: Sequence[str]) -> tuple[Plugin, ...]:
     return tuple(loaded)
 
 
-def loaded_plugins(paths: Iterable[str]) -> list[Plugin]:
-    """The plugins that `load_plugins` has loaded from these paths; their files are not read again."""
+def loaded_plugins(paths: Sequence[str]) -> list[Plugin]:
+    """The plugins of these paths as last loaded: their files are not read again. Errors as `load_plugins`."""
+    if any(path not in _by_path for path in paths):
+        load_plugins(paths)
     return [_by_path[path] for path in paths]
 
 

@@ -15,9 +15,10 @@ from utils.config.sources import read_yaml
 from utils.data.loaders import Data
 from utils.distributed import share_out_threads
 from utils.errors import ConfigError, DataError
-from utils.plots.names import data_files
+from utils.plots.names import data_files, plugin_files
 from utils.runs.loading import build_network
 from utils.runs.plugin_files import kept_copies
+from utils.runs.records import saved_plugins
 from utils.runs.saved import saved_config
 from utils.training.hardware import configure_kernels
 
@@ -118,7 +119,10 @@ def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool 
         DataError: the sources have different networks or data.
     """
     (name, first), *others = [(source.name, cfg) for source, cfg in zip(sources, own, strict=True)]
-    for other, cfg in others:
+    (parts, *other_parts) = [_own_parts(source, cfg) for source, cfg in zip(sources, own, strict=True)]
+    for (other, cfg), theirs in zip(others, other_parts, strict=True):
+        if parts != theirs:
+            raise DataError(f"{name} and {other} differ in network or data: their plugins are {parts} and {theirs}")
         for path in SHARED:
             if first.value(path) != cfg.value(path):
                 raise DataError(
@@ -132,6 +136,12 @@ def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool 
     }
     epochs = max(cfg.experiment_params.epochs_per_level for cfg in own)
     return first.replace({"dataset": batches, "experiment_params": {"epochs_per_level": epochs}})
+
+
+def _own_parts(source: Source, cfg: Config) -> str:
+    """The plugins that the network or the data are from, with their digests; "none" without one."""
+    files = plugin_files(cfg, saved_plugins(source.run)) if source.run else {}
+    return ", ".join(f for path, f in files.items() if path.removesuffix(" from") in SHARED) or "none"
 
 
 def _read_config(file: str) -> Config:

@@ -76,10 +76,11 @@ def effective_options(
     # cropped and normalised in another way.
     if cfg.dataset.dataset_name == "ImageFolder":
         options["dataset.loader"] = cfg.dataset.loader
-    return options | data_files(cfg) | _plugin_files(cfg, plugins)
+    return options | data_files(cfg) | plugin_files(cfg, plugins)
 
 
-def _plugin_files(cfg: Config, plugins: Sequence[dict[str, Any]]) -> dict[str, str]:
+def plugin_files(cfg: Config, plugins: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{"section.key from": file and digest} of the options of a run that name a part of its plugins."""
     return {
         f"{path} from": f"{Path(plugin['file']).name} {plugin['sha256'][:8]}"
         for plugin in plugins

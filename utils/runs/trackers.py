@@ -119,7 +119,10 @@ TRACKERS: dict[str, tuple[str, Callable[[Path, Config], Tracker]]] = {
 def missing_package(cfg: Config) -> list[str]:
     """The fault of asking for a tracker whose package is not installed."""
     name = cfg.experiment_params.tracker
-    if name in TRACKERS and importlib.util.find_spec(TRACKERS[name][0]) is None:
+    spec = importlib.util.find_spec(TRACKERS[name][0]) if name in TRACKERS else None
+    if name in TRACKERS and (
+        spec is None or spec.origin is None
+    ):  # None: a folder, such as wandb leaves, is no package
         return [f"{OPTION}: {name} is not installed here: pip install {TRACKERS[name][0]}"]
     return []
 
