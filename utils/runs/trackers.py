@@ -7,9 +7,12 @@ Their packages are optional: imported when a tracker is asked for. Imports no to
 import importlib.util
 import json
 import math
+import os
+import platform
 import queue
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -40,37 +43,48 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder ``tensorboard/``.
+    """An event file per start, in the run's folder ``tensorboard/``.
 
-    TensorBoard drops what an earlier start of the run has written from the first step of this one on.
+    TensorBoard drops what an earlier start of the run has written from the first step of this one on. The file is
+    written here and not by torch's SummaryWriter, whose thread prints its own traceback when the disk is full.
     """
 
     def __init__(self, run: Path, cfg: Config):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-        self._open: Callable[..., Any] = SummaryWriter
-        self._folder, self._config = str(run / "tensorboard"), dump_yaml(cfg)
-        self._writer: Any = None
+        self._event, self._summary, self._began = Event, summary, False
+        self._start = SessionLog(status=SessionLog.START)
+        self._config = "\n".join(f"    {line}" for line in dump_yaml(cfg).splitlines())  # indented: shown as it is
+        folder = run / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+        self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - closed by `close`
+        self._write(0, file_version="brain.Event:2")
 
-    def _at(self, step: int) -> Any:
-        if self._writer is None:
-            self._writer = self._open(self._folder, purge_step=step)
-            # Indented text is shown as it is.
-            self._writer.add_text("config", "\n".join(f"    {line}" for line in self._config.splitlines()), step)
-        return self._writer
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+
+    def _begin(self, step: int) -> None:
+        if not self._began:
+            self._began = True
+            self._write(step, session_log=self._start)
+            self._write(step, summary=self._summary.text("config", self._config))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        writer = self._at(step)
+        self._begin(step)
         for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
+            self._write(step, summary=self._summary.scalar(name, value))
+        self._writer.flush()
 
     def show(self, step: int, name: str, image: np.ndarray) -> None:
-        self._at(step).add_image(name, image, step, dataformats="HWC")
+        self._begin(step)
+        self._write(step, summary=self._summary.image(name, image, dataformats="HWC"))
+        self._writer.flush()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
 
 
 class WeightsAndBiases:
