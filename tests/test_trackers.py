@@ -139,7 +139,9 @@ def test_tensorboard_has_each_step_once_after_a_kill(fork):
     images = shown.pop("images")
     assert shown == expected(run)
     assert [step for step, _ in images] == [2 * EPOCHS - 1]
-    assert [step for step, _ in events(run, purged=False)["epoch/lr"]] == [0, 1, 2, 2, 3], "it was there twice"
+    written = [step for step, _ in events(run, purged=False)["epoch/lr"]]
+    again = written[3]  # 2, or 0 where the kill came before the state of level 0 was on disk
+    assert written == [0, 1, 2, *range(again, 2 * EPOCHS)] and again <= 2, "what is trained again is there twice"
 
 
 @needs("tensorboard")

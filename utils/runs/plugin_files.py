@@ -46,7 +46,7 @@ def changed_plugins(run: Path, cfg: Config, saved: Mapping[str, Mapping[str, Any
     """
     copies = plugin_copies(run)
     before = {Path(record["file"]).name: record["sha256"] for record in saved_plugins(run)}
-    before = before or {file.name: sha256(file) for file in copies.glob("*.py")}
+    before = before or {file.name: sha256(file) for file in copies.glob("*") if not file.name.endswith(".part")}
     now = {plugin.name: plugin.sha256 for plugin in loaded_plugins(cfg.experiment_params.plugins)}
     if not before and saved.get("experiment_params", {}).get("plugins"):  # stopped before it could copy them
         return []
