@@ -31,7 +31,7 @@ from utils.launcher import WorkerFailure, end_at_once, launch
 from utils.output import at_level, complain, program
 from utils.processes.place import started_by_launcher
 from utils.processes.signals import Stopped
-from utils.runs import resume
+from utils.runs import plugin_files, resume
 from utils.runs.opening import begin, record_of
 from utils.runs.points import Points, check_points, rewind_step
 from utils.runs.progress import Progress
@@ -53,6 +53,7 @@ from utils.training.trainer import Trainer
 def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
     stop = StopRequest(ctx, SaveClock(cfg.experiment_params.save_every_minutes))
+    plugin_files.load_everywhere(cfg, ctx)
     data = load_data(cfg, ctx)
     model = build_model(cfg, data, ctx)
     ticket = start_from_ticket(cfg, ctx, data, model)

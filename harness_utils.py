@@ -25,6 +25,7 @@ from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
 from utils.runs.opening import opening_lines
+from utils.runs.plugin_files import keep_copies
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
@@ -77,13 +78,15 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path, record or {})
+                plugins = keep_copies(path, cfg)
+                _record_environment(path, (record or {}) | ({"plugins": plugins} if plugins else {}))
+                run.begin_tracking()
             if record and "settled" in record:
                 say(*opening_lines(cfg, name, record["settled"]))
             yield run
             run.writer.flush()
         finally:
-            run.writer.close()
+            run.close()
 
 
 def _acquire(lock: IO[str], path: Path) -> None:

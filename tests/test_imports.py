@@ -22,6 +22,8 @@ LAYERS = [
     [
         "utils",
         "utils.errors",
+        "utils.plugins",
+        "utils.registry",
         "utils.seeds",
         "utils.wording",
         "utils.files",
@@ -53,9 +55,9 @@ LAYERS = [
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
-    "utils.errors", "utils.seeds", "utils.wording", "utils.files", "utils.output", "utils.schedulers",
-    "utils.optimizers", "utils.config", "utils.processes", "utils.status_lines", "utils.data.specs",
-    "utils.pruning.methods", "harness_params",
+    "utils.errors", "utils.plugins", "utils.registry", "utils.seeds", "utils.wording", "utils.files", "utils.output",
+    "utils.schedulers", "utils.optimizers", "utils.config", "utils.processes", "utils.status_lines",
+    "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.

@@ -9,9 +9,11 @@ A new criterion is one function in utils/pruning/scores.py and one line in `METH
 """
 
 import difflib
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +41,34 @@ class Criterion:
     allocate: Allocation
 
 
-CRITERIA: dict[str, Criterion] = {
-    name: Criterion(method, getattr(score_functions, method.score), getattr(allocation, method.allocation))
-    for name, method in METHODS.items()
-}
+class _Criteria(Mapping[str, Criterion]):
+    """The lines of `METHODS`, those of plugins included, with their functions."""
+
+    def __getitem__(self, name: str) -> Criterion:
+        method = METHODS[name]
+        score = _function(name, "score", method.score, score_functions)
+        return Criterion(method, score, _function(name, "allocation", method.allocation, allocation))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
+def _function(name: str, key: str, given: str | Callable, module: ModuleType) -> Callable:
+    """The function that a line of `METHODS` has itself, or names.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    found = given if callable(given) else getattr(module, given, None)
+    if found is None:
+        raise ValueError(f"criterion {name}: {key} {given!r} is no function of {module.__name__}")
+    return found
+
+
+CRITERIA: MutableMapping[str, Criterion] = ChainMap({}, _Criteria())  # type: ignore[arg-type]
 
 
 def prune(
@@ -219,6 +245,9 @@ def _in_rounds(
 
 def _scored(model: nn.Module, masks: Sequence[Tensor], criterion: Criterion, inputs: Inputs) -> list[Tensor]:
     scores = criterion.score(model, masks, inputs)
+    shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (scores, masks))
+    if shapes != expected:  # of a plugin's
+        raise ValueError(f"scores of shapes {shapes} for weights of shapes {expected}, in the order of masked_params")
     _check_finite(model, scores, masks)
     return scores
 

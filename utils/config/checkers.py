@@ -8,11 +8,13 @@ value passes its checker again unchanged, so a resolved config can be dumped and
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from fastargs.validation import Checker
+
+from utils.registry import Table
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -121,12 +123,23 @@ class Bool(Strict):
 
 
 class Choice(Strict):
-    """One of a few names; with `any_case`, in any case, and the name is returned as listed."""
+    """One of a few names; with `any_case`, in any case, and the name is returned as listed.
+
+    Attributes:
+        choices: the names; of a table that grows, those that it has now.
+        grows: whether plugins may add names.
+    """
 
     kind = "name"
 
-    def __init__(self, choices: Sequence[str], any_case: bool = False):
-        self.choices, self.any_case = tuple(choices), any_case
+    def __init__(self, choices: Iterable[str], any_case: bool = False, first: Sequence[str] = ()):
+        """`choices` may be a table (utils/registry.py); `first` is allowed besides, and listed before them."""
+        self.grows, self.any_case = isinstance(choices, Table), any_case
+        self._choices, self._first = choices if self.grows else tuple(choices), tuple(first)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return (*self._first, *self._choices)
 
     def check(self, value: Any) -> str:
         if isinstance(value, str):

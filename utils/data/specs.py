@@ -1,10 +1,14 @@
 """Facts of each data set that are known before its files are read: one table, without torch or numpy.
 
 A new data set is one line in `DATASETS`. If its files have a new format, it also needs a reader: a class in
-utils/data/published.py and a line in its `READERS`.
+utils/data/published.py and a line in its `READERS`. A plugin's line has a function that reads the images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from utils.registry import Facts, Table
 
 # ImageNet's statistics, with which all of torchvision's models are trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,9 +30,10 @@ class DataSpec:
         image_shape: (C, H, W) in pixels; None if the tree decides.
         mean, std: of the training pixels scaled to 0..1, one number per channel.
         augment: usual augmentation, a key of `AUGMENTS`.
-        reader: format of the files, a key of `READERS` in utils/data/published.py; "" for a tree.
+        reader: format of the files, a key of `READERS` in utils/data/published.py; or a function of (data root, whether
+            the training set is asked for) that returns uint8 images (N, H, W, C) and whole labels (N,); "" for a tree.
         full_scale: pixel value that means 1.
-        embedded: Python package that holds the images, so that no file is looked for; "" for files.
+        embedded: what holds the images, such as a Python package, so that no file is looked for; "" for files.
         large: a tree that never fits in memory.
         images: number of training and of test images of the published set; None if the files decide.
     """
@@ -38,7 +43,7 @@ class DataSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: str
-    reader: str = ""
+    reader: str | Callable[..., Any] = ""
     full_scale: float = 255
     embedded: str = ""
     large: bool = False
@@ -72,9 +77,15 @@ class ArraySpec(DataSpec):
         return False
 
 
+def _stand_in(_: str, facts: Facts) -> DataSpec:
+    """A data set of a saved run, as far as its facts are known; without any, a tree of images."""
+    usual: Facts = {"num_classes": None, "image_shape": None, "mean": (), "std": (), "augment": "none"}
+    return (ArraySpec if facts.get("image_shape") else DataSpec)(**usual | facts)
+
+
 # CIFAR is cropped and flipped as by He et al. 2016; SVHN is not augmented, as by Zagoruyko & Komodakis 2016. Digits and
 # clothes are not flipped: a mirrored one is another digit, or another piece of clothing.
-DATASETS: dict[str, DataSpec] = {
+_LINES: dict[str, DataSpec] = {
     "Digits": ArraySpec(
         10, (1, 8, 8), (0.3059,), (0.3766,), "none", "digits",
         full_scale=16, embedded="scikit-learn", images=(1437, 360),
@@ -95,3 +106,4 @@ DATASETS: dict[str, DataSpec] = {
     "ImageNet": DataSpec(1000, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip", large=True, images=(1_281_167, 50_000)),
     "ImageFolder": DataSpec(None, None, IMAGENET_MEAN, IMAGENET_STD, "crop_flip"),
 }  # fmt: skip
+DATASETS: Table[DataSpec] = Table("data set", DataSpec, _LINES, _stand_in)

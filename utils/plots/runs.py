@@ -12,7 +12,7 @@ from harness_params import Config
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
-from utils.runs.records import saved_ticket, settled_options
+from utils.runs.records import saved_plugins, saved_ticket, settled_options
 from utils.runs.saved import is_run, read_summary, saved_config
 
 
@@ -109,7 +109,9 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
-    options = effective_options(cfg, ticket)  # by what auto came to, which differs between machines
+    options = effective_options(
+        cfg, ticket, saved_plugins(path)
+    )  # by what auto came to, which differs between machines
     options |= {key: value for key, value in settled_options(path).items() if key in options}
     return SavedRun(
         path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,

@@ -14,6 +14,7 @@ from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import DataError, RunError
+from utils.runs.plugin_files import kept_copies
 from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
@@ -54,7 +55,7 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, level: int = -1) -> LoadedRun:
-    """A level of a saved run: network, config, tables and data.
+    """A level of a saved run: network, config, tables and data. The run's own copies of its plugins are loaded.
 
     Args:
         path: the run's directory.
@@ -62,12 +63,12 @@ def load_run(path: str | Path, level: int = -1) -> LoadedRun:
 
     Raises:
         DataError: there is no such run, or its files are damaged; its data set is missing.
-        RunError: the level is not finished, or its checkpoint is missing or damaged.
+        RunError: the level is not finished, or its checkpoint or a copy of a plugin is missing or damaged.
     """
     path = Path(path)
     if not is_run(path):
         raise DataError(f"{path}: not the directory of a run: no expt_config.yaml")
-    cfg, summary = saved_config(path), read_summary(path)
+    cfg, summary = saved_config(path, kept_copies(path)), read_summary(path)
     chosen = chosen_level(path, level)
     checkpoint = level_checkpoint(path, chosen)
     state = read_state(checkpoint)

@@ -10,6 +10,22 @@ def environment_file(run: Path) -> Path:
     return run / "artifacts" / "environment.json"
 
 
+def plugin_copies(run: Path) -> Path:
+    """The folder of a run's copies of its plugins."""
+    return run / "artifacts" / "plugins"
+
+
+def saved_plugins(run: Path) -> list[dict[str, Any]]:
+    """What a run has noted of its plugins (`Plugin.record`); [] if it has none, or nothing that can be read."""
+    found: list = next((entry["plugins"] for entry in saved_starts(run) if entry.get("plugins")), [])
+    try:
+        return [
+            {"file": str(each["file"]), "sha256": str(each["sha256"]), "adds": dict(each["adds"])} for each in found
+        ]
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
 def saved_starts(run: Path) -> list[dict[str, Any]]:
     """What a run has noted, one entry per start; none if it has noted nothing that can be read."""
     try:

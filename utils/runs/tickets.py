@@ -16,7 +16,7 @@ from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
 from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
-from utils.runs.records import environment_file, saved_ticket
+from utils.runs.records import environment_file, saved_plugins, saved_ticket
 from utils.runs.ticket_files import State
 from utils.runs.ticket_source import Source, find_source, notes_on, reads_source, source_path
 from utils.runs.ticket_weights import TicketReader, note_ticket
@@ -131,7 +131,7 @@ def _load_into(model: nn.Module, masks: dict[str, Tensor], state: State) -> None
 
 def _describe(source: Source) -> dict[str, Any]:
     """The source for the record, which outlives it: of a run, also its seed, its options, its own ticket."""
-    record = {
+    record: dict[str, Any] = {
         "source": str(source.path.resolve()),
         "level": source.level,
         "step": source.step,
@@ -140,6 +140,8 @@ def _describe(source: Source) -> dict[str, Any]:
     if source.cfg is None:
         return {**record, "sha256_of_file": sha256(source.path)}
     e = source.cfg.experiment_params
+    if plugins := saved_plugins(source.path):
+        record["plugins"] = plugins
     return {**record, "seed": e.seed, "options": source.cfg.to_dict(), "ticket": saved_ticket(source.path)}
 
 

@@ -86,7 +86,10 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
         groups[0]["params"] = [p for p in params if p.ndim > 1]
         groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
     entry = OPTIMIZERS[o.optimizer_name]
-    optimizer = getattr(torch.optim, entry.title)(groups, lr=o.lr, fused=True, **entry.arguments(o))
+    if isinstance(entry.title, str):
+        optimizer = getattr(torch.optim, entry.title)(groups, lr=o.lr, fused=True, **entry.arguments(o))
+    else:
+        optimizer = entry.title(groups, lr=o.lr, **entry.arguments(o))
     if cfg.experiment_params.precision == "fp16" and optimizer.defaults.get("momentum"):
         # Where the loss scale overflows in the first step, the fused kernel leaves a momentum that was never written,
         # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient. (Adam's
@@ -107,7 +110,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for param, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):  # else None: SGD without momentum
-                values[name] = (torch.empty_like(param) if value.ndim else torch.empty_like(value)).copy_(value)
+                values[name] = torch.empty_like(param if value.shape == param.shape else value).copy_(value)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
