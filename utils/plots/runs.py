@@ -21,6 +21,7 @@ class SavedRun:
     """One run directory.
 
     Attributes:
+        cfg: its config.
         seed: its seed, or "seed/data_seed" where the second is one of its own.
         start: density that it starts from, left by pruning at initialization or the ticket (1 without either).
         planned: number of levels that its config asks for.
@@ -31,6 +32,7 @@ class SavedRun:
     """
 
     path: Path
+    cfg: Config
     dataset: str
     model: str
     seed: int | str
@@ -85,7 +87,7 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
+        path, cfg, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
         effective_options(cfg, ticket), method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
     )  # fmt: skip
 

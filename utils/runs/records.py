@@ -10,13 +10,18 @@ def environment_file(run: Path) -> Path:
     return run / "artifacts" / "environment.json"
 
 
-def saved_ticket(run: Path) -> dict[str, Any] | None:
-    """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
+def saved_starts(run: Path) -> list[dict[str, Any]]:
+    """What a run has noted of each of its starts, in order; nothing where there is no entry that can be read."""
     try:
         entries = json.loads(environment_file(run).read_text())
-        return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def saved_ticket(run: Path) -> dict[str, Any] | None:
+    """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
+    return next((entry["ticket"] for entry in saved_starts(run) if entry.get("ticket")), None)
 
 
 def redraws(ticket: dict[str, Any] | None) -> int:
