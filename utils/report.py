@@ -29,7 +29,6 @@ from utils.errors import ConfigError, report
 
 PROGRAM = "report"
 FORMATS = (".html", ".htm")
-METRICS = ("final", "max", "best_val")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or directory of run directories")
     parser.add_argument("--out", type=Path, required=True, metavar="REPORT.html", help="file to write")
     parser.add_argument("--title", default="", help="title of the page (default: data set and model)")
-    parser.add_argument("--metric", choices=METRICS, default="final",
+    parser.add_argument("--metric", default="final", metavar="final|max|best_val",
                         help="test accuracy at the last epoch of each level, at the best epoch by test accuracy, or at "
                         "the best epoch by validation accuracy (default final)")  # fmt: skip
     parser.add_argument("--density", type=float, nargs="+", metavar="D",
@@ -53,9 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raise ConfigError if an option is out of range, or the file cannot be written there."""
+    from utils.plots.lines import METRICS
     from utils.plots.output import check_file
 
     check_file("--out", args.out, FORMATS)
+    if args.metric not in METRICS:
+        raise ConfigError(f"--metric: {args.metric} is not allowed: one of {', '.join(METRICS)}")
     for density in args.density or ():
         if not 0 < density <= 1:
             raise ConfigError(f"--density: {density:g} is not allowed: above 0, at most 1")
