@@ -71,17 +71,12 @@ def write_report(args: argparse.Namespace) -> list[str]:
         RunError: the file cannot be written.
     """
     # Here and not at the top: --help answers at once.
-    from utils.analysis.command import progress
     from utils.files import write_whole
     from utils.plot_results import method_table
     from utils.reports import overlap, page, pictures, tables
     from utils.reports.study import read_study
 
     study = read_study(args.runs, args.density, args.metric)
-    plans = [pictures.accuracy_plans(study), pictures.layer_plans(study), pictures.curve_plans(study)]
-    bar = progress((plan for section in plans for plan in section), sum(map(len, plans)), "figures")
-    drawn = {id(plan): plan.picture() for plan in bar}
-    accuracy, layers, curves = ([drawn[id(plan)] for plan in section] for section in plans)
     methods = method_table(study.methods, column=study.column)
     contents = page.Contents(
         title=args.title or study.subject,
@@ -90,10 +85,10 @@ def write_report(args: argparse.Namespace) -> list[str]:
         accuracy=f"Accuracy is that of the test images, {study.epoch} of each level.",
         methods=methods,
         runs=tables.runs_table(study),
-        accuracy_pictures=accuracy,
+        accuracy_pictures=pictures.draw(pictures.accuracy_plans(study), "accuracy"),
         points=pictures.points_table(study),
-        layers=layers,
-        curves=curves,
+        layers=pictures.draw(pictures.layer_plans(study), "layers"),
+        curves=pictures.draw(pictures.curve_plans(study), "curves"),
         config=tables.config_tables(study),
         environment=tables.environment_tables(study),
     )
@@ -105,7 +100,7 @@ def write_report(args: argparse.Namespace) -> list[str]:
         contents.overlap_note = "The runs have no checkpoints, which hold the masks."
     else:
         contents.overlaps = overlap.overlaps(study)
-    write_whole(args.out, page.render(contents).encode())
+    write_whole(args.out, page.render(contents).encode(errors="backslashreplace"))  # names of files may be no UTF-8
     return study.notes
 
 

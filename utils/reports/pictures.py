@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from utils.analysis.command import progress
 from utils.errors import ConfigError, DataError
 from utils.plots.figures import PANELS, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group
@@ -23,7 +24,6 @@ from utils.reports.study import Study
 SVG = {"text.parse_math": False, "svg.fonttype": "path"}
 SVG_DPI = 72  # of matplotlib's SVG, whatever is asked for
 CURVE_SPOTS = 40  # values that a curve shows at most under the mouse
-EVERY_LEVEL = 12  # methods that get a figure of all their levels
 
 Spot = tuple[float, float, str]
 
@@ -66,6 +66,11 @@ class Plan:
             figure.savefig(buffer, format="svg", metadata={"Date": None})
             source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
             return Picture(self.name, source, list(self.describe(figure)))
+
+
+def draw(plans: Sequence[Plan], what: str) -> list[Picture]:
+    """The pictures, with a progress bar that says `what` they show."""
+    return [plan.picture() for plan in progress(plans, len(plans), f"figures: {what}")]
 
 
 def _xy(line: Line2D) -> np.ndarray:
@@ -176,11 +181,10 @@ def _line_names(groups: Sequence[Group], density: float | None) -> list[str]:
 
 
 def _plans(study: Study, plan: Callable[[str, Sequence[Group], float | None], Plan]) -> list[Plan]:
-    deep = [group for group in study.networks if group.frame["level"].max() > 0]
     several = len({group.label for group in study.networks}) > 1
-    at = study.densities if several or not deep else []
+    at = study.densities if several or not study.deep else []
     plans = [plan(f"all methods near {100 * density:.3g}%", study.networks, density) for density in at]
-    return plans + [plan(f"{group.label}: every level", [group], None) for group in deep[:EVERY_LEVEL]]
+    return plans + [plan(f"{group.label}: every level", [group], None) for group in study.deep]
 
 
 def points_table(study: Study) -> pd.DataFrame:

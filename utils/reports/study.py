@@ -14,6 +14,7 @@ from utils.plots.runs import SavedRun, find_runs, read_run
 
 DENSITIES = 3  # how many densities a report chooses by itself
 SAME_DENSITY = 1.01  # ratio
+DEEP = 12  # methods that get figures of all their levels
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Study:
         names: {path of a run: its name in tables}.
         methods: the lines of accuracy against density.
         networks: as `methods`, but runs that are pruned once, to different densities, are groups of their own.
+        deep: those of `networks` that have several levels, at most `DEEP`.
         densities: fractions at which methods are compared, largest first.
         column, epoch: of the summary, the accuracy that is shown, and the epoch of a level that it is of.
         notes: what the reader should know: runs that are left out, and why; points with fewer seeds.
@@ -34,6 +36,7 @@ class Study:
     names: dict[Path, str]
     methods: list[Group]
     networks: list[Group]
+    deep: list[Group]
     densities: list[float]
     column: str
     epoch: str
@@ -63,8 +66,11 @@ def read_study(paths: Sequence[str], densities: Sequence[float] | None = None, m
     column, epoch = METRICS[metric]
     fewer = fewer_seeds(methods)
     notes += [f"points with fewer seeds than others of their method: {fewer}"] if fewer else []
+    networks = group_runs(runs, by_start=True)
+    deep = [group for group in networks if group.frame["level"].max() > 0]
+    notes += [f"figures of every level: of the first {DEEP} of {len(deep)} methods"] if len(deep) > DEEP else []
     chosen = sorted(densities, reverse=True) if densities else compared_densities(methods)
-    return Study(runs, _names(runs), methods, group_runs(runs, by_start=True), chosen, column, epoch, notes)
+    return Study(runs, _names(runs), methods, networks, deep[:DEEP], chosen, column, epoch, notes)
 
 
 def _readable(paths: Sequence[Path]) -> tuple[list[SavedRun], list[str]]:

@@ -11,7 +11,7 @@ def environment_file(run: Path) -> Path:
 
 
 def saved_starts(run: Path) -> list[dict[str, Any]]:
-    """What a run has noted of each of its starts, in order; nothing where there is no entry that can be read."""
+    """What a run has noted, one entry per start; none if it has noted nothing that can be read."""
     try:
         entries = json.loads(environment_file(run).read_text())
     except (OSError, ValueError):
