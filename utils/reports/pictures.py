@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from utils.analysis.command import progress
 from utils.errors import ConfigError, DataError
@@ -110,8 +110,8 @@ def accuracy_plans(study: Study) -> list[Plan]:
 
 def _linear_axis(ax: Axes) -> None:
     ax.set_xscale("linear")
-    ax.set_xlim(102, 0)
-    ax.xaxis.set_major_locator(MaxNLocator(10))
+    ax.set_xlim(102, -1)
+    ax.xaxis.set_major_locator(MultipleLocator(20))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 

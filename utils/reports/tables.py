@@ -48,7 +48,7 @@ def config_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     by_method: dict[str, Sequence[str]] = {"option": differing}
     for group in study.methods:
         runs = group.frame["run"].unique()
-        by_method[group.label] = [", ".join(dict.fromkeys(options[run][path] for run in runs)) for path in differing]
+        by_method[group.label] = [", ".join(_in_order({options[run][path] for run in runs})) for path in differing]
     by_run = [
         {"run": study.names[run.path], **{path: options[str(run.path)][path] for path in differing}}
         for run in study.runs
@@ -56,6 +56,14 @@ def config_tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFram
     first = next(iter(options.values()))
     shared = [{"option": path, "value": value} for path, value in first.items() if path not in differing]
     return pd.DataFrame(by_method), pd.DataFrame(by_run), pd.DataFrame(shared)
+
+
+def _in_order(values: set[str]) -> list[str]:
+    """Numbers by size, words by the alphabet."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return sorted(values)
 
 
 def _options(cfg: Config) -> dict[str, str]:
