@@ -175,10 +175,15 @@ def test_runs_that_do_not_fit_are_left_out_and_named(real):
         assert any(f"{name} is left out" in text and reason in text for text in real.page.texts)
 
 
-def test_unfinished_runs_have_their_levels(tmp_path, capsys):
-    write_run(tmp_path, "half", [90, 91], planned=5)
+def test_unfinished_runs_have_their_levels_and_copies_are_left_out(tmp_path, capsys):
+    half = write_run(tmp_path, "half", [90, 91], planned=5)
+    write_run(tmp_path, "its_copy", [90, 91], planned=5)
+    write_run(tmp_path, "nothing", [90, 91], [1, 0], seed=1)
     report(tmp_path, "--out", tmp_path / "r.html")
-    assert "half is unfinished: 2 of 5 levels" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "half is unfinished: 2 of 5 levels" in told
+    assert f"its_copy is left out: the same experiment with the same seed as {half}" in told
+    assert "nothing is left out: " in told and "a density is not above 0" in told
     page = Page((tmp_path / "r.html").read_text())
     assert page.frame("methods", 1)["levels"].tolist() == ["2 of 5"]
     assert any("There is one run only" in text for text in page.texts)

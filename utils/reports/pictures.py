@@ -170,7 +170,7 @@ def _curve_spots(figure: Figure, names: Sequence[str]) -> Iterator[Spot]:
     for ax, (_, label) in zip(figure.axes, PANELS):
         for line, name in zip(ax.lines, names):
             xy = _xy(line)
-            xy = xy[::-1][:: -(-len(xy) // CURVE_SPOTS)]  # from the end: the last epoch counts most
+            xy = xy[::-1][:: -(-len(xy) // CURVE_SPOTS) or 1]  # from the end: the last epoch counts most
             texts = [f"{name}\nepoch {epoch:g}: {label.lower()} {value:.4g}" for epoch, value in xy]
             yield from _spots(figure, ax, xy, texts)
 

@@ -60,9 +60,8 @@ def read_study(paths: Sequence[str], densities: Sequence[float] | None = None, m
     Raises:
         DataError: there is no run, none can be read, or the runs do not belong together.
     """
-    runs, notes = _readable(find_runs(paths))
+    runs, notes = _readable(find_runs(paths), metric)
     methods = group_runs(runs)
-    check_metric(methods, metric)
     column, epoch = METRICS[metric]
     fewer = fewer_seeds(methods)
     notes += [f"points with fewer seeds than others of their method: {fewer}"] if fewer else []
@@ -73,30 +72,38 @@ def read_study(paths: Sequence[str], densities: Sequence[float] | None = None, m
     return Study(runs, _names(runs), methods, networks, deep[:DEEP], chosen, column, epoch, notes)
 
 
-def _readable(paths: Sequence[Path]) -> tuple[list[SavedRun], list[str]]:
+def _readable(paths: Sequence[Path], metric: str) -> tuple[list[SavedRun], list[str]]:
     """The runs of which all tables can be read, and a note for each other one and for each unfinished one."""
-    runs, notes = [], []
+    runs: list[SavedRun] = []
+    notes, seen = [], dict[tuple, Path]()
     for path in paths:
         try:
             run = read_run(path, partial=True)
-            _check_tables(run)
+            _check_tables(run, metric)
         except (DataError, RunError) as error:
             notes.append(f"{path} is left out: {error}")
+            continue
+        key = (run.seed, run.source_seed, tuple(sorted(run.options.items())))
+        if seen.setdefault(key, path) != path:
+            notes.append(f"{path} is left out: the same experiment with the same seed as {seen[key]}")
             continue
         runs.append(run)
         if len(run.summary) < run.planned:
             notes.append(f"{path} is unfinished: {len(run.summary)} of {run.planned} levels")
     if not runs:
-        raise DataError("; ".join(notes))
+        raise DataError(notes[0] + (f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""))
     return runs, notes
 
 
-def _check_tables(run: SavedRun) -> None:
-    """Raise DataError if the densities of layers or the epochs of a level are missing or damaged."""
-    (alone,) = group_runs([run])
-    layer_frame(alone)
+def _check_tables(run: SavedRun, metric: str) -> None:
+    """Raise DataError if the densities of layers, the epochs of a level or an accuracy are missing or damaged."""
+    alone = group_runs([run])
+    check_metric(alone, metric)
+    if not run.summary["density"].between(0, 1, inclusive="right").all():
+        raise DataError(f"{run.path}: a density is not above 0 and at most 1")
+    layer_frame(alone[0])
     for level in run.summary["level"]:
-        epoch_frame(alone, int(level))
+        epoch_frame(alone[0], int(level))
 
 
 def _names(runs: Sequence[SavedRun]) -> dict[Path, str]:
