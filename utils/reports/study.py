@@ -81,11 +81,11 @@ def _readable(paths: Sequence[Path], metric: str) -> tuple[list[SavedRun], list[
             run = read_run(path, partial=True)
             _check_tables(run, metric)
         except (DataError, RunError) as error:
-            notes.append(f"{path} is left out: {error}")
+            notes.append(f"left out: {error}")
             continue
         key = (run.seed, run.source_seed, tuple(sorted(run.options.items())))
         if seen.setdefault(key, path) != path:
-            notes.append(f"{path} is left out: the same experiment with the same seed as {seen[key]}")
+            notes.append(f"left out: {path} is the same experiment with the same seed as {seen[key]}")
             continue
         runs.append(run)
         if len(run.summary) < run.planned:
