@@ -206,7 +206,7 @@ def test_densities_of_comparison(tmp_path):
 
 def contents(text: str) -> pages.Contents:
     frame = pd.DataFrame({text: [text]})
-    picture = Picture(text, "data:,", [(0.5, 0.5, text)])
+    picture = Picture(text, "data:,", 100, [(0.5, 0.5, text)])
     return pages.Contents(
         text, text, [text], text, frame, frame, [picture, Picture(text, problem=text)], frame, [picture], [picture],
         (frame, frame, frame), (frame, frame, frame), overlap_note=text,

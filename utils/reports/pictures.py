@@ -23,6 +23,7 @@ from utils.reports.study import Study
 # Names are text, not formulas: a "$" in a name stays one. Letters are drawn as shapes, as the reader may lack the font.
 SVG = {"text.parse_math": False, "svg.fonttype": "path"}
 SVG_DPI = 72  # of matplotlib's SVG, whatever is asked for
+PIXELS_PER_INCH = 115
 CURVE_SPOTS = 40  # values that a curve shows at most under the mouse
 
 Spot = tuple[float, float, str]
@@ -35,6 +36,7 @@ class Picture:
     Attributes:
         name: what the page calls it where there are several.
         source: the SVG as a data URI; empty if it cannot be drawn.
+        width: pixels, unless the window is narrower.
         spots: (x, y, text) of each point: its place as fractions of width and height from the top left corner, and
             its values in words.
         problem: why it cannot be drawn.
@@ -42,6 +44,7 @@ class Picture:
 
     name: str
     source: str = ""
+    width: int = 0
     spots: Sequence[Spot] = ()
     problem: str = ""
 
@@ -65,7 +68,8 @@ class Plan:
             buffer = io.BytesIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None})
             source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-            return Picture(self.name, source, list(self.describe(figure)))
+            width = round(PIXELS_PER_INCH * figure.get_figwidth())
+            return Picture(self.name, source, width, list(self.describe(figure)))
 
 
 def draw(plans: Sequence[Plan], what: str) -> list[Picture]:
