@@ -23,7 +23,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--window-size=1200,900", "--remote-debugging-pipe",
 ]  # fmt: skip
-PATIENCE = 300  # seconds; machines of tests may be slow
+PATIENCE = 600  # seconds; machines of tests may be slow
 
 
 def find_chromium() -> str:

@@ -1,6 +1,8 @@
 """``python -m utils.report``: the page's tables and figures, and the page in a real browser."""
 
+import contextlib
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -16,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.browser import Browser
+from tests.browser import PATIENCE, Browser
 from tests.conftest import ROOT
 from tests.plot_helpers import groups_of, write_run, write_study
 from tests.processes import Forks
@@ -98,9 +100,9 @@ def real(forks: Forks) -> Report:
     """Of real runs: IMP of two seeds, SNIP in a folder with a hostile name; an unfinished and two damaged runs."""
     folder = forks.folder
     for seed in (0, 1):
-        forks(f"imp_{seed}", **{"experiment_params.seed": seed}, **SMALL)
+        forks(f"imp_{seed}", timeout=PATIENCE, **{"experiment_params.seed": seed}, **SMALL)
     snip = {"prune_params.er_method": "snip", "prune_params.er_init": 0.5, "prune_params.num_levels": 1}
-    forks("snip", **{**SMALL, **snip})
+    forks("snip", timeout=PATIENCE, **{**SMALL, **snip})
     (folder / HOSTILE).parent.mkdir()
     (folder / "snip").rename(folder / HOSTILE)
     for name in ("not_begun", "no_layers", "torn"):
@@ -109,11 +111,11 @@ def real(forks: Forks) -> Report:
     (folder / "no_layers" / "metrics" / "layerwise_density.csv").unlink()
     (folder / "torn" / "metrics" / "epochwise_metrics" / "level_1_metrics.csv").write_text("epoch,train_loss\n0,")
     file = folder / "report.html"
-    command = [sys.executable, "-m", "utils.report", folder, folder / HOSTILE.parent, "--out", file]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert str(file) in done.stdout
-    return Report(folder, file, file.read_text(), done.stderr)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        report(folder, folder / HOSTILE.parent, "--out", file)
+    assert str(file) in out.getvalue()
+    return Report(folder, file, file.read_text(), err.getvalue())
 
 
 # --- what the page says ----------------------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ from utils.report import main
 assert main([{str(tmp_path)!r}, "--out", {str(tmp_path / "r.html")!r}, "--density", "0.3", "--metric", "max"]) == 0
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     page = Page((tmp_path / "r.html").read_text())
     assert any("no checkpoints" in text for text in page.texts)
