@@ -125,5 +125,5 @@ def compared_densities(methods: Sequence[Group]) -> list[float]:
         if density < min(have, default=1) / SAME_DENSITY:
             have[float(density)] = sum(bool((abs(np.log(own / density)) < np.log(SAME_DENSITY)).any()) for own in found)
     shared = [density for density, number in have.items() if number == max(have.values())] or [1.0]
-    ends = [round(len(shared) * part / DENSITIES) for part in range(1, DENSITIES + 1)]
-    return [shared[max(end, 1) - 1] for end in dict.fromkeys(ends)]
+    numbers = [max(1, round(len(shared) * part / DENSITIES)) for part in range(1, DENSITIES + 1)]
+    return [shared[number - 1] for number in dict.fromkeys(numbers)]
