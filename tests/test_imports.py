@@ -44,11 +44,13 @@ LAYERS = [
     ["utils.runs"],
     ["harness_utils"],
     ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
+    ["utils.reports"],
     [
         "utils.single_gpu_harness",
         "utils.benchmark",
         "utils.run_grid",
         "utils.plot_results",
+        "utils.report",
         "utils.write_beton",
         "utils.analyze",
     ],
@@ -68,6 +70,8 @@ TABLES_ONLY = [
     "utils.plots",
     "utils.grids",
     "utils.plot_results",
+    "utils.reports",
+    "utils.report",
     "utils.run_grid",
 ]
 TORCH = {"torch", "torchvision"}

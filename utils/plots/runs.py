@@ -21,6 +21,7 @@ class SavedRun:
     """One run directory.
 
     Attributes:
+        cfg: its config.
         seed: its seed, or "seed/data_seed" where the second is one of its own.
         start: density that it starts from, left by pruning at initialization or the ticket (1 without either).
         planned: number of levels that its config asks for.
@@ -31,6 +32,7 @@ class SavedRun:
     """
 
     path: Path
+    cfg: Config
     dataset: str
     model: str
     seed: int | str
@@ -109,12 +111,11 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
-    options = effective_options(
-        cfg, ticket, saved_plugins(path)
-    )  # by what auto came to, which differs between machines
+    options = effective_options(cfg, ticket, saved_plugins(path))
+    # By what auto came to, which differs between machines.
     options |= {key: value for key, value in settled_options(path).items() if key in options}
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
+        path, cfg, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
         options, method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
     )  # fmt: skip
 
