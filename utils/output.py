@@ -38,7 +38,8 @@ def say(*lines: str) -> None:
 
 def complain(*lines: str) -> None:
     """Print lines on stderr, as far as it takes them."""
-    write_line("\n".join(lines), sys.stderr)
+    if lines:
+        write_line("\n".join(lines), sys.stderr)
 
 
 def note(*texts: object) -> None:

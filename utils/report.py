@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import ConfigError, report
+from utils.output import complain, say
 
 PROGRAM = "report"
 FORMATS = (".html", ".htm")
@@ -117,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         notes = write_report(args)
     except Exception as error:  # a fault of the user's, or a bug: one clear line comes last
         return report(error, PROGRAM)
-    for note in notes:
-        print(f"{PROGRAM}: note: {note}", file=sys.stderr)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    complain(*(f"{PROGRAM}: note: {note}" for note in notes))
+    say(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

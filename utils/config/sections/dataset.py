@@ -1,7 +1,8 @@
 """Options of the section ``dataset``: the images."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, Float, Int
 from utils.config.options import EXECUTION, IMPLIED, PLACE, Option
+from utils.config.path_checkers import FilePath
 from utils.data.specs import DATASETS
 
 SIDE = Int(8, 1024, or_zero=True)  # of a square image

@@ -1,7 +1,8 @@
 """Options of the section ``experiment_params``: the run."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, List, RunName, RunPath, Switch
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, Float, Int, List, Switch
 from utils.config.options import EXECUTION, EXTENT, PLACE, REPLICATE, Option
+from utils.config.path_checkers import FilePath, RunName, RunPath
 
 OPTIONS = {
     "seed": Option(
