@@ -15,13 +15,10 @@ if __name__ in ("__main__", "__mp_main__"):  # first of all: the imports below t
         end_on_faults()
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
-
-from tqdm import tqdm
 
 from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
@@ -31,12 +28,13 @@ from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import RunError, print_report, report
 from utils.launcher import WorkerFailure, end_at_once, launch
-from utils.processes.place import started_by_launcher, started_rank
+from utils.output import at_level, complain, program
+from utils.processes.place import started_by_launcher
 from utils.processes.signals import Stopped
-from utils.runs import resume
-from utils.runs.directory import check_run_directory, taken_up_again
-from utils.runs.opening import record_of
+from utils.runs import plugin_files, resume
+from utils.runs.opening import begin, record_of
 from utils.runs.points import Points, check_points, rewind_step
+from utils.runs.progress import Progress
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.saving import SaveClock
 from utils.runs.snapshots import Snapshot
@@ -46,6 +44,7 @@ from utils.runs.tables import LAYERS, SUMMARY, Row, epoch_table, is_evaluated, s
 from utils.runs.tickets import Ticket, start_from_ticket
 from utils.runs.weights import check_level, layer_rows
 from utils.state_dicts import load_weights
+from utils.training.caller import left_as_found
 from utils.training.hardware import configure_kernels
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -54,27 +53,31 @@ from utils.training.trainer import Trainer
 def run_levels(cfg: Config, ctx: Context) -> int:
     """A whole run, on this rank: prunes, rewinds, trains and logs every level. Returns the exit status."""
     stop = StopRequest(ctx, SaveClock(cfg.experiment_params.save_every_minutes))
+    plugin_files.load_everywhere(cfg, ctx)
     data = load_data(cfg, ctx)
     model = build_model(cfg, data, ctx)
     ticket = start_from_ticket(cfg, ctx, data, model)
     check_pruning(cfg, model, data, ticket.density if ticket else 1.0)
     check_points(cfg, data.train.steps_per_epoch, ticket.first_step if ticket else 0)
     trainer = Trainer(cfg, ctx, model, data)
+    # From here on there is something on disk.
     record = record_of(ticket, data, model, trainer.dtype, trainer.compiled, bool(trainer.graphs))
     with contextlib.closing(data), open_run(cfg, record) if ctx.is_main else contextlib.nullcontext() as run:
         harness = Harness(cfg, ctx, trainer, run, stop, ticket)
         try:
             harness.take_up()
-            while harness.position.level < cfg.prune_params.num_levels:
-                if not harness.position.begun:
-                    harness.prune()
-                    harness.rewind()
-                harness.train_level()
-                harness.finish_level()
+            with harness.progress:
+                while harness.position.level < cfg.prune_params.num_levels:
+                    at_level(harness.position.level)
+                    if not harness.position.begun:
+                        harness.prune()
+                        harness.rewind()
+                    harness.train_level()
+                    harness.finish_level()
         except Stopped as stopped:
             if run:
                 hint = f"resume with the same options and --experiment_params.resume_expt_name={run.path.name}"
-                print(f"harness: {stopped}; {hint}", file=sys.stderr)
+                complain(f"harness: {stopped}; {hint}")
             return 128 + stopped.signum
         if run:
             print_levels(run)
@@ -90,6 +93,7 @@ class Harness:
         position: where the run stands.
         ticket: what level 0 starts from; None = a fresh network.
         points: states of level 0 that are kept.
+        progress: what a person sees of it.
     """
 
     def __init__(
@@ -98,20 +102,21 @@ class Harness:
         self.cfg, self.ctx, self.trainer, self.run, self.stop, self.ticket = cfg, ctx, trainer, run, stop, ticket
         self.model, self.data, self.position = trainer.model, trainer.data, Position()
         self.points, self.began = Points(cfg, trainer), 0.0  # began: when the epoch would have, had it not been stopped
-        hidden = not (ctx.is_main and sys.stdout.isatty())
-        self.bar = tqdm(total=cfg.prune_params.num_levels, desc="levels", disable=hidden, file=sys.stdout, position=0)
+        steps = trainer.timeline.steps_per_epoch
+        known = (ticket.first_step if ticket else 0) // steps, rewind_step(cfg, steps) // steps
+        self.progress = Progress(cfg, self.position, run, steps, known)
 
     def take_up(self) -> None:
         """Restores the position of a resumed run; does nothing in a fresh run. Errors as `resume.restore`."""
         resume.restore(self.cfg, self.ctx, self.trainer, self.position, self.run)
         self.points.keep(self.run, self.position, missing_only=True)
-        self.bar.update(self.position.level)
 
     # --- a level -----------------------------------------------------------------------------------------------------
 
     def prune(self) -> None:
         """Prunes to the level's density on rank 0; every rank gets its masks, and they are checked to be the same."""
         level = self.position.level
+        self.progress.prune()
         if self.ctx.is_main:
             prune_level(self.cfg, self.model, self.data, level, self.position.initial_density)
         masks = [mask for _, _, mask in masked_params(self.model)]
@@ -165,20 +170,11 @@ class Harness:
         Raises:
             Stopped: a signal asked for it; the state is saved.
         """
-        end = self.cfg.experiment_params.epochs_per_level
-        with tqdm(
-            total=end, initial=self.position.epoch, desc=f"level {self.position.level}", disable=self.bar.disable,
-            file=sys.stdout, position=1, leave=False,
-        ) as bar:  # fmt: skip
-            shown: dict[str, str] = {}
-            while self.position.epoch < end:
-                row = self._train_epoch()
-                keys = ("train_loss", "test_acc", "images_per_second")
-                shown |= {k: f"{row[k]:.4g}" for k in keys if not math.isnan(row[k])}  # else the last evaluation's
-                bar.update()
-                bar.set_postfix(shown)
+        self.progress.begin_level()
+        while self.position.epoch < self.cfg.experiment_params.epochs_per_level:
+            self._train_epoch()
 
-    def _train_epoch(self) -> Row:
+    def _train_epoch(self) -> None:
         level, epoch = self.position.level, self.position.epoch
         if self.position.tally is None:
             self.position.begin_epoch(self.trainer)
@@ -190,13 +186,12 @@ class Harness:
             self._save_and_stop()
         figures = self.trainer.finish_epoch(level, epoch, tally, evaluate=is_evaluated(self.cfg, epoch))
         rate, seconds = self.trainer.rate(epoch, tally.first), time.perf_counter() - self.began
-        row = {"epoch": epoch, "lr": rate, "seconds": seconds, **figures}
-        self._after_epoch(row)
-        return row
+        self._after_epoch({"epoch": epoch, "lr": rate, "seconds": seconds, **figures})
 
     def _after_step(self, steps: int) -> bool:
         """Whether to stop after `steps` steps of the epoch; saves the points of level 0 and the state if one is due."""
         self.points.keep(self.run, self.position)
+        self.progress.step()
         if self.stop(steps):
             return True
         if self.stop.save_due and steps < self.trainer.timeline.steps_per_epoch:  # else _after_epoch saves it
@@ -208,6 +203,7 @@ class Harness:
         position.tally, position.epoch = None, position.epoch + 1
         if self.run:
             self.run.tables.add(epoch_table(position.level), [row])
+            self.progress.end_epoch(row)
             by_epochs = e.save_every_epochs and position.epoch % e.save_every_epochs == 0
             if position.epoch < e.epochs_per_level and (by_epochs or self.stop.clock.due()):
                 self._save_state()
@@ -226,10 +222,11 @@ class Harness:
                 tables = self.run.tables
                 tables.add(LAYERS, layer_rows(self.model, level))
                 epochs, pruned = tables[epoch_table(level)], self.position.pruned_accuracy
-                tables.add(SUMMARY, [summary_row(level, density(self.model), epochs, pruned)])
+                row = summary_row(level, density(self.model), epochs, pruned)
+                tables.add(SUMMARY, [row])
                 tables.drop(epoch_table(level))
                 self.run.save_state(state)
-        self.bar.update()
+            self.progress.end_level(row)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -264,27 +261,25 @@ def work(cfg: Config) -> int:
     """Joins the other processes and runs the levels, in each process. Returns the exit status."""
     d = cfg.dist_params
     configure_kernels(cfg.experiment_params.deterministic)
-    with distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
+    with program("harness"), distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
         return run_levels(cfg, ctx)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs harness.py; returns its exit status: 0 done, 1 failed, 2 config error, 128 + signal when stopped."""
+    """Runs harness.py; returns its exit status: 0 done, 1 failed, 2 config error, 128 + signal when stopped.
+
+    Called from Python, it leaves the process as it was. In a thread, signals are the caller's.
+    """
     try:
-        cfg = load_config(argv)
-        notes = distributed.notes_on(cfg)
-        if started_rank() == 0:  # the other machines of a run may not even see its directory
-            cfg = taken_up_again(cfg)
-            check_run_directory(cfg)
-            for note in notes:
-                print(f"harness: note: {note}", file=sys.stderr)
-        d = cfg.dist_params
-        nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
-        if nproc == 1 or started_by_launcher():
-            return work(cfg)
-        return launch(work, (cfg,), nproc, d.address, d.port)
+        with left_as_found("harness"):
+            cfg = begin(load_config(argv))
+            d = cfg.dist_params
+            nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
+            if nproc == 1 or started_by_launcher():
+                return work(cfg)
+            return launch(work, (cfg,), nproc, d.address, d.port)
     except Stopped as stopped:
-        print(f"harness: {stopped}", file=sys.stderr)
+        complain(f"harness: {stopped}")
         return 128 + stopped.signum
     except WorkerFailure as failure:
         return print_report(failure.record)

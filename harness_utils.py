@@ -19,14 +19,17 @@ import yaml
 from harness_params import Config, dump_yaml
 from utils.errors import RunError
 from utils.files import sweep_parts, write_whole
+from utils.output import say
 from utils.processes.place import launch_id
 from utils.runs.directory import lock_file, never_began
 from utils.runs.environment import describe
 from utils.runs.loading import LoadedRun, load_run
 from utils.runs.opening import opening_lines
+from utils.runs.plugin_files import keep_copies
 from utils.runs.records import environment_file
 from utils.runs.run import Run
 from utils.runs.tables import SUMMARY
+from utils.wording import density_text
 
 __all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
 
@@ -40,8 +43,8 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
     """Creates the run directory, or opens the one to resume; holds its lock and its writer until the run ends.
 
     Args:
-        record: what ``artifacts/environment.json`` says beside the machine: "settled", what auto has come to (of
-            `utils.runs.opening.settled`), which is also printed; "ticket", what level 0 starts from.
+        record: what ``artifacts/environment.json`` says beside the machine, by name (`utils.runs.opening.record_of`);
+            "settled", what auto has come to, is also printed.
 
     Raises:
         RunError: it cannot be created, or another process runs in it.
@@ -75,13 +78,15 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
                 resolved = cfg.replace({"experiment_params": {"expt_name": name}})
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
-                _record_environment(path, record or {})
+                plugins = keep_copies(path, cfg)
+                _record_environment(path, (record or {}) | ({"plugins": plugins} if plugins else {}))
+                run.begin_tracking()
             if record and "settled" in record:
-                print(*opening_lines(cfg, name, record["settled"]), sep="\n", flush=True)
+                say(*opening_lines(cfg, name, record["settled"]))
             yield run
             run.writer.flush()
         finally:
-            run.writer.close()
+            run.close()
 
 
 def _acquire(lock: IO[str], path: Path) -> None:
@@ -113,7 +118,7 @@ def _record_levels(file: Path, cfg: Config) -> None:
 
 
 def _record_environment(path: Path, record: dict[str, Any]) -> None:
-    """Appends one entry per start to ``artifacts/environment.json``."""
+    """Appends one entry per start to ``artifacts/environment.json``: what runs, and the record."""
     file = environment_file(path)
     try:
         entries = json.loads(file.read_text())
@@ -127,6 +132,5 @@ def print_levels(run: Run) -> None:
     """The table of levels that ends a run."""
     run.writer.flush()
     frame = pd.DataFrame(run.tables[SUMMARY], columns=run.tables.columns(SUMMARY))
-    print(f"\n{run.path}")
-    digits = {"density": lambda x: f"{x:.4g}"}  # of a sparse network four places would be 0.0000
-    print(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=digits))
+    formatters = {"density": density_text}
+    say("", str(run.path), frame.to_string(index=False, float_format=lambda x: f"{x:.4f}", formatters=formatters))

@@ -69,7 +69,8 @@ BAD_CONFIGS = {
         ["--prune_params.er_method=er_balanced", "--prune_params.er_init=1e-6"],
         "prune_params.er_init",
     ),
-    "last batch of one digit": (["--dataset.batch_size=4"], "dataset.batch_size"),
+    "last batch of one digit": (["--dataset.batch_size=4", "--model_params.model_name=resnet20"], "dataset.batch_size"),
+    "batches of one digit": (["--dataset.batch_size=1", "--model_params.model_name=vgg11_bn"], "dataset.batch_size"),
     "option twice": (["--optimizer.lr=0.1", "--optimizer.lr=0.2"], "optimizer.lr"),
 }
 
@@ -161,7 +162,7 @@ BAD_TREES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
 }
 MISFITS = {
     "wrong number of classes": (["--dataset.num_classes=3"], "dataset.num_classes"),
-    "last batch of one": (["--dataset.batch_size=7"], "dataset.drop_last"),
+    "last batch of one": (["--dataset.batch_size=7", "--model_params.model_name=resnet18"], "dataset.drop_last"),
     "test images of a size that the model cannot take": (
         ["--model_params.model_name=vit_b_16", "--dataset.resolution=32", "--dataset.eval_resolution=48"],
         "model_params.model_name",

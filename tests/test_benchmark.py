@@ -16,8 +16,10 @@ from tests.conftest import ROOT
 from utils import benchmark
 from utils.bench import contenders, memory, usual_harness
 from utils.bench.arithmetic import step_bytes, step_flops
+from utils.data import published
 from utils.data.in_memory import MemoryTrainLoader
 from utils.distributed import Context
+from utils.errors import RunError
 from utils.training.graphs import WARM_UP
 
 
@@ -89,6 +91,35 @@ def test_faults_are_told_in_a_line(words, line, capsys):
     printed = capsys.readouterr()
     *notes, last = printed.err.splitlines()
     assert printed.out == "" and last.startswith(line) and all("note: " in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "SVHN", "FashionMNIST"])
+def test_without_data_and_network_a_line_says_so(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(published, "DOWNLOAD_TIMEOUT_SECONDS", 1)
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("no_proxy", "")
+    where = [f"--dataset.dataset_name={name}", f"--dataset.data_root={tmp_path / 'none'}"]
+    for words, fault in (
+        ([], f"the download of {name} failed ("),
+        (["--dataset.download=false"], f"dataset.data_root: {name} has no "),
+    ):
+        assert benchmark.main([*where, *words]) == 1
+        *notes, last = capsys.readouterr().err.splitlines()
+        assert last.startswith(f"benchmark: {fault}") and all("note: " in note for note in notes)
+
+
+def test_a_part_that_fails_is_told_in_a_line(tmp_path, monkeypatch):
+    """Its process runs in the user's folder: a relative path means there what it means here."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset.dataset_name=MNIST", "--dataset.data_root=here", "--dataset.download=false"]
+    with pytest.raises(RunError) as caught:
+        memory.peak_memory(words, [contenders.OURS])
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(
+        "measuring the memory of ours failed: benchmark: dataset.data_root: MNIST has no "
+    )
+    assert str(tmp_path / "here") in str(caught.value)
 
 
 def test_all_contenders_train_the_same_number_of_images():

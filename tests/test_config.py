@@ -355,7 +355,7 @@ def test_what_an_option_is_follows_from_its_declaration():
         "prune_params": "num_levels target_density",
         "ticket_params": "source",
         "experiment_params": "base_dir expt_name resume_level resume_expt_name compile cuda_graphs channels_last "
-        "save_every_epochs save_every_minutes deterministic",
+        "save_every_epochs save_every_minutes deterministic plugins tracker",
         "dist_params": "threads distributed nproc backend address port sparse_allreduce timeout_minutes",
     }
     free_paths = {f"{section}.{key}" for section, keys in free.items() for key in keys.split()}

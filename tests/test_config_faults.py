@@ -87,7 +87,6 @@ BAD_VALUES = [  # YAML section body, the option at fault, the value as the fault
     (f"experiment_params: {{expt_name: {'x' * 201}}}", "experiment_params.expt_name", "xxx", "200 bytes"),
     (f"experiment_params: {{expt_name: {'é' * 101}}}", "experiment_params.expt_name", "é", "200 bytes"),
     ("experiment_params: {expt_name: None}", "experiment_params.expt_name", "None", '""'),
-    ("experiment_params: {resume_expt_name: /etc}", "experiment_params.resume_expt_name", "/etc", "no /"),
     ("experiment_params: {resume_expt_name: [a]}", "experiment_params.resume_expt_name", "[a]", "directory name"),
     ("model_params: {model_name: ''}", "model_params.model_name", "''", "a word"),
     ("model_params: {model_name: resnet 18}", "model_params.model_name", "resnet 18", "without spaces"),
@@ -173,7 +172,7 @@ BAD_TOGETHER = [  # several options, each fine alone
         "224",
         "160",
     ),
-    ({"dist_params": {"nproc": 4}, "dataset": {"batch_size": 7}}, "dataset.batch_size", "7", ">= 8"),
+    ({"dist_params": {"nproc": 4}, "dataset": {"batch_size": 3}}, "dataset.batch_size", "3", ">= 4"),
     ({"experiment_params": {"resume_level": 2}}, "experiment_params.resume_level", "2", "resume_expt_name"),
     (
         {"experiment_params": {"resume_level": 12, "resume_expt_name": "a"}},

@@ -103,7 +103,7 @@ def _valid_options(draw):
         "start_resolution end_resolution validation_images randaugment",
         "dist_params": "nproc",
         "model_params": "model_args",
-        "experiment_params": "resume_level training_type cuda_graphs cycles",
+        "experiment_params": "resume_level training_type cuda_graphs cycles plugins",
         "prune_params": "prune_rate num_levels target_density er_init scope",
         "optimizer": "milestones warmup_epochs cooldown_epochs lr_min nesterov",
     }.items():

@@ -55,7 +55,7 @@ def test_damaged_state_falls_back_to_the_older(whole, stopped, fork, damage):
     newest, _ = states_of(path)
     newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
     run = resume(fork)
-    assert run.err == f"harness: {newest} is damaged; trying the older state\n"
+    assert run.err == f"harness: warning: {newest} is damaged; trying the older state\n"
     run.assert_same_figures(whole)
 
 

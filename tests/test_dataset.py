@@ -51,11 +51,12 @@ def test_every_place_is_taken_once_by_one_rank_unless_refused(n, batch, drop_las
     dropped = n - len(places)
     assert dropped == (n % batch if drop_last and n >= batch else 0)
     smallest = min(part.stop - part.start for step in parts for part in step)
-    if smallest >= 2:
-        check_shares(n, batch, drop_last, world)
-    else:
-        with pytest.raises(ValueError, match=r"dataset\.batch_size"):
-            check_shares(n, batch, drop_last, world)
+    for least in (1, 2):
+        if smallest >= least:
+            check_shares(n, batch, drop_last, world, least)
+        else:
+            with pytest.raises(ValueError, match=r"dataset\.batch_size"):
+                check_shares(n, batch, drop_last, world, least)
 
 
 @pytest.mark.parametrize(

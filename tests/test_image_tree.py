@@ -1,6 +1,7 @@
 """Trees of image files: held in memory when small, through a DataLoader's workers when not."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,10 +181,10 @@ def test_an_unaugmented_view_by_hand(tmp_path):
     for split in ("train", "test"):
         pixels = np.zeros((32, 64, 3), dtype=np.uint8)
         pixels[:, :32, 0], pixels[:, 32:, 2] = 255, 255
-        folder = tmp_path / split / "flag"
-        folder.mkdir(parents=True)
         for name in "ab":
-            Image.fromarray(pixels).save(folder / f"{name}.png")
+            folder = tmp_path / split / f"flag_{name}"
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / "flag.png")
     data = by_workers(tmp_path, resolution=28, batch_size=2, augment="none", eval_resolution=14)
     images, _ = next(data.train.batches(0, 0))  # 28 * 256/224 = 32: no resizing, columns 18 to 46 are left
     red, blue = images[0, 0], images[0, 2]
@@ -224,6 +225,9 @@ def test_one_class_is_refused_with_a_hint_for_a_wrapper_folder(tmp_path, split):
         find_tree(root)
     for folder in list(inner.iterdir())[1:]:
         shutil.rmtree(folder)
+    other = root / ("val" if split == "train" else "train")
+    for folder in list(other.iterdir()):
+        folder.rename(other / "images") if folder.name == "digit0" else shutil.rmtree(folder)
     for file in list((only := next(inner.iterdir())).iterdir()):
         file.rename(inner / file.name)
     only.rmdir()
@@ -291,3 +295,51 @@ def test_the_wait_for_a_batch_ends(tmp_path, monkeypatch, stop):
         signal.signal(signal.SIGTERM, before)
         data.close()
     assert not worker.is_alive()
+
+
+def test_python_ends_though_nobody_closed_the_loader(tmp_path):
+    """Workers ignore the signal by which Python ends them."""
+    help_.digit_tree(tmp_path)
+    read = READ.replace('Path("/dev/shm/fill").write_bytes(bytes(10**6 * {fill}))', "")
+    code = read.format(root=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "2 batches\n"), done.stderr
+
+
+@pytest.mark.parametrize("kept", [10, 200, 0.3, 0.9])
+def test_a_damaged_jpeg_is_told_in_words_for_users(tmp_path, kept):
+    whole = tmp_path / "whole.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(whole)
+    content = whole.read_bytes()
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(content[: kept if kept >= 1 else int(kept * len(content))])
+    with pytest.raises(DataError, match=r"cut\.jpg is not a readable image: ") as caught:
+        image_pixels(str(path))
+    reason = str(caught.value).partition("image: ")[2].replace(str(path), "")
+    assert reason and not re.search(r"\.cpp|/|decode_jpeg", reason), reason
+
+
+def test_decoding_warns_of_nothing_and_needs_no_jpeg_decoder_of_torchvision(tmp_path):
+    """In processes of their own: with every warning an error, and with a torchvision that has lost its decoder."""
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    code = f"""
+import hashlib, sys
+if "lost" in sys.argv:
+    import torchvision.io
+    del torchvision.io.decode_jpeg
+else:
+    import warnings
+    import torchvision
+    warnings.filterwarnings("error", category=DeprecationWarning)
+from utils.data import image_tree
+assert (image_tree.decode_jpeg is None) == ("lost" in sys.argv)
+print(hashlib.sha256(image_tree.image_pixels({str(path)!r}).tobytes()).hexdigest())
+"""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for words in ([], ["lost"])
+    ]
+    assert digests[0] == digests[1]

@@ -22,12 +22,17 @@ LAYERS = [
     [
         "utils",
         "utils.errors",
+        "utils.plugins",
+        "utils.registry",
         "utils.seeds",
+        "utils.wording",
         "utils.files",
+        "utils.output",
         "utils.schedulers",
         "utils.optimizers",
         "utils.conv_type",
         "utils.state_dicts",
+        "utils.status_lines",
         "utils.processes",
     ],
     ["utils.config", "utils.data.specs", "utils.pruning.methods"],
@@ -39,28 +44,34 @@ LAYERS = [
     ["utils.runs"],
     ["harness_utils"],
     ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
+    ["utils.reports"],
     [
         "utils.single_gpu_harness",
         "utils.benchmark",
         "utils.run_grid",
         "utils.plot_results",
+        "utils.report",
         "utils.write_beton",
         "utils.analyze",
     ],
 ]
 # `--help` and faults of a config answer at once: these import nothing that takes seconds to load. So do all packages.
 TORCH_FREE = [
-    "utils.errors", "utils.seeds", "utils.files", "utils.schedulers", "utils.optimizers", "utils.config",
-    "utils.processes", "utils.data.specs", "utils.pruning.methods", "harness_params",
+    "utils.errors", "utils.plugins", "utils.registry", "utils.seeds", "utils.wording", "utils.files", "utils.output",
+    "utils.schedulers", "utils.optimizers", "utils.config", "utils.processes", "utils.status_lines",
+    "utils.data.specs", "utils.pruning.methods", "harness_params",
 ]  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 # Figures and grids read tables, and start without torch.
 TABLES_ONLY = [
     "utils.runs.tables",
     "utils.runs.records",
+    "utils.runs.remaining",
     "utils.plots",
     "utils.grids",
     "utils.plot_results",
+    "utils.reports",
+    "utils.report",
     "utils.run_grid",
 ]
 TORCH = {"torch", "torchvision"}

@@ -14,7 +14,7 @@ from utils.conv_type import insert_masks, kept_counts, masked_params, matches
 from utils.errors import ConfigError
 from utils.models import create_model
 from utils.pruning.allocation import layer_counts
-from utils.pruning.methods import LAYER_WISE
+from utils.pruning.methods import layer_wise
 from utils.pruning_utils import prune
 from utils.runs.pruning import layer_rates
 
@@ -107,7 +107,7 @@ def test_conv_nets_as_in_the_paper():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(LAYER_WISE), st.lists(st.integers(1, 40), min_size=3, max_size=3))
+@given(st.sampled_from(layer_wise()), st.lists(st.integers(1, 40), min_size=3, max_size=3))
 def test_each_layer_keeps_its_best_weights(method, counts):
     torch.manual_seed(0)
     model = insert_masks(create_model("lenet_300_100", 10, (1, 4, 4)))

@@ -1,9 +1,11 @@
 """configs/papers/: every file resolves, trains and prunes as it says; every published figure names its source."""
 
 import csv
+import math
 import re
 import statistics
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,15 +127,47 @@ def test_published_figures_have_a_source_and_a_plausible_value():
     assert len(rows()) > 300
     for row in rows():
         assert (PUBLISHED.parent / f"{row['config']}.yaml").exists(), row
-        assert all(row[key] for key in ("paper", "config", "method", "density", "accuracy", "source")), row
-        assert 0 < float(row["density"]) <= 1 and 0 < float(row["accuracy"]) <= 100, row
+        assert all(row[key] for key in ("paper", "config", "method", "density", "figure", "value", "source")), row
+        assert 0 < float(row["density"]) <= 1, row
+        if row["figure"] == "accuracy":
+            assert 0 < float(row["value"]) <= 100, row
+        else:  # a difference to another method of the same experiment, in points; or its sign alone
+            assert row["figure"] in ("over dense", "over reinit"), row
+            assert row["value"] in ("<0", "0", ">0") or 0 < float(row["value"]) < 10, row
+        assert re.search(r"arXiv:\d{4}\.\d{5}|github\.com/\S+/\S+", row["source"]), row
         assert not row["spread"] or 0 <= float(row["spread"]) < 50, row
         assert (float(row["density"]) == 1) or row["method"] != "dense", row
 
 
 def test_a_figure_is_listed_once():
-    keys = [tuple(row[key] for key in ("config", "setting", "method", "density")) for row in rows()]
+    keys = [tuple(row[key] for key in ("config", "setting", "method", "figure", "density")) for row in rows()]
     assert len(keys) == len(set(keys))
+
+
+def test_options_belong_to_a_setting_and_method():
+    """All rows of one setting and method are one experiment."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in rows():
+        found.setdefault((row["config"], row["setting"], row["method"]), set()).add(row["options"])
+    assert all(len(options) == 1 for options in found.values())
+    by_config: dict[str, list[str]] = {}
+    for (config, _, method), options in found.items():
+        if method != "dense":
+            by_config.setdefault(config, []).extend(options)
+    assert all(len(options) == len(set(options)) for options in by_config.values()), "two methods with the same options"
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: path.stem)
+def test_each_config_has_published_figures_or_says_that_none_was_found(path):
+    """Figures that the header quotes name their source in the same paragraph."""
+    header, _, _ = path.read_text().partition("\nmodel_params:")
+    if path.stem not in {row["config"] for row in rows()}:
+        assert "accuracies were not found" in " ".join(header.replace("#", " ").split()), path
+    sources = set(re.findall(r"^# \[([A-Z])\] ", header, re.MULTILINE))
+    for paragraph in re.split(r"\n#\n", header):
+        if "# Published" in paragraph:
+            cited = set(re.findall(r"\[([A-Z])\]", paragraph))
+            assert (cited and cited <= sources) or "arXiv:" in paragraph, paragraph
 
 
 @pytest.mark.parametrize(
@@ -147,8 +181,8 @@ def test_a_figure_is_listed_once():
 def test_means_of_the_authors_own_runs(key, runs):
     """Read from their files by eye; see the rows' sources."""
     row = next(r for r in rows() if tuple(r[k] for k in ("config", "setting", "method", "density")) == key)
-    assert row["n"] == "3"
-    assert float(row["accuracy"]) == pytest.approx(statistics.mean(runs), abs=0.0051)
+    assert row["n"] == "3" and row["figure"] == "accuracy"
+    assert float(row["value"]) == pytest.approx(statistics.mean(runs), abs=0.0051)
     assert float(row["spread"]) == pytest.approx(statistics.stdev(runs), abs=0.0051)
 
 
@@ -166,3 +200,20 @@ def test_the_ablations_start_from_the_masks_they_change(tmp_path, monkeypatch):
             run = runs[f"{method}_{change}_seed1"]
             assert run.after == f"{method}_seed1"
             assert (run.cfg.ticket_params.mask, run.cfg.ticket_params.weights) == (mask, weights)
+
+
+def test_the_grid_of_rewinding_holds_three_ways_of_three_seeds(tmp_path, monkeypatch):
+    """Its levels 7 and 10 are the published densities next to 21% and 10.7%; its header tells its size."""
+    monkeypatch.chdir(ROOT)
+    path = "configs/papers/grids/renda2020_resnet20.yaml"
+    grid = read_grid(path, {"base_dir": str(tmp_path)})
+    assert {run.name for run in grid.runs} == {f"{way}_seed{seed}" for way in ("wr", "lrr", "imp") for seed in range(3)}
+    published = {row["density"] for row in rows() if row["config"] == "renda2020_resnet20"}
+    epochs = 0
+    for run in grid.runs:
+        e, p = run.cfg.experiment_params, run.cfg.prune_params
+        assert run.name == f"{e.training_type}_seed{e.seed}"
+        assert {f"{round((1 - p.prune_rate) ** level, 6):g}" for level in (7, 10)} <= published
+        skipped = p.rewind_step / math.ceil(50_000 / run.cfg.dataset.batch_size) if e.training_type == "wr" else 0
+        epochs += p.num_levels * e.epochs_per_level - (p.num_levels - 1) * skipped
+    assert f"{len(grid.runs)} runs, {epochs:,.0f} epochs, {epochs * 0.05:.0f} million" in Path(path).read_text()

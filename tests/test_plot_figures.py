@@ -9,9 +9,9 @@ from matplotlib import pyplot as plt
 
 from tests.plot_helpers import LAYERS, groups_of, one_shot, write_run, write_study
 from utils.plot_results import main
+from utils.plots.colours import COLOURS, DENSE
 from utils.plots.figures import draw_accuracy, draw_curves, draw_layers
 from utils.plots.lines import layer_frame
-from utils.plots.style import COLOURS, DENSE
 
 
 @pytest.fixture(autouse=True)
@@ -72,22 +72,26 @@ def test_networks_trained_otherwise_have_a_dense_line_each(tmp_path):
     write_run(tmp_path, "b", [70, 60], **{"optimizer.lr": 0.01})
     figure = draw_accuracy(groups_of(tmp_path))
     dense = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert [(line.get_ydata()[0], line.get_color()) for line in dense] == [(90, COLOURS[0]), (70, COLOURS[1])]
+    own = {line.get_label(): line.get_color() for line in figure.axes[0].lines if line.get_linestyle() == "-"}
+    assert [(line.get_ydata()[0], line.get_label(), line.get_color()) for line in dense] == [
+        (90, "Dense, lr 0.1", own["lr 0.1"]), (70, "Dense, lr 0.01", own["lr 0.01"]),
+    ]  # fmt: skip
+    assert legend_of(figure) == ["lr 0.1", "lr 0.01", "Dense, lr 0.1", "Dense, lr 0.01"]
 
 
-def test_the_first_dense_line_drawn_is_the_one_in_the_legend(tmp_path):
-    """The first group may have no dense run."""
+def test_a_dense_line_that_several_methods_share_is_one_entry(tmp_path):
+    """The first group has no dense run."""
     one_shot(tmp_path, "snip", 0.5, 80, **{"optimizer.lr": 0.1})
     for rate in (0.03, 0.01):
-        options = {"optimizer.lr": rate, "prune_params.er_method": "synflow", "prune_params.er_init": 1.0}
-        write_run(tmp_path, f"{rate}", [1000 * rate], [1.0], **options)
-    groups = groups_of(tmp_path)
-    assert groups[0].label == "SNIP, lr 0.1"
-    figure = draw_accuracy(groups)
-    dense = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert len(dense) == 2
-    assert [text.get_text() for text in figure.legends[0].get_texts()].count("Dense") == 1
-    assert dense[0].get_label() == "Dense"
+        for kind in ("imp", "lrr"):
+            options = {"optimizer.lr": rate, "experiment_params.training_type": kind}
+            write_run(tmp_path, f"{kind}{rate}", [1000 * rate, 5], **options)
+    figure = draw_accuracy(groups_of(tmp_path))
+    dense = [line for line in figure.axes[0].lines if line.get_color() == DENSE]
+    assert [(line.get_label(), line.get_ydata()[0], line.get_linestyle()) for line in dense] == [
+        ("Dense, lr 0.01", 10, ":"), ("Dense, lr 0.03", 30, "-."),
+    ]  # fmt: skip
+    assert [name for name in legend_of(figure) if name.startswith("Dense")] == ["Dense, lr 0.01", "Dense, lr 0.03"]
 
 
 def test_ways_of_training_have_a_dense_line_each(tmp_path):
@@ -98,6 +102,7 @@ def test_ways_of_training_have_a_dense_line_each(tmp_path):
     figure = draw_accuracy(groups_of(tmp_path))
     lines = {line.get_ydata()[0]: line for line in figure.axes[0].lines if line.get_linestyle() == ":"}
     assert sorted(lines) == [90, 95]
+    assert [lines[90].get_label(), lines[95].get_label()] == ["Dense, E = 20 epochs", "Dense, E = 9 epochs"]
     solid = {line.get_label(): line.get_color() for line in figure.axes[0].lines if line.get_linestyle() == "-"}
     assert lines[90].get_color() == DENSE
     assert lines[95].get_color() == solid["IMP, E = 9 epochs"]
@@ -226,7 +231,8 @@ def test_curves(study):
     np.testing.assert_allclose(imp.get_xydata(), [[1, 51], [2, 51]])  # mean of 50 + seed; epochs count from 1
     assert legend_of(figure) == ["IMP (100%)", "SNIP (10%)", "SNIP (50%)"]
     figure = draw_curves(groups_of(study, "curves"), density=0.4)
-    assert legend_of(figure) == ["IMP (50%)", "SNIP (50%)"]
+    assert legend_of(figure) == ["IMP", "SNIP"]
+    assert figure.legends[0].get_title().get_text().startswith("density 50%\nmean and range")
     np.testing.assert_allclose(figure.axes[2].lines[1].get_xydata(), [[1, 50.5], [2, 50.5]])
     figure = draw_curves(groups_of(study, "curves")[:1])
     assert len(figure.axes[0].lines) == 3, "one line per level"
@@ -283,7 +289,8 @@ def test_of_many_networks_each_method_s_next_to_one_density_is_drawn(crowd, kind
     assert main([str(crowd), "--density", "0.04", *out]) == 0
     groups = groups_of(crowd, kind)
     figure = draw_layers(groups, 0.04) if kind == "layers" else draw_curves(groups, density=0.04)
-    assert legend_of(figure) == ["SNIP (5%)", "SynFlow (5%)", "Random (5%)", "Random ERK (5%)"]
+    assert legend_of(figure) == ["SNIP", "SynFlow", "Random", "Random ERK"]
+    assert "density 5%" in figure.legends[0].get_title().get_text()
 
 
 def test_more_lines_than_can_be_told_apart_are_refused(tmp_path, capsys):

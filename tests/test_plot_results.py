@@ -217,7 +217,39 @@ def test_missing_and_unfinished_runs(tmp_path, capsys):
     (run / "metrics" / "summary.csv").unlink()
     assert "half: unfinished: 0 of 12 levels exist" in refused(capsys, run, "--partial", "--out", out)
     assert main([str(run), str(other), "--partial", "--out", str(out)]) == 0
-    assert "half is left out: no level is finished" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"plot_results: note: left out: {run}: unfinished: 0 of 12 levels exist\n"
+
+
+def test_unfit_runs_among_many_are_left_out_with_a_note(tmp_path, capsys):
+    """Unfinished, damaged, of another data set; a damaged table of layers counts only where layers are drawn."""
+    for seed in (0, 1):
+        write_run(tmp_path, f"good_{seed}", [90, 80], seed=seed)
+    half = write_run(tmp_path, "half", [90, 80], seed=2, planned=12)
+    words = write_run(tmp_path, "words", [90, 80], seed=3)
+    change(words / "metrics" / "summary.csv", ",90,", ",high,")
+    other = write_run(tmp_path, "other", [90, 80], seed=4, **{"dataset.dataset_name": "MNIST"})
+    twice = write_run(tmp_path, "twice", [90, 80], seed=5)
+    change(twice / "metrics" / "layerwise_density.csv", "fc3", "fc2")
+    head = "plot_results: note: left out: "
+    expected = [
+        f"{head}{half}: unfinished: 2 of 12 levels exist; use --partial to include them",
+        f"{head}{words / 'metrics' / 'summary.csv'}: column final_test_acc does not hold numbers only",
+        f"{head}{other}: its data set is MNIST, not Digits",
+    ]
+    for kind, more in (
+        ("accuracy", []),
+        ("curves", []),
+        ("layers", [f"{head}{twice}/metrics/layerwise_density.csv: "]),
+    ):
+        out = tmp_path / f"{kind}.png"
+        assert main([str(tmp_path), "--kind", kind, "--out", str(out)]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[:3] == expected and len(lines) == 3 + len(more)
+        assert all(line.startswith(start) for line, start in zip(lines[3:], more))
+        assert out.exists()
+    assert [group.seeds for group in groups_of(tmp_path)] == [3]
+    capsys.readouterr()
+    assert "unfinished" in refused(capsys, half, "--out", tmp_path / "none.png")
 
 
 def test_damaged_runs(tmp_path, capsys):
@@ -307,6 +339,11 @@ def test_runs_that_do_not_go_together(tmp_path, capsys):
         (["--out", "f.png", "--kind", "layers", "--ylim", "0", "1"], "--ylim: only with --kind accuracy"),
         (["--out", "f.png", "--kind", "layers", "--density", "5"], "--density: 5 is not allowed"),
         (["--out", "f.png", "--kind", "curves", "--level", "1", "--density", "0.5"], "--level: not with --density"),
+        (["--out", "f.png", "--last", "2"], "--last: only with --kind layers or curves (it is accuracy)"),
+        (["--out", "f.png", "--kind", "curves", "--last", "0"], "--last: 0 is not allowed: at least 1"),
+        (["--out", "f.png", "--kind", "curves", "--last", "2", "--level", "1"], "--last: not with --level"),
+        (["--out", "f.png", "--kind", "layers", "--log", "loss"], "--log: only with --kind curves (it is layers)"),
+        (["snip_0.1_0", "--out", "f.png", "--kind", "curves", "--last", "2"], "--last: only with the levels of one"),
         (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
     ],
 )
@@ -393,6 +430,36 @@ def test_time_to_ticket():
     assert time_to_ticket(ladder(*levels), dense_accuracy=99.0) is None
     with pytest.raises(ValueError, match="level 0 has density"):
         time_to_ticket(ladder(*levels[1:]))
+
+
+def test_the_table_fits_a_terminal_and_says_whose_dense_networks_it_compares_with(study, capsys):
+    write_run(study, "long", [90, 91], **{
+        "optimizer.lr": 0.03, "experiment_params.training_type": "lrr", "experiment_params.epochs_per_level": 77,
+        "optimizer.weight_decay": 0.0123,
+    })  # fmt: skip
+    assert main([str(study), "--kind", "table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    assert text.endswith("SNIP: compared with the dense networks of IMP, by seed")
+    assert "IMP + LR rewinding, E = 77 epochs, lr 0.03, weight decay 0.0123" in [g.label for g in groups_of(study)]
+    assert main([*(str(study / f"snip_0.5_{seed}") for seed in (0, 1)), "--kind", "table"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("SNIP: no dense network to compare with\n") and "0 of" not in out
+
+
+def test_a_very_sparse_network_is_not_at_density_zero(tmp_path, capsys):
+    write_run(tmp_path, "a", [90, 91], [1, 5e-7])
+    [row] = method_table(groups_of(tmp_path)).to_dict("records")
+    assert row["lowest density (%)"] == "5e-05"
+    assert row["lowest density >= dense acc. (%)"] == "0.000050 (1 of 1)"
+    figure = draw_accuracy(groups_of(tmp_path))
+    figure.draw_without_rendering()
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert labels[0] == "5e-05" and labels[-1] == "100" and "0" not in labels
+    assert main([str(tmp_path), "--kind", "table", "--out", str(tmp_path / "t.csv")]) == 0
+    assert pd.read_csv(tmp_path / "t.csv")["density"].tolist() == [1, 5e-7]
+    capsys.readouterr()
 
 
 def test_a_tie_with_the_mean_of_dense_networks_is_a_tie(tmp_path):
@@ -498,7 +565,7 @@ def test_accuracy_at_the_best_validation_epoch(validated, tmp_path, capsys):
     assert "91.00 ± 1.00" in printed and "50.0 ± 0.0 (3 of 3)" in printed
     assert main([str(table), *words]) == 0
     assert capsys.readouterr().out == printed
-    assert list(pd.read_csv(table)) == [*TIDY_COLUMNS, "best_val_test_acc"]
+    assert list(pd.read_csv(table)) == [*TIDY_COLUMNS, "best_val_test_acc", "pruning"]
     assert main([str(validated), "--kind", "table"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("acc.: test accuracy, last epoch of each level\n") and "95.00 ± 0.00" in printed

@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
+from harness_params import load_config
 from tests.conftest import ROOT, Finished
 from tests.data_helpers import digit_tree
 from tests.traps import KINDS, SHORT, Both, DieAt, MustBeMet, StopAt, begun
+from utils.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -295,9 +297,46 @@ def test_environment_is_recorded_at_every_start(fork, launch):
     assert "--experiment_params.expt_name=second" in first["command"]
     assert second["torch"] == torch.__version__ and second["host"] == platform.node()
     assert second["folder"] == str(ROOT) and second["processes"] == second["threads"] == 1
+    assert second["images"] == {"training": 1437, "validation": 0, "test": 360} and second["processor"]
     started = datetime.datetime.fromisoformat(second["started"])
     assert begin <= started <= datetime.datetime.now(datetime.timezone.utc)
     assert datetime.datetime.fromisoformat(first["started"]) <= begin
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert second["git_commit"] == (commit.stdout.strip() if commit.returncode == 0 else None)
     assert isinstance(second["git_dirty"], bool)  # which one depends on what else runs in this checkout
+
+
+# --- the directory of a run, as a shell completes it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["exp/a", "exp/a/", "./exp/a//", "{root}/exp/a/", "link/a", "a/", "a"])
+def test_a_run_is_resumed_by_its_directory(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exp").mkdir()
+    (tmp_path / "link").symlink_to("exp")
+    e = load_config(
+        ["--experiment_params.base_dir=exp", f"--experiment_params.resume_expt_name={given.format(root=tmp_path)}"]
+    ).experiment_params
+    assert (e.base_dir, e.resume_expt_name) == ("exp", "a")
+
+
+@pytest.mark.parametrize(("given", "folder"), [("elsewhere/a/", "elsewhere"), ("./a", "."), ("/x/y/a", "/x/y")])
+def test_the_directory_names_base_dir_where_nothing_else_does(given, folder):
+    e = load_config([f"--experiment_params.resume_expt_name={given}"]).experiment_params
+    assert (e.base_dir, e.resume_expt_name) == (folder, "a")
+    with pytest.raises(ConfigError, match=r"resume_expt_name: .* a run in experiment_params.base_dir, which is exp"):
+        load_config(["--experiment_params.base_dir=exp", f"--experiment_params.resume_expt_name={given}"])
+
+
+@pytest.mark.parametrize("given", ["/", "exp/..", "exp/.hidden", "exp/a b /", "3/.", "exp/none"])
+def test_what_names_no_run_is_refused(given):
+    with pytest.raises(ConfigError, match=r"experiment_params.resume_expt_name: .* is not allowed"):
+        load_config([f"--experiment_params.resume_expt_name={given}"])
+
+
+def test_a_run_goes_on_by_its_directory(fork, monkeypatch):
+    short = {"experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0}
+    fork("a", **short, **{"prune_params.num_levels": 1})
+    options = {"experiment_params.base_dir": None, "experiment_params.resume_expt_name": f"{fork.folder}/a/"}
+    fork("a", resume=True, **short, **options, **{"prune_params.num_levels": 2})
+    assert len((fork.folder / "a" / "metrics" / "summary.csv").read_text().splitlines()) == 3

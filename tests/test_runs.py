@@ -144,14 +144,18 @@ def test_single_process_harness_refuses_a_diverged_run_in_the_same_words(launch)
 def test_quiet_without_a_terminal_and_a_table_at_the_end(runs):
     run = runs["imp"]
     assert run.err == ""
-    *opening, _, _, _, _, _ = lines = run.out.strip().splitlines()
+    lines = run.out.strip().splitlines()
     how = "lenet_300_100 on Digits, fp32 on cpu, compile off, CUDA graphs off, loader memory"
-    assert opening == [
+    assert lines[:2] == [
         f"{run.path.name} in {run.path.parent}: {how}",
-        "masks on 49,200 of 49,610 parameters (99.2%)",
-        "",
+        "masks on 50,200 of 50,610 parameters (99.2%)",
     ]
-    lines = lines[3:]
+    for level, line in enumerate(lines[2:5]):
+        row = run.csv("summary").iloc[level]
+        accuracy = f"accuracy {row['final_test_acc']:.2f}%, best {row['max_test_acc']:.2f}%"
+        assert line == f"level {level}: density {0.5**level:.4g}, {accuracy}, {row['seconds']:.1f} s"
+    assert lines[5] == ""
+    lines = lines[6:]
     assert lines[0] == str(run.path)
     assert lines[1].split()[:3] == ["level", "density", "sparsity"]
     assert len(lines) == 5

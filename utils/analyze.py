@@ -19,6 +19,7 @@ from utils.analysis.command import Command, Result, table_text
 from utils.analysis.commands import barrier, drop, flops, overlap, sharpness, signs, stability
 from utils.errors import report
 from utils.files import write_whole
+from utils.output import complain, program, say
 
 PROGRAM = "analyze"
 COMMANDS: dict[str, Command] = {
@@ -78,13 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         check_files(args)
-        result = COMMANDS[args.command].run(args)
-        write(result, args)
+        with program(PROGRAM):
+            result = COMMANDS[args.command].run(args)
+            write(result, args)
     except Exception as error:  # a fault of the user's, or a bug: one clear line comes last
         return report(error, PROGRAM)
     for note in result.notes:
-        print(f"{PROGRAM}: note: {note}", file=sys.stderr)
-    print(table_text(result.screen))
+        complain(f"{PROGRAM}: note: {note}")
+    say(table_text(result.screen))
     return 0
 
 

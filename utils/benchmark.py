@@ -16,7 +16,6 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 import torchvision
@@ -41,22 +40,22 @@ from utils.bench.data import Arrays, load
 from utils.bench.memory import peak_memory, train_alone
 from utils.data.loaders import Data
 from utils.distributed import Context
-from utils.errors import ConfigError, DataError, RunError, report
+from utils.errors import ConfigError, report
+from utils.output import best_effort_streams, note, say
 from utils.processes.place import available_cores, started_by_launcher
+from utils.runs.environment import processor
+from utils.training.caller import left_as_found
 from utils.training.hardware import autocast_dtype, configure_kernels
 
+PROGRAM = "benchmark"
 SKIPPED = {"usual": "the usual harness", "levels": "the time between two levels", "memory": "peak memory"}
 RATE = 1e-3  # too small to diverge on images without meaning; the arithmetic is the same
 
 
 def machine() -> str:
     """Hardware and versions, in two lines."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = f"{model}, {available_cores()} core(s); {', '.join(gpus) or 'no GPU'}"
+    hardware = f"{processor()}, {available_cores()} core(s); {', '.join(gpus) or 'no GPU'}"
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
     return f"{hardware}; load average {os.getloadavg()[0]:.1f}\n{versions}; {platform.system()} {platform.release()}"
 
@@ -212,8 +211,7 @@ def read_config(words: list[str]) -> Config:
     unlike = [key for key in ("grad_clip", "no_decay_bn") if getattr(o, key)]
     if unlike:  # it would be compared with less work
         raise ConfigError(f"optimizer.{key}: {getattr(o, key)}: the other contenders have none" for key in unlike)
-    for note in cfg.notes:
-        print(f"benchmark: note: {note}", file=sys.stderr)
+    note(*cfg.notes)
     return cfg.replace({"optimizer": {"lr": RATE, "lr_min": o.lr_min * RATE / o.lr}})
 
 
@@ -225,19 +223,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.rounds < 1:
         parser.error(f"--rounds: {args.rounds}: at least 1")
     try:
-        cfg = read_config(rest)
-        configure_kernels(cfg.experiment_params.deterministic)
-        with distributed.join(cfg.dist_params.backend, cfg.dist_params.timeout_minutes, cfg.dist_params.threads) as ctx:
-            if args.only:
-                print(train_alone(cfg, ctx, args.only, args.synthetic))
-                return 0
-            for line in measure(cfg, ctx, args, argv):
-                if ctx.is_main:
-                    print(line, flush=True)
-    except (ConfigError, DataError, RunError) as error:
-        return report(error, "benchmark")
+        with left_as_found(PROGRAM):
+            cfg = read_config(rest)
+            d = cfg.dist_params
+            configure_kernels(cfg.experiment_params.deterministic)
+            with distributed.join(d.backend, d.timeout_minutes, d.threads) as ctx:
+                if args.only:
+                    say(str(train_alone(cfg, ctx, args.only, args.synthetic)))
+                    return 0
+                for line in measure(cfg, ctx, args, argv):
+                    if ctx.is_main:
+                        say(line)
+    except Exception as error:  # a fault of the user's, or a bug: one clear line comes last
+        return report(error, PROGRAM)
     return 0
 
 
 if __name__ == "__main__":
+    best_effort_streams(PROGRAM)
     sys.exit(main())

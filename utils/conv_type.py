@@ -85,14 +85,18 @@ def insert_masks(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
         if id(param) not in seen and not masked:
             module.register_buffer(name + MASK_SUFFIX, torch.ones_like(param, dtype=torch.bool))
         seen.add(id(param))
-    if not found:
+    _check_excluded(unused, set(exclude) - unused, [full for full, _, _, _ in found], bool(seen))
+    return model
+
+
+def _check_excluded(unused: set[str], used: set[str], layers: list[str], any_left: bool) -> None:
+    """Raises ValueError if patterns of `insert_masks` match no layer, or no layer is left to prune."""
+    if not layers:
         raise ValueError("the model has no layer to prune")
     faults = [f"{', '.join(sorted(unused))} matches no layer"] if unused else []
-    faults += [] if seen else [f"nothing left to prune with {', '.join(sorted(set(exclude) - unused))}"]
+    faults += [] if any_left else [f"nothing left to prune with {', '.join(sorted(used))}"]
     if faults:
-        layers = ", ".join(full for full, _, _, _ in found)
-        raise ValueError(f"prune_params.exclude: {'; '.join(faults)}; layers are {layers}")
-    return model
+        raise ValueError(f"prune_params.exclude: {'; '.join(faults)}; layers are {', '.join(layers)}")
 
 
 def check_whole(name: str, param: Tensor) -> None:

@@ -3,8 +3,6 @@
 The data sets are lines of `DATASETS` (utils/data/specs.py).
 """
 
-import sys
-
 import numpy as np
 import torch
 
@@ -19,6 +17,7 @@ from utils.data.published import Files, files_of
 from utils.data.specs import DATASETS, SMALL_PIXELS, ArraySpec, DataSpec
 from utils.distributed import Context
 from utils.errors import ConfigError, DataError, RunError
+from utils.output import note
 
 __all__ = ["DATASETS", "Data", "load_data"]
 
@@ -40,8 +39,7 @@ def load_data(cfg: Config, ctx: Context) -> Data:
         data = _load_tree(cfg, ctx, spec)
     asked, images = cfg.dataset.batch_size, data.train.num_images
     if ctx.is_main and asked > images:
-        note = f"{asked} is more than the {images} training images: all of them make one batch"
-        print(f"harness: note: dataset.batch_size: {note}", file=sys.stderr)
+        note(f"dataset.batch_size: {asked} is more than the {images} training images: all of them make one batch")
     return data
 
 

@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import os
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from harness_params import Config, Note, make_config, unused_alone
 from utils.errors import ConfigError, ConnectionLost, RunError
+from utils.output import note
 from utils.processes.place import share_of_cores
 from utils.processes.tasks import check_tasks
 
@@ -158,7 +158,7 @@ def notes_on(cfg: Config) -> list[Note]:
     ignored += ["nproc"] if d.nproc not in (0, int(local_world)) else []
     notes = [Note(f"dist_params.{key}", f"{getattr(d, key)} has no effect under torchrun") for key in ignored]
     # The config's own notes on dist_params assume as many processes as it asks for.
-    return [*(note for note in cfg.notes if note.section != "dist_params"), *notes]
+    return [*(known for known in cfg.notes if known.section != "dist_params"), *notes]
 
 
 @contextlib.contextmanager
@@ -184,8 +184,8 @@ def join(backend: str = "auto", timeout_minutes: float = 10.0, threads: int = 0)
     if backend == "nccl" and not on_gpu:
         raise ConfigError([f"dist_params.backend: nccl needs a GPU for each of {local_world} processes; {gpus} found"])
     if backend == "auto" and gpus and not on_gpu and rank == 0:
-        note = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
-        print(f"harness: note: dist_params.backend: {note}", file=sys.stderr)
+        text = f"auto is gloo, for {local_world} processes see {gpus} GPU(s); nccl if each has one of its own"
+        note(f"dist_params.backend: {text}")
     # Ranks share GPUs if there are more ranks than GPUs.
     device = torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
     if device.type == "cuda":
@@ -266,7 +266,7 @@ def serve_store(address: str, port: int) -> dist.TCPStore:
             reason = error.strerror or error
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise ConfigError([f"dist_params.address: {address}: {reason}"]) from error
-    print(f"harness: note: dist_params.port: {port} on {address}: {reason}; took a free one", file=sys.stderr)
+    note(f"dist_params.port: {port} on {address}: {reason}; took a free one")
     return serve_store(address, 0)
 
 

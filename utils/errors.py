@@ -6,10 +6,11 @@ No code parses a message, with one exception: `distributed.lost_connections`.
 exit status 1, with a traceback.
 """
 
-import sys
 import traceback
 from collections.abc import Iterable
 from typing import Any
+
+from utils.output import complain
 
 
 class ConfigError(ValueError):
@@ -74,7 +75,7 @@ def to_record(error: BaseException) -> dict[str, Any]:
 def print_report(record: dict[str, Any], program: str = "harness") -> int:
     """As `report`, from the record that `to_record` made."""
     if record["traceback"]:
-        print(record["traceback"], file=sys.stderr)
-    print(*(f"{program}: {line}" for line in record["lines"]), sep="\n", file=sys.stderr)
+        complain(record["traceback"])
+    complain(*(f"{program}: {line}" for line in record["lines"]))
     kind = KINDS.get(record["kind"])
     return kind.exit_status if kind else 1

@@ -22,7 +22,7 @@ from utils.distributed import serve_store
 from utils.errors import ConnectionLost, RunError, to_record
 from utils.files import scratch_folder
 from utils.processes.place import share_of_cores
-from utils.processes.signals import SHUTDOWN_SECONDS, NotedSignal, Stopped, exit_quietly, handled, held_back
+from utils.processes.signals import SHUTDOWN_SECONDS, NotedSignal, Stopped, exit_quietly, held_back, installed
 
 # A new interpreter per worker: CUDA does not survive a fork.
 START_METHOD: Literal["spawn"] = "spawn"
@@ -117,12 +117,8 @@ def end_at_once(status: int) -> None:
 def _noted() -> Iterator[NotedSignal]:
     """Note signals; a second one ends this process, and the kernel then ends its workers (`die_with_parent`)."""
     stop = NotedSignal()
-    before = {signum: signal.signal(signum, stop.note) for signum in handled()}
-    try:
+    with installed(stop.note):
         yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _watch(crew: list[BaseProcess], stop: NotedSignal) -> tuple[list[int | None], int]:

@@ -28,6 +28,7 @@ from utils.networks.cifar import (
 from utils.networks.open_lth import cifar_resnet, cifar_vgg
 from utils.networks.timm import timm_model
 from utils.networks.torchvision import resnet, torchvision_model, vgg
+from utils.registry import Table, plain
 
 Builder = Callable[[int, ImageShape], nn.Module]
 
@@ -79,10 +80,10 @@ def create_model(
 
 def _builder(name: str, arguments: Sequence[str]) -> tuple[str, Builder]:
     """The canonical name of a model, and what builds it."""
-    plain = name.strip().lower()
-    if plain.startswith(TIMM):
-        plain = plain.replace("-", "_")
-        return plain, partial(timm_model, plain.removeprefix(TIMM), arguments=arguments)
+    spelt = name.strip().lower()
+    if spelt.startswith(TIMM):
+        spelt = spelt.replace("-", "_")
+        return spelt, partial(timm_model, spelt.removeprefix(TIMM), arguments=arguments)
     if arguments:
         raise ValueError(f"model_params.model_args: only for models of timm ({TIMM}NAME), not for {name}")
     name = canonical_name(name)
@@ -100,14 +101,15 @@ def canonical_name(name: str) -> str:
     Raises:
         ValueError: no such model, or several if separators are ignored; the message lists the nearest names.
     """
-    plain = name.strip().lower().replace("-", "_")
-    if plain in MODELS:
-        return plain
+    spelt = {known.lower().replace("-", "_"): known for known in MODELS}  # a plugin's may have capitals
+    asked = name.strip().lower().replace("-", "_")
+    if asked in spelt:
+        return spelt[asked]
     # regnet_x_16gf and regnet_x_1_6gf are one name without separators: such a spelling is refused.
-    same = [known for known in MODELS if known.replace("_", "") == plain.replace("_", "")]
+    same = [known for known in MODELS if plain(known) == plain(asked)]
     if len(same) == 1:
         return same[0]
-    nearest = same or difflib.get_close_matches(plain, MODELS, n=5, cutoff=0.4)
+    nearest = same or difflib.get_close_matches(asked, MODELS, n=5, cutoff=0.4)
     raise ValueError(
         f"model_params.model_name: {name!r} is not a known model; nearest: {', '.join(nearest) or 'none'}. List all "
         f'{len(MODELS)}: python -c "from utils.models import model_names; print(*model_names())"; {TIMM}NAME: of timm'
@@ -134,7 +136,7 @@ def _try_shapes(model: nn.Module, num_classes: int, image_shape: ImageShape) -> 
     assert logits.shape == (2, num_classes), logits.shape
 
 
-MODELS: dict[str, Builder] = {
+_LINES: dict[str, Builder] = {
     # Every classification model of the installed torchvision, by its own name. The lines below take precedence.
     **{name: partial(torchvision_model, name) for name in models.list_models(module=models)},
     "lenet_300_100": LeNet300100,
@@ -176,3 +178,4 @@ MODELS: dict[str, Builder] = {
     "vgg16_bn": partial(vgg, 16, True),
     "vgg19_bn": partial(vgg, 19, True),
 }
+MODELS: Table[Builder] = Table("model", Callable, _LINES)  # type: ignore[arg-type]

@@ -4,8 +4,10 @@ A new optimizer is one line in `OPTIMIZERS`, and its options in utils/config/sec
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+from utils.registry import Facts, Table
 
 
 class Section(Protocol):
@@ -22,14 +24,15 @@ class Optimizer:
     """A line of `OPTIMIZERS`.
 
     Attributes:
-        title: its class in ``torch.optim``, which must have a fused kernel.
+        title: name of its class in ``torch.optim``, which must have a fused kernel; or a class that is called without
+            ``fused``, as ``title(groups, lr=..., **arguments)``, where a group has params and weight_decay.
         options: the options that it reads and some other optimizer does not.
         arguments: the arguments of the class that follow from these.
     """
 
-    title: str
-    options: tuple[str, ...]
-    arguments: Callable[[Section], dict[str, Any]]
+    title: str | Callable[..., Any]
+    options: tuple[str, ...] = ()
+    arguments: Callable[[Section], dict[str, Any]] = lambda _: {}
 
 
 def _sgd(o: Section) -> dict[str, Any]:
@@ -41,9 +44,19 @@ def _adam(o: Section) -> dict[str, Any]:
     return {"betas": (o.beta1, o.beta2), "capturable": True}
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
+def _stand_in(name: str, facts: Facts) -> Optimizer:
+    """An optimizer of a saved run, as far as its facts are known."""
+    return replace(Optimizer(name), **facts)
+
+
+_LINES = {
     "sgd": Optimizer("SGD", ("momentum", "nesterov"), _sgd),
     "adam": Optimizer("Adam", ("beta1", "beta2"), _adam),  # Kingma & Ba 2015; weight decay is an L2 penalty
     "adamw": Optimizer("AdamW", ("beta1", "beta2"), _adam),  # Loshchilov & Hutter 2019; weight decay is decoupled
 }
-OWN_OPTIONS = tuple(dict.fromkeys(key for optimizer in OPTIMIZERS.values() for key in optimizer.options))
+OPTIMIZERS: Table[Optimizer] = Table("optimizer", Optimizer, _LINES, _stand_in)
+
+
+def own_options() -> list[str]:
+    """Options that some optimizers read and others do not."""
+    return list(dict.fromkeys(key for optimizer in OPTIMIZERS.values() for key in optimizer.options))

@@ -9,22 +9,22 @@ A new criterion is one function in utils/pruning/scores.py and one line in `METH
 """
 
 import difflib
-import logging
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from utils.conv_type import apply_masks, density_of, kept_counts, masked_params
+from utils.output import warn
 from utils.pruning import allocation
 from utils.pruning import scores as score_functions
 from utils.pruning.allocation import Allocation, best_of, global_top_k_alive, keep_count, per_layer, round_counts
 from utils.pruning.methods import METHODS, Method
 from utils.pruning.scores import SYNFLOW_ROUNDS, Batches, Inputs, Scores, random_scores, scoring
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,34 @@ class Criterion:
     allocate: Allocation
 
 
-CRITERIA: dict[str, Criterion] = {
-    name: Criterion(method, getattr(score_functions, method.score), getattr(allocation, method.allocation))
-    for name, method in METHODS.items()
-}
+class _Criteria(Mapping[str, Criterion]):
+    """The lines of `METHODS`, those of plugins included, with their functions."""
+
+    def __getitem__(self, name: str) -> Criterion:
+        method = METHODS[name]
+        score = _function(name, "score", method.score, score_functions)
+        return Criterion(method, score, _function(name, "allocation", method.allocation, allocation))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METHODS)
+
+    def __len__(self) -> int:
+        return len(METHODS)
+
+
+def _function(name: str, key: str, given: str | Callable, module: ModuleType) -> Callable:
+    """The function that a line of `METHODS` has itself, or names.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    found = given if callable(given) else getattr(module, given, None)
+    if found is None:
+        raise ValueError(f"criterion {name}: {key} {given!r} is no function of {module.__name__}")
+    return found
+
+
+CRITERIA: MutableMapping[str, Criterion] = ChainMap({}, _Criteria())  # type: ignore[arg-type]
 
 
 def prune(
@@ -107,7 +131,7 @@ def _set_masks(model: nn.Module, masks: Sequence[Tensor], chosen: Sequence[Tenso
 
 def _warn_of_dead_layers(model: nn.Module, what: str) -> None:
     if dead := dead_layers(model):
-        log.warning("dead network: %s leaves no weight in %s", what, ", ".join(dead))
+        warn(f"dead network: {what} leaves no weight in {', '.join(dead)}")
 
 
 def unreachable(model: nn.Module, method: str, density: float) -> str:
@@ -221,6 +245,9 @@ def _in_rounds(
 
 def _scored(model: nn.Module, masks: Sequence[Tensor], criterion: Criterion, inputs: Inputs) -> list[Tensor]:
     scores = criterion.score(model, masks, inputs)
+    shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (scores, masks))
+    if shapes != expected:  # of a plugin's
+        raise ValueError(f"scores of shapes {shapes} for weights of shapes {expected}, in the order of masked_params")
     _check_finite(model, scores, masks)
     return scores
 
@@ -239,9 +266,7 @@ def _warn_of_ties_at_zero(scores: Sequence[Tensor], before: Sequence[Tensor], af
     zeros = [mask & (score == 0) for score, mask in zip(scores, before)]
     stay = sum(kept_counts([zero & mask for zero, mask in zip(zeros, after)]))
     if 0 < stay < sum(kept_counts(zeros)):
-        log.warning(
-            "%d of the %d weights kept have score 0, as have weights that go: their position alone decided (no signal "
-            "reaches them, or they are zero)",
-            stay,
-            sum(kept_counts(after)),
+        warn(
+            f"{stay} of the {sum(kept_counts(after))} weights kept have score 0, as have weights that go: their "
+            "position alone decided (no signal reaches them, or they are zero)"
         )

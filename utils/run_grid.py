@@ -53,6 +53,7 @@ from collections.abc import Sequence
 from utils.errors import ConfigError, DataError, report
 from utils.grids.grid import read_grid
 from utils.grids.runner import GridRunner
+from utils.output import best_effort_streams, complain, is_terminal, program, say
 
 
 def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -84,14 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m utils.run_grid``; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words or not words:
-        print(__doc__, file=sys.stdout if words else sys.stderr)
+        (say if words else complain)(__doc__ or "")
         return 0 if words else 2
     try:
         path, options = parse(words)
-        return GridRunner(read_grid(path, options), terminal=sys.stdout.isatty()).run()
+        with program("run_grid"):
+            return GridRunner(read_grid(path, options), terminal=is_terminal(sys.stdout)).run()
     except (ConfigError, DataError) as error:
         return report(error, "run_grid")
 
 
 if __name__ == "__main__":
+    best_effort_streams("run_grid")
     sys.exit(main())

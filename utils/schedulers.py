@@ -17,6 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from utils.registry import Table
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -174,7 +176,7 @@ def constant(step: int, line: Timeline) -> float:
     return 1.0 if ramp is None else ramp
 
 
-SCHEDULES: dict[str, Schedule] = {
+_LINES = {
     "MultiStepLRWarmup": Schedule(multi_step, milestones=True),
     "ImageNetLRDropsWarmup": Schedule(imagenet_drops, milestones=True),
     "CosineLRWarmup": Schedule(cosine),
@@ -184,7 +186,12 @@ SCHEDULES: dict[str, Schedule] = {
     "OneCycleLR": Schedule(one_cycle),
     "Constant": Schedule(constant),
 }
-WITH_MILESTONES = tuple(name for name, schedule in SCHEDULES.items() if schedule.milestones)
+SCHEDULES: Table[Schedule] = Table("schedule", Schedule, _LINES, lambda _, facts: Schedule(constant, **facts))
+
+
+def with_milestones() -> list[str]:
+    """Schedules that drop at ``optimizer.milestones``."""
+    return [name for name, schedule in SCHEDULES.items() if schedule.milestones]
 
 
 def learning_rate(name: str, lr: float, step: int, line: Timeline) -> float:

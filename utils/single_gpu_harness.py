@@ -10,22 +10,24 @@ import contextlib
 import functools
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness_params import SCHEMA, Config, Note, load_config
+from harness_params import Config, load_config
 from harness_utils import Run, open_run, print_levels
-from utils.config.options import show
 from utils.conv_type import apply_masks, density, mask_gradients
 from utils.data.mixing import hard_labels
 from utils.dataset import load_data
 from utils.distributed import Context, share_out_threads
-from utils.errors import ConfigError, report
+from utils.errors import report
+from utils.output import at_level, best_effort_streams, note
 from utils.processes.tasks import check_tasks
 from utils.runs.directory import check_run_directory
 from utils.runs.opening import record_of
+from utils.runs.plain import check_options, ignored
 from utils.runs.points import check_points, points_of, rewind_step, save_points
 from utils.runs.pruning import check_pruning, prune_level
 from utils.runs.snapshots import Snapshot
@@ -35,21 +37,14 @@ from utils.runs.weights import check_level, layer_rows
 from utils.schedulers import learning_rate
 from utils.seeds import stable_seed
 from utils.state_dicts import load_weights
+from utils.training.caller import left_as_found
 from utils.training.compiling import compile_network
 from utils.training.evaluation import Evaluation
 from utils.training.hardware import autocast, autocast_dtype, configure_kernels, limit_threads
 from utils.training.setup import build_model, make_timeline, optimizer_state, set_rate, start_optimizer
 from utils.training.tally import finite_losses, training_figures
 
-# Options that this file does not obey, and why.
-IGNORED = {
-    **dict.fromkeys(SCHEMA.paths(lambda option: option.needs_several == "processes"), "there is one process"),
-    "dist_params.nproc": "there is one process",
-    "dist_params.backend": "there is one process",
-    "experiment_params.cuda_graphs": "each kernel is launched by itself",
-    "experiment_params.save_every_epochs": "no state is saved to resume from",
-    "experiment_params.save_every_minutes": "no state is saved to resume from",
-}
+PROGRAM = "single_gpu_harness"
 
 
 class SingleProcess:
@@ -78,6 +73,7 @@ class SingleProcess:
         """Every level: prune, rewind, train, log."""
         e, p, model, initial_density = self.cfg.experiment_params, self.cfg.prune_params, self.model, 1.0
         for level in range(p.num_levels):
+            at_level(level)
             prune_level(self.cfg, model, self.data, level, initial_density)
             apply_masks(model)
             pruned_accuracy = self.evaluation.read(self.evaluation.count())["test_acc"]
@@ -151,34 +147,25 @@ class SingleProcess:
             save_points(run, self.points[step], step, self.model.state_dict(), optimizer)
 
 
-def ignored(cfg: Config) -> list[Note]:
-    """A note on each option that harness.py obeys and this file does not, where it is not at its default."""
-    told = {note.option for note in cfg.notes}
-    set_here = [path for path in IGNORED if cfg.value(path) != cfg.schema.default(path) and path not in told]
-    return [Note(path, f"{show(cfg.value(path))} has no effect here: {IGNORED[path]}") for path in set_here]
-
-
-def main() -> int:
-    """Runs the study; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the study; returns the exit status. Called from Python, it leaves the process as it was."""
     try:
-        cfg = load_config()
-        if cfg.experiment_params.resume_expt_name:
-            raise ConfigError("experiment_params.resume_expt_name: only harness.py resumes")
-        if cfg.experiment_params.ema_decay:
-            raise ConfigError("experiment_params.ema_decay: only harness.py averages weights; write 0")
-        check_tasks(cfg.dist_params.distributed)
-        check_run_directory(cfg)
-        for note in [*cfg.notes, *ignored(cfg)]:
-            print(f"single_gpu_harness: note: {note}", file=sys.stderr)
-        study = SingleProcess(cfg)
-        record = record_of(study.ticket, study.data, study.model, study.dtype, study.compiled, graphs=False)
-        with contextlib.closing(study.data), open_run(cfg, record) as run:
-            study.run_levels(run)
-            print_levels(run)
+        with left_as_found(PROGRAM):
+            cfg = load_config(argv)
+            check_options(cfg)
+            check_tasks(cfg.dist_params.distributed)
+            check_run_directory(cfg)
+            note(*cfg.notes, *ignored(cfg))
+            study = SingleProcess(cfg)
+            record = record_of(study.ticket, study.data, study.model, study.dtype, study.compiled, graphs=False)
+            with contextlib.closing(study.data), open_run(cfg, record) as run:
+                study.run_levels(run)
+                print_levels(run)
     except Exception as error:
-        return report(error, "single_gpu_harness")
+        return report(error, PROGRAM)
     return 0
 
 
 if __name__ == "__main__":
+    best_effort_streams(PROGRAM)
     sys.exit(main())

@@ -23,7 +23,11 @@ from utils.data.published import files_of
 from utils.data.specs import DATASETS
 from utils.errors import ConfigError, DataError, RunError, report
 from utils.ffcv.sources import ArraySource, ImageSource, TreeSource
+from utils.output import best_effort_streams, program, say
 from utils.processes.place import available_cores
+from utils.processes.signals import installed
+
+PROGRAM = "write_beton"
 
 
 def find_source(name: str, data_root: Path) -> dict[str, ImageSource]:
@@ -109,16 +113,13 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write both files; return the exit status."""
     args = parse(argv)
-    before = {signum: signal.signal(signum, _stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        # The small file first: faults of the settings show soon.
-        for split, source in find_source(args.source, args.data_root.expanduser()).items():
-            write_split(split, source, args)
+        with program(PROGRAM), installed(_stop, (signal.SIGINT, signal.SIGTERM)):
+            # The small file first: faults of the settings show soon.
+            for split, source in find_source(args.source, args.data_root.expanduser()).items():
+                write_split(split, source, args)
     except (ConfigError, DataError, RunError) as error:
-        return report(error, "write_beton")
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        return report(error, PROGRAM)
     return 0
 
 
@@ -138,9 +139,10 @@ def write_split(split: str, source: ImageSource, args: argparse.Namespace) -> No
     path = args.out / f"{split}_{encoding}.beton"
     broken = write_beton(path, source, encoding, args.num_workers, args.skip_broken)
     if broken:
-        print(f"{split}: left out {len(broken)} broken images:", *broken, sep="\n  ")
-    print(f"{split}: {len(source) - len(broken)} images in {path} ({path.stat().st_size / 1e6:.1f} MB)", flush=True)
+        say("\n  ".join([f"{split}: left out {len(broken)} broken images:", *map(str, broken)]))
+    say(f"{split}: {len(source) - len(broken)} images in {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
+    best_effort_streams(PROGRAM)
     sys.exit(main())

@@ -159,12 +159,12 @@ def test_torchs_threads_are_left_alone(raw):
     assert torch.get_num_threads() == 2
 
 
-def test_too_many_workers_are_clamped_and_said_once(raw, caplog, monkeypatch):
+def test_too_many_workers_are_clamped_and_said_once(raw, capsys, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     data, _ = (ffcv(raw, rank, 2, num_workers=999) for rank in range(2))
     assert data.train.reader.threads == data.test.reader.threads == 2
-    assert [record.message for record in caplog.records if "num_workers" in record.message] == [
-        "dataset.num_workers: 999 asked for, 2 used: one per core"
+    assert [line for line in capsys.readouterr().err.splitlines() if "num_workers" in line] == [
+        "harness: note: dataset.num_workers: 999 asked for, 2 used: one per core"
     ]
     assert len(images_of(data.test.batches())) == (VAL // 2)
 

@@ -12,6 +12,7 @@ from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry
 from utils.pruning.methods import NO_METHOD
 from utils.runs.loading import level_checkpoint, read_state
+from utils.runs.plugin_files import kept_copies
 from utils.runs.saved import CONFIG_FILE, saved_config
 
 
@@ -79,6 +80,8 @@ def branch_grid(
         "ticket_params.mask": "same",
         "ticket_params.weights": "rewind",
     }
+    if copies := kept_copies(run):
+        fixed["experiment_params.plugins"] = ",".join(copies)
     if data_root is not None:
         fixed["dataset.data_root"] = data_root
     entries = []

@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from utils.errors import ConfigError
+from utils.output import is_terminal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ class Command:
 
 def progress_bar(total: int, what: str) -> tqdm:
     """A progress bar on stderr, where that is a terminal."""
-    return tqdm(total=total, desc=what, disable=not sys.stderr.isatty(), file=sys.stderr, leave=False)
+    return tqdm(total=total, desc=what, disable=not is_terminal(sys.stderr), file=sys.stderr, leave=False)
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

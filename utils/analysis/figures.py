@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from utils.analysis.lines import barriers_of
 from utils.analysis.overlap import WHOLE
+from utils.plots.colours import DENSE, line_style
 from utils.plots.style import (
-    DENSE,
     STYLE,
     check_lines,
     density_axis,
@@ -19,9 +19,9 @@ from utils.plots.style import (
     layer_width,
     legend_beside,
     level_colours,
-    line_style,
     mean_line,
 )
+from utils.wording import percent_text
 
 FEWER = "name fewer, or choose --levels"
 
@@ -239,7 +239,7 @@ def draw_stability(frame: pd.DataFrame) -> Figure:
         ax = figure.subplots()
         if len(levels) == 1:
             line = over_repetitions(found, "error_barrier", ["step"])
-            mean_line(ax, line["step"], line, label=f"{100 * levels.iloc[0]:.3g}%", **line_style(0))
+            mean_line(ax, line["step"], line, label=f"{percent_text(levels.iloc[0])}%", **line_style(0))
             ax.set_xlabel("Optimizer step from which the two networks differ")
             title = "density"
         else:

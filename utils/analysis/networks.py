@@ -15,9 +15,12 @@ from utils.config.sources import read_yaml
 from utils.data.loaders import Data
 from utils.distributed import share_out_threads
 from utils.errors import ConfigError, DataError
-from utils.plots.names import data_files
+from utils.plots.names import data_files, plugin_files
 from utils.runs.loading import build_network
+from utils.runs.plugin_files import kept_copies
+from utils.runs.records import saved_plugins
 from utils.runs.saved import saved_config
+from utils.training.caller import left_as_found
 from utils.training.hardware import configure_kernels
 
 # What the runs of one analysis must have in common: the network and its images.
@@ -72,12 +75,13 @@ def open_bench(sources: Sequence[Source], config: str | None, data_root: str | N
     """
     own = own_configs(sources, config)
     cfg = plain(common_config(sources, list(own.values()), data_root is not None), data_root)
-    configure_kernels(deterministic=False)
-    torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
-    share_out_threads(1, cfg.dist_params.threads)
-    model, data = build_network(cfg)
-    with contextlib.closing(data):
-        yield Bench(model, data, cfg, own)
+    with left_as_found("analyze"):
+        configure_kernels(deterministic=False)
+        torch.backends.cudnn.allow_tf32 = False  # convolutions in full float32, as matrix products are
+        share_out_threads(1, cfg.dist_params.threads)
+        model, data = build_network(cfg)
+        with contextlib.closing(data):
+            yield Bench(model, data, cfg, own)
 
 
 def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Config]:
@@ -89,6 +93,7 @@ def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Con
     Raises:
         ConfigError: no config is known for a checkpoint, or --config is faulty or has no effect.
         DataError: the config of a run is missing or damaged.
+        RunError: a run's copy of a plugin is.
     """
     if config is not None and all(source.run for source in sources):
         raise ConfigError(f"--config: {config} has no effect: each source lies in a run, which has its own config")
@@ -96,7 +101,9 @@ def own_configs(sources: Sequence[Source], config: str | None) -> dict[Path, Con
     for source in sources:
         if source.run is None and config is None:
             raise ConfigError(f"--config: {source.path} lies in no run: a config with its network and data is expected")
-        found[source.path] = saved_config(source.run) if source.run else _read_config(str(config))
+        found[source.path] = (
+            saved_config(source.run, kept_copies(source.run)) if source.run else _read_config(str(config))
+        )
     return found
 
 
@@ -114,7 +121,10 @@ def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool 
         DataError: the sources have different networks or data.
     """
     (name, first), *others = [(source.name, cfg) for source, cfg in zip(sources, own, strict=True)]
-    for other, cfg in others:
+    (parts, *other_parts) = [_own_parts(source, cfg) for source, cfg in zip(sources, own, strict=True)]
+    for (other, cfg), theirs in zip(others, other_parts, strict=True):
+        if parts != theirs:
+            raise DataError(f"{name} and {other} differ in network or data: their plugins are {parts} and {theirs}")
         for path in SHARED:
             if first.value(path) != cfg.value(path):
                 raise DataError(
@@ -128,6 +138,12 @@ def common_config(sources: Sequence[Source], own: Sequence[Config], moved: bool 
     }
     epochs = max(cfg.experiment_params.epochs_per_level for cfg in own)
     return first.replace({"dataset": batches, "experiment_params": {"epochs_per_level": epochs}})
+
+
+def _own_parts(source: Source, cfg: Config) -> str:
+    """The plugins that the network or the data are from, with their digests; "none" without one."""
+    files = plugin_files(cfg, saved_plugins(source.run)) if source.run else {}
+    return ", ".join(f for path, f in files.items() if path.removesuffix(" from") in SHARED) or "none"
 
 
 def _read_config(file: str) -> Config:

@@ -7,6 +7,7 @@ import pandas as pd
 from utils.analysis.sources import Source
 from utils.plots.groups import labels_of
 from utils.plots.runs import read_run
+from utils.wording import percent_text
 
 Recipe = tuple[str, float]  # (label, density that the run starts from)
 
@@ -43,5 +44,5 @@ def _of_pair(a: Recipe, b: Recipe) -> Recipe:
         return a
     (label_a, start_a), (label_b, start_b) = sorted((a, b))
     if start_a != start_b:
-        label_a, label_b = f"{label_a} {100 * start_a:.3g}%", f"{label_b} {100 * start_b:.3g}%"
+        label_a, label_b = f"{label_a} {percent_text(start_a)}%", f"{label_b} {percent_text(start_b)}%"
     return f"{label_a} with {label_b}", (start_a + start_b) / 2

@@ -22,9 +22,11 @@ from harness import Harness
 from harness_params import Config
 from harness_utils import open_run
 from utils.bench.data import random_images
+from utils.bench.programs import last_line, with_this_code
 from utils.bench.usual_harness import Settings, lay_out
 from utils.data.loaders import Data
 from utils.distributed import Context
+from utils.errors import RunError
 from utils.runs.saving import SaveClock
 from utils.training.setup import build_model
 from utils.training.trainer import Trainer
@@ -100,9 +102,9 @@ def usual(settings: Settings, arrays: tuple[np.ndarray, np.ndarray], changes: in
         for _ in range(changes + 1):
             start = time.monotonic()
             command = [sys.executable, "-m", "utils.bench.usual_harness", folder]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=with_this_code())
             if done.returncode:
-                raise RuntimeError(f"the usual harness failed:\n{done.stderr}")
+                raise RunError(f"the usual harness failed: {last_line(done.stderr)}")
             times = json.loads(done.stdout)
             rows.append({"all": times["ended"] - times["step"] - start})
     return rows[1:]

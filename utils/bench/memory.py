@@ -15,7 +15,9 @@ from harness_params import Config
 from utils.bench import usual_harness
 from utils.bench.contenders import NO_GRAPHS, OURS, USUAL, Figures, Ours, PlainLoop, usual_settings, without_graphs
 from utils.bench.data import load
+from utils.bench.programs import last_line, with_this_code
 from utils.distributed import Context
+from utils.errors import RunError
 
 STEPS = 3
 
@@ -29,9 +31,9 @@ def peak_memory(argv: list[str], names: Sequence[str]) -> Figures:
     found = {}
     for name in names:
         command = [sys.executable, "-m", "utils.benchmark", *argv, f"--only={name}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        done = subprocess.run(command, capture_output=True, text=True, env=with_this_code())
         if done.returncode:
-            raise RuntimeError(f"measuring the memory of {name} failed:\n{done.stderr}")
+            raise RunError(f"measuring the memory of {name} failed: {last_line(done.stderr)}")
         found[name] = [json.loads(done.stdout.splitlines()[-1])]
     return found
 

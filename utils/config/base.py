@@ -1,24 +1,27 @@
 """A checked, frozen config: the merged sources, the checks across options, the notes on options without effect."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
-from utils.config.derived import derive_levels, without_derived
-from utils.config.effects import needs_processes, without_effect
+from utils.config.derived import derive_levels, name_of_resumed, without_derived
+from utils.config.effects import needs_processes, parts_used, without_effect
 from utils.config.options import Note, Schema, fault, show
-from utils.config.resolving import Legacy, Resolved, Source, resolve
+from utils.config.resolving import Legacy, Resolved, Source, check_values, load_parts, merge
 from utils.config.rules import CHECKS
 from utils.config.sources import parse_words, read_yaml
 from utils.config.values import Values
 from utils.errors import ConfigError
+from utils.output import note, say
+from utils.plugins import OPTION, loaded_plugins
 from utils.pruning.methods import NO_METHOD
 
 USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
 
 FILE is YAML: sections, with options below them. The command line overrides FILE; FILE overrides the defaults below.
 On the command line, lists are written 0.5,0.75. Environment variables are not read."""
+
+HELP = ("--help", "-h")
 
 C = TypeVar("C", bound="BaseConfig")
 
@@ -83,13 +86,8 @@ class BaseConfig(Values):
             ConfigError: with every fault of the file and the command line. Nothing has been created.
         """
         words = list(sys.argv[1:] if argv is None else argv)
-        if "--help" in words or "-h" in words:
-            try:
-                print(cls.schema.help_text(USAGE), flush=True)
-            except BrokenPipeError:  # `--help | head`: the reader has seen enough, which is no failure
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0)
-        path, values, faults = parse_words(words, cls.schema)
+        helped = any(word in HELP for word in words)
+        path, values, faults = parse_words([word for word in words if word not in HELP], cls.schema)
         data: dict | None = {}
         if path:
             try:
@@ -98,7 +96,22 @@ class BaseConfig(Values):
             except ConfigError as error:
                 faults += error.faults
                 data = None
-        return cls.build([Source("file", data or {}), Source("cli", values)], faults, complete=data is not None)
+        sources = [Source("file", data or {}), Source("cli", values)]
+        if helped:
+            cls._help(sources)
+        return cls.build(sources, faults, complete=data is not None)
+
+    @classmethod
+    def _help(cls, sources: Sequence[Source]) -> NoReturn:
+        """Print all options, with the names that the sources' plugins add, and exit with 0, whatever faults there are.
+
+        A plugin that cannot be loaded is told on stderr.
+        """
+        found = Resolved(raw=merge(cls.schema, sources, cls.legacy).raw)
+        load_parts(cls.schema, found)
+        note(*found.faults)
+        say(cls.schema.help_text(USAGE))
+        raise SystemExit(0)
 
     @classmethod
     def build(cls: type[C], sources: Sequence[Source], faults: Sequence[str] = (), complete: bool = True) -> C:
@@ -112,14 +125,16 @@ class BaseConfig(Values):
         Raises:
             ConfigError: with every fault.
         """
-        found = resolve(cls.schema, sources, cls.legacy)
+        found = merge(cls.schema, sources, cls.legacy)
+        check_values(cls.schema, found, all_parts=load_parts(cls.schema, found))
         _rewind_within_level(found)
-        faults = [*faults, *found.faults, *derive_levels(found, cls.schema)]
+        faults = [*faults, *found.faults, *derive_levels(found, cls.schema), *name_of_resumed(found)]
         if complete:
             faults += [*_faults_across_options(found), *_faults_of_options_left_out(found)]
         if faults:
             raise ConfigError(faults)
-        return cls(found.values, [*found.notes, *_notes_without_effect(cls(found.values), found)])
+        config = cls(found.values)
+        return cls(found.values, [*found.notes, *_notes_without_effect(config, found), *_notes_on_plugins(config)])
 
 
 def _faults_across_options(found: Resolved) -> list[str]:
@@ -170,6 +185,17 @@ def _notes_without_effect(config: BaseConfig, found: Resolved) -> list[Note]:
         changed = value != config.schema.default(path) and not waiting
         if origin == "cli" or (origin is not None and changed):
             notes.append(Note(path, f"{show(value)} has no effect: {why}"))
+    return notes
+
+
+def _notes_on_plugins(config: BaseConfig) -> list[Note]:
+    """A note for each plugin that adds nothing, or nothing that is used."""
+    notes = []
+    for plugin in loaded_plugins(config.experiment_params.plugins):
+        if not parts_used(config, plugin.record()["adds"]):
+            names = ", ".join(line.name for line in plugin.lines)
+            why = f"it adds {names}, which no option names" if names else "it adds no line to a table"
+            notes.append(Note(OPTION, f"{plugin.path} has no effect: {why}"))
     return notes
 
 

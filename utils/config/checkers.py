@@ -6,13 +6,14 @@ value passes its checker again unchanged, so a resolved config can be dumped and
 """
 
 import math
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from fastargs.validation import Checker
+
+from utils.registry import Table
 
 _INT = re.compile(r"[+-]?[0-9]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -121,12 +122,23 @@ class Bool(Strict):
 
 
 class Choice(Strict):
-    """One of a few names; with `any_case`, in any case, and the name is returned as listed."""
+    """One of a few names; with `any_case`, in any case, and the name is returned as listed.
+
+    Attributes:
+        choices: the names; of a table that grows, those that it has now.
+        grows: whether plugins may add names.
+    """
 
     kind = "name"
 
-    def __init__(self, choices: Sequence[str], any_case: bool = False):
-        self.choices, self.any_case = tuple(choices), any_case
+    def __init__(self, choices: Iterable[str], any_case: bool = False, first: Sequence[str] = ()):
+        """`choices` may be a table (utils/registry.py); `first` is allowed besides, and listed before them."""
+        self.grows, self.any_case = isinstance(choices, Table), any_case
+        self._choices, self._first = choices if self.grows else tuple(choices), tuple(first)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return (*self._first, *self._choices)
 
     def check(self, value: Any) -> str:
         if isinstance(value, str):
@@ -198,55 +210,6 @@ class Pair(Strict):
 
     def help(self) -> str:
         return f"{self.name}:VALUE, VALUE {self.value.help()}"
-
-
-class FilePath(Strict):
-    """A path; `optional` also allows "". ``~`` is expanded, or mkdir would create a folder of that name."""
-
-    kind = "path"
-
-    def __init__(self, optional: bool = False):
-        self.optional = optional
-        self.empty = "" if optional else None
-
-    def check(self, value: Any) -> str:
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if not isinstance(value, str) or not value.isprintable() or (value and not value.strip()):
-            raise self.refuse()
-        if not value and not self.optional:
-            raise self.refuse()
-        return os.path.expanduser(value)
-
-    def help(self) -> str:
-        return 'a path, or ""' if self.optional else "a path"
-
-
-class RunName(Strict):
-    """The name of a run's folder inside base_dir, or ""."""
-
-    kind = "name"
-    empty = ""
-    longest = 200  # bytes: file systems allow 255, and names of temporary files are longer than the final ones
-
-    def check(self, value: Any) -> str:
-        if value == "":
-            return value
-        if not isinstance(value, str) or not value.isprintable() or value != value.strip():
-            raise self.refuse()
-        if any(part in value for part in ("/", "\\", "..")) or value.startswith(".") or len(value) > self.longest:
-            raise self.refuse()
-        if len(value.encode()) > self.longest:
-            raise self.refuse()
-        if value.lower() in ("none", "null"):
-            raise ValueError('"" for no name')
-        return value
-
-    def help(self) -> str:
-        return (
-            f'"" or a plain directory name: at most {self.longest} bytes, printable, no / or \\ or .., '
-            "no leading dot, no spaces around it"
-        )
 
 
 class List(Strict):

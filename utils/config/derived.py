@@ -1,4 +1,6 @@
-"""Options that follow from others: the number of levels, from the density that is to be reached."""
+"""Options that follow from others: the number of levels from a density, the name of a run from its directory."""
+
+import os
 
 from utils.config.options import Schema, fault, show
 from utils.config.resolving import Resolved
@@ -6,6 +8,8 @@ from utils.config.values import Values
 from utils.pruning.methods import initial_density, levels_to_reach
 
 TARGET, LEVELS = "prune_params.target_density", "prune_params.num_levels"
+
+BASE, RESUMED = "experiment_params.base_dir", "experiment_params.resume_expt_name"
 
 
 def derive_levels(found: Resolved, schema: Schema) -> list[str]:
@@ -26,6 +30,21 @@ def derive_levels(found: Resolved, schema: Schema) -> list[str]:
         asked = f"{TARGET} is also given, as {show(p.target_density)}, which takes {levels} levels; keep one of them"
         return [fault(LEVELS, p.num_levels, asked)]
     found.values["prune_params"] = Values({**vars(p), "num_levels": levels})
+    return []
+
+
+def name_of_resumed(found: Resolved) -> list[str]:
+    """Turns the directory of a run to resume into its name (and base_dir, if nothing sets that); returns the faults."""
+    e = vars(found.values["experiment_params"])
+    folder, name = os.path.split(e.get("resume_expt_name", ""))
+    if not folder or "base_dir" not in e:
+        return []
+    e["resume_expt_name"] = name
+    if os.path.realpath(folder) == os.path.realpath(os.path.expanduser(e["base_dir"])):
+        return []
+    if BASE in found.origin:
+        return [fault(RESUMED, os.path.join(folder, name), f"a run in {BASE}, which is {show(e['base_dir'])}")]
+    e["base_dir"] = folder
     return []
 
 

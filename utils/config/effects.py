@@ -1,21 +1,32 @@
 """Options without effect: those that the values of other options switch off."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from utils.config.options import Schema
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.optimizers import OPTIMIZERS, OWN_OPTIONS
+from utils.optimizers import OPTIMIZERS, own_options
 from utils.pruning.methods import METHODS, NO_METHOD
+from utils.registry import plain
 from utils.schedulers import SCHEDULES
 
-IN_ROUNDS = [name for name, method in METHODS.items() if method.in_rounds]
-# The other methods choose weights at random.
-SCORED = [name for name, method in METHODS.items() if method.score != "random_scores"]
-# Methods in rounds look at the shape of a batch alone.
-SCORED_ON_BATCHES = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
+# The options that name a line of a table, and the kind of its entries.
+NAMED = {
+    "model_params.model_name": "model",
+    "dataset.dataset_name": "data set",
+    "prune_params.prune_method": "criterion",
+    "prune_params.er_method": "criterion",
+    "optimizer.optimizer_name": "optimizer",
+    "optimizer.scheduler_type": "schedule",
+}
 
 Reasons = Iterator[tuple[str, str]]  # (section.key, why it has no effect)
+
+
+def scores_weights(method: str) -> bool:
+    """Whether a method, or none, scores weights; the other methods choose them at random."""
+    return method in METHODS and METHODS[method].score != "random_scores"
 
 
 def needs_levels(schema: Schema) -> tuple[str, ...]:
@@ -40,6 +51,19 @@ def without_effect(c: Values, schema: Schema) -> Reasons:
         yield "experiment_params.expt_name", f"the run continues in {e.resume_expt_name}"
 
 
+def parts_used(c: Any, adds: Mapping[str, Iterable[str]]) -> list[str]:
+    """The options of the checked config `c` that name, with effect, what a plugin adds.
+
+    Args:
+        adds: {kind: names}, as in `Plugin.record`.
+    """
+    added = {kind: {plain(name) for name in names} for kind, names in adds.items()}
+    unused = {path for path, _ in without_effect(c, c.schema)}
+    return [
+        path for path, kind in NAMED.items() if path not in unused and plain(c.value(path)) in added.get(kind, set())
+    ]
+
+
 def _in_pruning(c: Values, schema: Schema) -> Reasons:
     p, e = c.prune_params, c.experiment_params
     used = {p.prune_method if p.num_levels > 1 else NO_METHOD, p.er_method if p.er_init < 1 else NO_METHOD}
@@ -55,13 +79,16 @@ def _in_pruning(c: Values, schema: Schema) -> Reasons:
         yield "prune_params.rewind_step", f"training_type is {e.training_type}: only wr rewinds to a step"
     elif p.rewind_step:
         yield "prune_params.rewind_epoch", f"rewind_step is {p.rewind_step}: wr rewinds to that step"
-    if not used & set(IN_ROUNDS):
-        yield "prune_params.synflow_rounds", f"{' or '.join(IN_ROUNDS)} is not used"
-    if not used & set(SCORED):
+    in_rounds = [name for name, method in METHODS.items() if method.in_rounds]
+    # Methods in rounds look at the shape of a batch alone.
+    on_batches = [name for name, method in METHODS.items() if method.needs_batches and not method.in_rounds]
+    if not used & set(in_rounds):
+        yield "prune_params.synflow_rounds", f"{' or '.join(in_rounds)} is not used"
+    if not any(map(scores_weights, used)):
         yield "prune_params.invert_scores", "no method that scores weights is used"
-    if not used & set(SCORED_ON_BATCHES):
+    if not used & set(on_batches):
         for key in ("score_batches", "score_dtype"):
-            yield f"prune_params.{key}", f"neither {' nor '.join(SCORED_ON_BATCHES)} is used"
+            yield f"prune_params.{key}", f"neither {' nor '.join(on_batches)} is used"
     if p.scope == "global":
         yield "prune_params.layer_rates", "scope is global: all layers are pruned at one rate"
 
@@ -80,7 +107,7 @@ def _in_tickets(c: Values) -> Reasons:
 
 def _in_training(c: Values) -> Reasons:
     o, e = c.optimizer, c.experiment_params
-    for key in OWN_OPTIONS:
+    for key in own_options():
         if key not in OPTIMIZERS[o.optimizer_name].options:
             users = [name for name, optimizer in OPTIMIZERS.items() if key in optimizer.options]
             yield f"optimizer.{key}", f"optimizer_name is {o.optimizer_name}; it is an option of {' and '.join(users)}"

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from utils.config.checkers import nearest
 from utils.config.options import Note, Schema, fault, show
 from utils.config.values import Values
+from utils.errors import ConfigError
+from utils.plugins import OPTION, load_plugins
 
 
 @dataclass
@@ -53,13 +55,38 @@ class Legacy:
     moved: Mapping[str, str] = field(default_factory=dict)
 
 
-def resolve(schema: Schema, sources: Sequence[Source], legacy: Legacy) -> Resolved:
-    """Merge the sources, then check each option once. Unknown names, wrong shapes and bad values become faults."""
+def merge(schema: Schema, sources: Sequence[Source], legacy: Legacy) -> Resolved:
+    """What the sources give, not yet checked. Unknown names and wrong shapes become faults."""
     out = Resolved()
     for source in sources:
         given = _modernise(_flatten(schema, source.values, legacy, out), legacy, out)
         out.raw.update(given)
         out.origin.update(dict.fromkeys(given, source.origin))
+    return out
+
+
+def load_parts(schema: Schema, out: Resolved) -> bool:
+    """Load the plugins, so that the names that they add are known; faults go to `out`. Returns whether all are there.
+
+    A value that is no list of paths is left to `check_values`.
+    """
+    option = schema.find(OPTION)
+    try:
+        load_plugins(option.checker.check(out.raw.get(OPTION, ()))) if option else ()
+    except ConfigError as error:
+        out.faults += error.faults
+        return False
+    except ValueError:
+        return False
+    return True
+
+
+def check_values(schema: Schema, out: Resolved, all_parts: bool = True) -> None:
+    """Check each option once. Bad values become faults.
+
+    Args:
+        all_parts: whether all plugins could be loaded. If not, names that they might have added are no faults.
+    """
     sections: dict[str, dict[str, Any]] = {}
     for (section, key), option in schema.entries.items():
         path = f"{section}.{key}"
@@ -75,10 +102,10 @@ def resolve(schema: Schema, sources: Sequence[Source], legacy: Legacy) -> Resolv
         try:
             values[key] = option.checker.check(value)
         except ValueError as error:
-            out.faults.append(fault(path, value, str(error)))
+            if all_parts or not getattr(option.checker, "grows", False):
+                out.faults.append(fault(path, value, str(error)))
             out.bad.add(key)
     out.values = {section: Values(values) for section, values in sections.items()}
-    return out
 
 
 def _flatten(schema: Schema, values: Any, legacy: Legacy, out: Resolved) -> dict[str, Any]:

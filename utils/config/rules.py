@@ -11,12 +11,15 @@ from utils.config.sections.model_params import TIMM
 from utils.config.sections.prune_params import MOST_LEVELS
 from utils.config.values import Values
 from utils.data.specs import DATASETS
-from utils.pruning.methods import LAYER_WISE, NO_METHOD, initial_density, level_density
-from utils.schedulers import OWN_COOLDOWN, SCHEDULES, WITH_MILESTONES
-
-TREES = [name for name, spec in DATASETS.items() if spec.is_tree]
+from utils.pruning.methods import NO_METHOD, initial_density, layer_wise, level_density
+from utils.schedulers import OWN_COOLDOWN, SCHEDULES, with_milestones
 
 Faults = Iterator[tuple[str, str]]
+
+
+def _trees() -> str:
+    """The data sets that are trees of images, for messages."""
+    return " and ".join(name for name, spec in DATASETS.items() if spec.is_tree)
 
 
 def check_model_args(c: Values) -> Faults:
@@ -57,8 +60,8 @@ def check_density(c: Values) -> Faults:
 def check_scope(c: Values) -> Faults:
     """Layer-wise rates are for methods that do not share out the weights themselves."""
     p = c.prune_params
-    if p.scope == "layer" and p.num_levels > 1 and p.prune_method not in LAYER_WISE:
-        yield "prune_params.scope", f"layer only with prune_method {', '.join(LAYER_WISE)} (it is {p.prune_method})"
+    if p.scope == "layer" and p.num_levels > 1 and p.prune_method not in layer_wise():
+        yield "prune_params.scope", f"layer only with prune_method {', '.join(layer_wise())} (it is {p.prune_method})"
 
 
 def check_ticket(c: Values) -> Faults:
@@ -105,12 +108,12 @@ def check_loader(c: Values) -> Faults:
     d = c.dataset
     if d.loader == "memory" and DATASETS[d.dataset_name].large:
         yield "dataset.loader", f"{d.dataset_name} does not fit in memory; write auto, torchvision or ffcv"
-    if d.loader == "torchvision" and d.dataset_name not in TREES:
+    if d.loader == "torchvision" and not DATASETS[d.dataset_name].is_tree:
         yield (
             "dataset.loader",
-            f"torchvision reads only {' and '.join(TREES)}; write auto or memory for {d.dataset_name}",
+            f"torchvision reads only {_trees()}; write auto or memory for {d.dataset_name}",
         )
-    if d.loader == "ffcv" and d.dataset_name not in TREES and not (d.train_beton and d.val_beton):
+    if d.loader == "ffcv" and not DATASETS[d.dataset_name].is_tree and not (d.train_beton and d.val_beton):
         yield (
             "dataset.loader",
             f"ffcv reads {d.dataset_name} only from files named in dataset.train_beton and dataset.val_beton",
@@ -134,7 +137,7 @@ def check_ffcv_only(c: Values) -> Faults:
 def check_resolution(c: Values) -> Faults:
     """Images held in memory keep their own size."""
     d = c.dataset
-    if d.dataset_name in TREES or d.loader == "ffcv":
+    if DATASETS[d.dataset_name].is_tree or d.loader == "ffcv":
         return
     own = DATASETS[d.dataset_name].side
     for key in ("resolution", "eval_resolution"):
@@ -163,18 +166,15 @@ def check_augmentation(c: Values) -> Faults:
     for key in ("mixup", "cutmix", "random_erasing"):
         if getattr(d, key) and d.loader == "ffcv":
             yield f"dataset.{key}", "0 with dataset.loader ffcv, which has no such augmentation"
-    if d.randaugment and (d.loader in ("memory", "ffcv") or d.dataset_name not in TREES):
-        yield "dataset.randaugment", f"0 unless the torchvision loader decodes the images ({' and '.join(TREES)})"
+    if d.randaugment and (d.loader in ("memory", "ffcv") or not DATASETS[d.dataset_name].is_tree):
+        yield "dataset.randaugment", f"0 unless the torchvision loader decodes the images ({_trees()})"
 
 
 def check_batch(c: Values) -> Faults:
-    """Each process needs two images, which BatchNorm cannot do without."""
-    if c.dist_params.distributed and c.dataset.batch_size < 2 * c.dist_params.nproc:
-        least = 2 * c.dist_params.nproc
-        yield (
-            "dataset.batch_size",
-            f"at least 2 images per process (dist_params.nproc is {c.dist_params.nproc}): >= {least}",
-        )
+    """Each process needs an image. (A network with BatchNorm needs two: see `utils.training.setup.build_model`.)"""
+    nproc = c.dist_params.nproc
+    if c.dist_params.distributed and c.dataset.batch_size < nproc:
+        yield "dataset.batch_size", f"at least 1 image per process (dist_params.nproc is {nproc}): >= {nproc}"
 
 
 def check_resume(c: Values) -> Faults:
@@ -213,7 +213,7 @@ def check_milestones(c: Values) -> Faults:
     if places and not SCHEDULES[o.scheduler_type].milestones:
         yield (
             "optimizer.milestones",
-            f"[], as {o.scheduler_type} has no milestones; {' and '.join(WITH_MILESTONES)} have",
+            f"[], as {o.scheduler_type} has no milestones; {' and '.join(with_milestones())} have",
         )
     if any(late <= early for early, late in itertools.pairwise(places)):
         yield (

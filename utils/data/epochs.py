@@ -50,14 +50,17 @@ def rank_places(step: int, num_images: int, batch_size: int, rank: int = 0, worl
     return slice(step * batch_size + part.start, step * batch_size + part.stop)
 
 
-def check_shares(num_images: int, batch_size: int, drop_last: bool, world: int) -> None:
-    """Check that every rank gets at least 2 images in every step (batch norm cannot train on one).
+def check_shares(num_images: int, batch_size: int, drop_last: bool, world: int, least: int = 1, why: str = "") -> None:
+    """Check that every rank gets at least `least` images in every step.
+
+    Args:
+        why: of a larger `least`, for the fault.
 
     Raises:
         ConfigError: naming dataset.batch_size, with what would be allowed.
     """
-    need = 2 * world
-    of_ranks = f"2 images for each of {world} processes" if world > 1 else "2 images"
+    need = least * world
+    of_ranks = f"{least} image{'s' * (least > 1)}" + (f" for each of {world} processes" if world > 1 else "") + why
     if batch_size < need:
         raise ConfigError(
             f"dataset.batch_size: {batch_size} is not allowed: the global batch needs at least {of_ranks}"

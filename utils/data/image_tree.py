@@ -3,7 +3,9 @@
 Every DataError names the file or folder; the caller adds the option that chose it.
 """
 
+import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,9 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from utils.errors import DataError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision is to lose it; then PIL decodes JPEGs, too, to the same pixels
+    decode_jpeg = None
+# It says so at every call, which is of no use to users.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")
 
 # Pixel formats of at most 8 bits per channel: others (16 bits, floats) would be clipped by the conversion to RGB.
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
@@ -95,8 +103,6 @@ def find_split(root: Path, train: bool) -> Split:
     classes = [entry for entry in _entries(folder) if _is_class(entry)]
     if not classes:
         raise DataError(f"no class folder in {folder}; images are expected in {folder}/CLASS/")
-    if len(classes) == 1:
-        raise DataError(_one_class(folder, classes[0]))
     files, labels = [], []
     for label, entry in enumerate(classes):
         found = _files_below(entry, f"{entry.name}/")
@@ -108,16 +114,6 @@ def find_split(root: Path, train: bool) -> Split:
     return Split(folder, names, np.array([os.fsencode(f) for f in files]), np.array(labels, dtype=np.int64))
 
 
-def _one_class(folder: Path, only: os.DirEntry) -> str:
-    """Why a split with a single class folder is refused: every network gets it right, untrained."""
-    line = f"{folder} holds one class folder, {only.name}; two classes or more are expected in {folder}/CLASS/"
-    below = _entries(only.path)
-    if below and all(entry.is_dir() for entry in below):
-        names = ", ".join(entry.name for entry in below[:3]) + ", ..." * (len(below) > 3)
-        line += f"; {only.path} holds only folders ({names}): if these are the classes, move them up into {folder}"
-    return line
-
-
 def find_tree(root: Path) -> tuple[Split, Split]:
     """Training and test split, which must have the same classes.
 
@@ -125,6 +121,9 @@ def find_tree(root: Path) -> tuple[Split, Split]:
         DataError: naming the folder or file at fault.
     """
     train, test = find_split(root, True), find_split(root, False)
+    for split in (train, test):
+        if len(split.classes) == 1 and (train.classes == test.classes or _folders_in_only_class(split)):
+            raise DataError(_one_class(split))
     if train.classes != test.classes:
         missing = sorted(set(train.classes) - set(test.classes))
         extra = sorted(set(test.classes) - set(train.classes))
@@ -132,6 +131,22 @@ def find_tree(root: Path) -> tuple[Split, Split]:
         faults += [f"class {', '.join(extra)}, which training does not know"] * bool(extra)
         raise DataError(f"{test.folder} has {' and has '.join(faults)}")
     return train, test
+
+
+def _folders_in_only_class(split: Split) -> list[str]:
+    """Names of the folders in the only class folder, if it holds nothing else: it may be around the classes."""
+    below = _entries(split.folder / split.classes[0])
+    return [entry.name for entry in below] if all(entry.is_dir() for entry in below) else []
+
+
+def _one_class(split: Split) -> str:
+    """Why a split with a single class is refused: every network gets it right, untrained."""
+    folder, only = split.folder, split.classes[0]
+    line = f"{folder} holds one class folder, {only}; two classes or more are expected in {folder}/CLASS/"
+    if names := _folders_in_only_class(split):
+        listed = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        line += f"; {folder / only} holds only folders ({listed}): if these are the classes, move them up into {folder}"
+    return line
 
 
 def open_image(path: str) -> Image.Image:
@@ -161,12 +176,13 @@ def image_pixels(path: str) -> np.ndarray:
     try:
         with open(path, "rb", buffering=0) as file:
             content = bytearray(file.read())
-        if not content.startswith(b"\xff\xd8\xff"):
-            return np.asarray(open_image(path))
-        encoded = torch.frombuffer(content, dtype=torch.uint8)
-        return decode_jpeg(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise _unreadable(path, error) from error
+    if decode_jpeg is not None and content.startswith(b"\xff\xd8\xff"):
+        with contextlib.suppress(RuntimeError):  # PIL says in a user's words why, or reads what it alone can
+            encoded = torch.frombuffer(content, dtype=torch.uint8)
+            return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=False).permute(1, 2, 0).numpy()
+    return np.asarray(open_image(path))
 
 
 def image_size(path: str) -> tuple[int, int]:

@@ -92,6 +92,12 @@ class Data:
         """What an evaluation covers: the test set, and the validation images where there are any."""
         return [self.test, *([self.validation] if self.validation else [])]
 
+    @property
+    def images(self) -> dict[str, int]:
+        """Number of images that are trained on, held out for validation, and tested on."""
+        held_out = self.validation.num_images if self.validation else 0
+        return {"training": self.train.num_images, "validation": held_out, "test": self.test.num_images}
+
     def close(self) -> None:
         """End the loaders' worker processes and threads, if they have any."""
         for loader in (self.train, *self.evaluated):

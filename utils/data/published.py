@@ -258,6 +258,22 @@ class SvhnFiles(TorchvisionFiles):
         return _check(path, images, labels % 10, self.spec)
 
 
+class OwnFiles:
+    """Images that a plugin's function reads: `DataSpec.reader`."""
+
+    def __init__(self, name: str, spec: ArraySpec):
+        self.name, self.spec = name, spec
+
+    def fetch(self, root: Path, download: bool) -> None:
+        """Do nothing: the function itself looks for its files."""
+
+    def read(self, root: Path, train: bool) -> Arrays:
+        """What the function gives, checked."""
+        assert callable(self.spec.reader)
+        images, labels = map(np.asarray, self.spec.reader(root, train))
+        return _check(root / f"{self.name} ({'training' if train else 'test'} images)", images, labels, self.spec)
+
+
 # DataSpec.reader -> reader, made from a data set's name and spec
 READERS: dict[str, Callable[[str, ArraySpec], Files]] = {
     "digits": DigitsFiles,
@@ -276,4 +292,4 @@ def files_of(name: str) -> Files:
     spec = DATASETS[name]
     if not isinstance(spec, ArraySpec):
         raise ValueError(f"{name} is a tree of images")
-    return READERS[spec.reader](name, spec)
+    return OwnFiles(name, spec) if callable(spec.reader) else READERS[spec.reader](name, spec)

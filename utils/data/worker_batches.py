@@ -5,8 +5,10 @@ worker loses the batch in a background thread, and its parent waits for ever. He
 before the workers start, a worker that finds no room says so, and the wait itself has an end.
 """
 
+import atexit
 import os
 import time
+import weakref
 from typing import Any
 
 from torch import Tensor
@@ -97,7 +99,11 @@ class PatientLoader(DataLoader):
     """
 
     def _get_iterator(self) -> Any:
-        return _PatientIterator(self) if self.num_workers else super()._get_iterator()
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        # Python's end would wait for ever for workers that ignore signals, where nobody closed their loader.
+        atexit.register(_close_at_exit, weakref.ref(self))
+        return _PatientIterator(self)
 
     def close(self) -> None:
         """End the workers now, also those that hang: they ignore the signals that stop a run."""
@@ -108,3 +114,8 @@ class PatientLoader(DataLoader):
                 if worker.is_alive():
                     worker.kill()
                     worker.join()
+
+
+def _close_at_exit(loader: "weakref.ref[PatientLoader]") -> None:
+    if (alive := loader()) is not None:
+        alive.close()

@@ -9,7 +9,6 @@ Import this module only if FFCV is asked for: it imports FFCV and Numba.
 """
 
 import functools
-import logging
 import os
 from pathlib import Path
 
@@ -34,9 +33,8 @@ from utils.errors import ConfigError, DataError
 from utils.ffcv.batches import BetonReader, FFCVTestLoader, FFCVTrainLoader
 from utils.ffcv.beton import Beton
 from utils.ffcv.pixels import compile_decoder
+from utils.output import note
 from utils.processes.place import available_cores
-
-log = logging.getLogger(__name__)
 
 # Cache if the files need under 80% of free memory; the rest is the run's own memory.
 CACHED_SHARE = 0.8
@@ -134,9 +132,8 @@ def open_betons(cfg: Config, log_notes: bool) -> tuple[Beton, Beton]:
     needed, free = sum(path.stat().st_size for path in paths), available_memory()
     cached = needed <= CACHED_SHARE * free if cfg.dataset.os_cache == "auto" else cfg.dataset.os_cache == "on"
     if log_notes and not cached and cfg.dataset.os_cache == "auto":
-        log.warning(
-            "dataset.os_cache: auto = off: the .beton files have %.1f GB, free memory %.1f GB", needed / 1e9, free / 1e9
-        )
+        sizes = f"the .beton files have {needed / 1e9:.1f} GB, free memory {free / 1e9:.1f} GB"
+        note(f"dataset.os_cache: auto = off: {sizes}")
     with naming("dataset.train_beton"):
         train = Beton(paths[0], cached)
     with naming("dataset.val_beton"):
@@ -169,7 +166,7 @@ def _threads(num_workers: int, log_notes: bool) -> int:
     # More threads than cores gain nothing, and Numba's pool refuses them.
     most = available_cores()
     if num_workers > most and log_notes:
-        log.warning("dataset.num_workers: %d asked for, %d used: one per core", num_workers, most)
+        note(f"dataset.num_workers: {num_workers} asked for, {most} used: one per core")
     return max(1, min(num_workers, most))
 
 

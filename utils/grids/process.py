@@ -1,4 +1,4 @@
-"""One run of a grid in progress: harness.py as a child process, its log and its progress line."""
+"""One run of a grid in progress: harness.py as a child process, its log and its progress."""
 
 import contextlib
 import ctypes
@@ -10,16 +10,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.errors import DataError
 from utils.grids.grid import Grid
 from utils.grids.grid_run import GridRun
+from utils.output import say
 from utils.processes.place import available_cores
+from utils.status_lines import bar_line, clock
+from utils.wording import density_text
 
 HARNESS = Path(__file__).parents[2] / "harness.py"
 READ_SECONDS = 1.0  # between two readings of a run's CSVs
-LINE_SECONDS = 10.0  # between two lines about one run, without a terminal
+# Without a terminal, seconds between two lines about one run: where a level has ended, and where none has.
+LINE_SECONDS, QUIET_SECONDS = 60.0, 600.0
 PR_SET_PDEATHSIG = 1
 # Environment variables that torchrun sets for its workers, besides TORCHELASTIC_*.
 TORCHRUN = (
@@ -46,11 +48,11 @@ def environment(grid: Grid, slot: int, processes: int = 1, sharing: Mapping[str,
 
 
 class RunProcess:
-    """One run in progress: its process, its log and its progress line.
+    """One run in progress: its process, its log and its progress.
 
     Args:
-        slot: which of the grid's parallel slots it takes; also the position of its line on a terminal.
-        terminal: whether to draw progress bars; otherwise lines are printed.
+        slot: which of the grid's parallel slots it takes.
+        terminal: whether its progress is a line that changes in place (`line`); otherwise lines are printed.
         sharing: further environment variables.
     """
 
@@ -60,12 +62,8 @@ class RunProcess:
         self.progress = run.progress()
         self.process = self._start(environment(grid, slot, run.processes, sharing))
         self.started = self.read_at = self.printed_at = time.monotonic()
-        self.bar = tqdm(
-            total=run.epochs, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,
-            leave=False, file=sys.stdout, disable=not terminal,
-        )  # fmt: skip
         if not terminal:
-            print(f"{run.name}: {'resumed' if self.progress.epochs else 'started'}", flush=True)
+            say(f"{run.name}: {'resumed' if self.progress.epochs else 'started'}")
 
     def _start(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start harness.py, with stderr appended to the log."""
@@ -95,18 +93,26 @@ class RunProcess:
         before, self.read_at = self.progress, now
         with contextlib.suppress(DataError):  # `close` reports a CSV that is damaged
             self.progress = self.run.progress()
-        self.bar.n, self.bar.total = self.progress.epochs, self.run.epochs
-        self.bar.set_postfix_str(self.describe())
-        if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
+        since = LINE_SECONDS if self.progress.levels > before.levels else QUIET_SECONDS
+        if not self.terminal and now - self.printed_at >= since:
             self.printed_at = now
-            epochs = f"{self.progress.epochs} of {self.run.epochs} epochs"
-            print(f"{self.run.name}: {epochs}, {self.describe()}", flush=True)
+            epochs = f"{self.progress.epochs} of {self.progress.total} epochs"
+            left = clock(self.progress.seconds_left)
+            say(f"{self.run.name}: {epochs}, {self.describe()}, {left} left")
+
+    def line(self, columns: int) -> str:
+        """Progress on a terminal: a line of at most `columns`."""
+        p, left = self.progress, f"{clock(self.progress.seconds_left)} left"
+        share = f"{p.epochs / p.total:4.0%} {left}"
+        before = f"{self.run.name} {p.levels}/{self.run.cfg.prune_params.num_levels} levels"
+        richer = [] if p.accuracy is None else [f"{share}, accuracy {p.accuracy:.2f}%"]
+        return bar_line(before, p.epochs / p.total, [*richer, share, left], columns, sys.stdout)
 
     def describe(self) -> str:
         """Progress in words."""
         p = self.progress
         parts = [f"{p.levels} of {self.run.cfg.prune_params.num_levels} levels"]
-        parts += [] if p.density is None else [f"density {p.density:.4g}"]
+        parts += [] if p.density is None else [f"density {density_text(p.density)}"]
         parts += [] if p.accuracy is None else [f"test accuracy {p.accuracy:.2f}%"]
         return ", ".join(parts)
 
@@ -117,8 +123,7 @@ class RunProcess:
         return lines[-1] if lines else "no output on stderr"
 
     def close(self) -> str:
-        """End the progress line; return why the run failed, or "" if it finished."""
-        self.bar.close()
+        """Return why the run failed, or "" if it finished."""
         status = self.process.returncode
         try:
             self.progress = self.run.progress()

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.errors import DataError
-from utils.plots.groups import Group, Key
+from utils.plots.dense import dense_lines
+from utils.plots.groups import Group, group_styles
 from utils.plots.lines import (
     METRICS,
     chosen_levels,
-    dense_accuracy,
     epoch_frame,
     every_level,
     layer_frame,
@@ -27,20 +27,23 @@ from utils.plots.lines import (
     seeds_at,
 )
 from utils.plots.style import (
-    DENSE,
     NICE,
     STYLE,
     check_lines,
     density_axis,
+    epoch_ticks,
     layer_ticks,
     layer_width,
     legend_beside,
     level_colours,
-    line_style,
+    linear_ticks,
+    log_ticks,
     mean_line,
     percent_ticks,
     seeds_note,
+    side_by_side,
 )
+from utils.wording import percent_text
 
 FEWER = "name fewer runs"
 KEEP_ONE = "--density keeps one run of each method, the one closest to it"
@@ -63,53 +66,46 @@ def draw_accuracy(
     """
     check_lines(len(groups), FEWER)
     column, epoch = METRICS[metric]
+    styles = group_styles(groups)
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         ax = figure.subplots()
         lines = [points(group, column) for group in groups]
-        for place, (group, line) in enumerate(zip(groups, lines)):
-            style = line_style(place) | {"linestyle": "--" if group.one_shot else "-"}
-            mean_line(ax, 100 * line["density"], line, label=group.label, **style)
-        _dense_lines(ax, groups, column)
-        density_axis(ax, min(line["density"].min() for line in lines))
+        places, spread = side_by_side([100 * line["density"] for line in lines])
+        for group, line, x, style in zip(groups, lines, places, styles):
+            mean_line(ax, x, line, label=group.label, **style | {"linestyle": "--"} if group.one_shot else style)
+        dense_lines(ax, groups, column, styles)
+        most_right = min(x.min() for x in places) / 100
+        density_axis(ax, min(line["density"].min() for line in lines), most_right)
         ax.set(ylabel=f"Test accuracy, {epoch} (%)", title=title)
         if ylim:
             ax.set_ylim(*ylim)
-        legend_beside(figure, ax, seeds_note(pd.concat(lines)["seeds"]))
+        else:
+            linear_ticks(ax)
+        note = seeds_note(pd.concat(lines)["seeds"]) + ("\nequal densities: side by side" if spread else "")
+        legend_beside(figure, ax, note)
     return figure
-
-
-def _dense_lines(ax: Axes, groups: Sequence[Group], column: str) -> None:
-    """Dense accuracy, one line per training recipe: grey, or in its group's colour if only one group has the recipe."""
-    recipes: dict[Key, list[int]] = {}
-    for place, group in enumerate(groups):
-        recipes.setdefault(group.training, []).append(place)
-    label: str | None = "Dense"  # only for the first line drawn; some groups have no dense run
-    for places in recipes.values():
-        accuracy = dense_accuracy([groups[place] for place in places], column)
-        if len(accuracy):
-            own = len(recipes) > 1 and len(places) == 1
-            colour = line_style(places[0])["color"] if own else DENSE
-            ax.axhline(accuracy.mean(), color=colour, linestyle=":", linewidth=1.1, label=label, zorder=1)
-            label = None
 
 
 # --- per-layer density -----------------------------------------------------------------------------------------------
 
 
-def draw_layers(groups: Sequence[Group], density: float | None = None, title: str = "") -> Figure:
+def draw_layers(
+    groups: Sequence[Group], density: float | None = None, title: str = "", last: int | None = None
+) -> Figure:
     """Density of each layer: every level of one group, or one line per group or method.
 
     Args:
         density: of the network, a fraction; draws, per method, the run and level closest to it. None = every level of
             a single group, or the last level of each of several groups.
+        last: only this many levels of a single group, the sparsest.
 
     Raises:
         ConfigError: too many lines.
         DataError: as `layer_frame`; the groups have different layers, or no layer has a weight left.
     """
     by_level = every_level(groups, density)
-    lines = chosen_levels(groups, density)
+    lines = chosen_levels(groups, density, last=last)
     if not by_level:
         check_lines(len(lines), FEWER if density else f"{KEEP_ONE}; or {FEWER}")
     tables = [layer_frame(group) for group in (groups if by_level else [group for group, _ in lines])]
@@ -121,8 +117,9 @@ def draw_layers(groups: Sequence[Group], density: float | None = None, title: st
         figure = Figure(figsize=(layer_width(len(names)), 3.6), layout="constrained")
         ax = figure.subplots()
         if by_level:
-            floor = _floor(tables[0].to_numpy())
-            _layers_by_level(figure, ax, tables[0], floor)
+            shown = tables[0].iloc[-len(lines) :]
+            floor = _floor(shown.to_numpy())
+            _layers_by_level(figure, ax, shown, floor)
         else:
             rows = [table.iloc[[level]] for table, (_, level) in zip(tables, lines)]  # levels are 0, 1, 2, ...
             floor = _floor(np.concatenate([row.to_numpy() for row in rows]))
@@ -137,31 +134,40 @@ def _floor(densities: np.ndarray) -> float:
     alive = densities[densities > 0]
     ticks = [tick for tick in NICE if len(alive) and tick <= alive.min() / 1.1]
     if not ticks:
-        raise DataError(f"no layer to draw: each has less than {100 * NICE[0]:g}% of its weights left")
+        raise DataError(f"no layer to draw: each has less than {percent_text(NICE[0])}% of its weights left")
     return max(ticks)
 
 
 def _layers_by_level(figure: Figure, ax: Axes, table: pd.DataFrame, floor: float) -> None:
     colours = level_colours(figure, ax, list(table.index))
     for colour, densities in zip(colours, table.to_numpy()):
-        _layer_line(ax, densities, floor, color=colour, marker=".")
+        _layer_line(ax, densities, floor, color=colour, marker=".", **EDGES)
 
 
 def _layers_by_method(
     figure: Figure, ax: Axes, lines: Sequence[tuple[Group, int]], rows: Sequence[pd.DataFrame], floor: float
 ) -> None:
-    for place, ((group, _), row) in enumerate(zip(lines, rows)):
-        label = f"{group.label} ({100 * row.index[0]:.3g}%)"
-        _layer_line(ax, row.to_numpy()[0], floor, label=label, **line_style(place))
+    labels, head = _labels([group for group, _ in lines], [float(row.index[0]) for row in rows], "network density")
+    styles = group_styles([group for group, _ in lines])
+    for label, style, row in zip(labels, styles, rows):
+        _layer_line(ax, row.to_numpy()[0], floor, label=label, **style)
     note = seeds_note((seeds_at(group, level) for group, level in lines), band=False)
-    legend_beside(figure, ax, "method (network density)\n" + note)
+    legend_beside(figure, ax, f"{head}\n{note}")
+
+
+def _labels(groups: Sequence[Group], densities: Sequence[float], density: str) -> tuple[list[str], str]:
+    """Label of each line, and the head of the legend: it tells the density that all lines share, or else each does."""
+    texts = [percent_text(d) for d in densities]
+    if len(texts) > 1 and len(set(texts)) == 1:
+        return [group.label for group in groups], f"{density} {texts[0]}%"
+    return [f"{group.label} ({text}%)" for group, text in zip(groups, texts)], f"method ({density})"
 
 
 def _layer_line(ax: Axes, densities: np.ndarray, floor: float, **style: Any) -> None:
     """Density of each layer. Layers without any weight are crosses at the bottom: a logarithmic axis has no zero."""
     x = np.arange(len(densities))
     alive = np.where(densities > 0, 100 * densities, np.nan)
-    ax.plot(x, alive, linewidth=1.1, markeredgecolor="white", markeredgewidth=0.3, **style)
+    ax.plot(x, alive, linewidth=1.1, **style)
     dead = densities == 0
     if dead.any():
         ax.plot(x[dead], np.full(dead.sum(), 100 * floor), "x", color=style["color"], clip_on=False, markersize=5)
@@ -183,22 +189,27 @@ PANELS = [
     ("train_acc", "Training accuracy (%)"), ("test_acc", "Test accuracy (%)"),
 ]  # fmt: skip
 MARKS = 12  # markers per curve
+EDGES = {"markeredgecolor": "white", "markeredgewidth": 0.3}  # of the markers of levels
+LOG_AXES = {"loss": ("y",), "epochs": ("x",), "both": ("x", "y")}
 
 
 def draw_curves(
-    groups: Sequence[Group], level: int | None = None, title: str = "", density: float | None = None
-) -> Figure:
+    groups: Sequence[Group], level: int | None = None, title: str = "", density: float | None = None,
+    last: int | None = None, log: str | None = None,
+) -> Figure:  # fmt: skip
     """Loss and accuracy against epochs: every level of one group, or one line per group or method.
 
     Args:
         level: this level of each group; None = the last level of each.
         density: instead of a level: per method, the run and level closest to this density.
+        last: only this many levels of a single group, the sparsest.
+        log: of `LOG_AXES`: what is on logarithmic axes; None = nothing.
 
     Raises:
         ConfigError: no run of a group has this level; too many lines.
         DataError: the epochs of a level are missing or damaged.
     """
-    chosen = chosen_levels(groups, density, level)
+    chosen = chosen_levels(groups, density, level, last)
     densities = [mean_density(group, n) for group, n in chosen]
     by_level = every_level(groups, density, level)
     if not by_level:
@@ -208,42 +219,42 @@ def draw_curves(
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.subplots(2, 2, sharex=True)
-        colours = level_colours(figure, axes, densities) if by_level else []
-        for ax, (column, label) in zip(axes.flat, PANELS):
-            for place, ((group, _), table) in enumerate(zip(chosen, tables)):
-                if by_level:
-                    _level_curve(ax, table, column, colours[place])
-                else:
-                    name = f"{group.label} ({100 * densities[place]:.3g}%)"
-                    _method_curve(ax, table, column, label=name, **line_style(place))
-            ax.set_ylabel(label)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        for ax in axes[1]:
-            ax.set_xlabel("Epochs of the level's schedule")
+        if by_level:
+            colours = level_colours(figure, axes, densities)
+            styles = [{"color": colour, "marker": ".", **EDGES} for colour in colours]
+            labels, head = [""] * len(chosen), ""
+        else:
+            styles = group_styles([group for group, _ in chosen])
+            labels, head = _labels([group for group, _ in chosen], densities, "density")
+        for ax, (column, name) in zip(axes.flat, PANELS):
+            for table, label, style in zip(tables, labels, styles):
+                _curve(ax, table, column, band=not by_level, label=label or None, **style)
+            ax.set_ylabel(name)
+        _curve_axes(axes, tables, LOG_AXES[log] if log else ())
         if not by_level:
-            note = seeds_note(seeds_at(group, n) for group, n in chosen)
-            legend_beside(figure, axes[0, 0], "method (density)\n" + note)
+            legend_beside(figure, axes[0, 0], f"{head}\n{seeds_note(seeds_at(group, n) for group, n in chosen)}")
         figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _level_curve(ax: Axes, table: pd.DataFrame, column: str, colour: tuple[float, ...]) -> None:
-    """Mean over seeds, without a band: there are many levels. A colour bar names them."""
-    mean = table.dropna(subset=column).groupby("epoch")[column].mean()
-    _curve(ax, mean, color=colour, marker="." if len(mean) < MARKS else "")
-
-
-def _method_curve(ax: Axes, table: pd.DataFrame, column: str, **style: Any) -> None:
-    """Mean over seeds and band. Markers tell methods apart too, at no more than MARKS of the epochs.
+def _curve(ax: Axes, table: pd.DataFrame, column: str, band: bool, **style: Any) -> None:
+    """Mean over seeds, and band; of many levels there is none. Markers stand at no more than MARKS of the epochs.
 
     Epochs without evaluation have no test figures: the line goes through the others.
     """
     by_epoch = table.dropna(subset=column).groupby("epoch")[column]
     mean = by_epoch.mean()
-    _curve(ax, mean, markevery=-(-len(mean) // MARKS), **style)
-    if table["seed"].nunique() > 1:
+    ax.plot(mean.index, mean, linewidth=1.2, markevery=-(-len(mean) // MARKS) or 1, **style)
+    if band and table["seed"].nunique() > 1:
         ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=style["color"], alpha=0.18, linewidth=0)
 
 
-def _curve(ax: Axes, mean: pd.Series, **style: Any) -> None:
-    ax.plot(mean.index, mean, linewidth=1.2, markersize=4, markeredgecolor="white", markeredgewidth=0.3, **style)
+def _curve_axes(axes: np.ndarray, tables: Sequence[pd.DataFrame], logarithmic: Sequence[str]) -> None:
+    """Ticks of the four panels: losses are in the first row."""
+    for ax in axes.flat:
+        (log_ticks if "y" in logarithmic and ax in axes[0] else linear_ticks)(ax)
+    first = int(min(table["epoch"].min() for table in tables))
+    last = int(max(table["epoch"].max() for table in tables))
+    for ax in axes[1]:
+        epoch_ticks(ax, first, last, "x" in logarithmic)
+        ax.set_xlabel("Epochs of the level's schedule")

@@ -3,14 +3,17 @@
 The label of a group says how it differs from the other groups of the same figure.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from utils.errors import DataError
+from utils.plots.colours import Style, method_styles
 from utils.plots.names import AXES, METHOD, OF_SOURCE, REWINDING, differing, short_paths, word
 from utils.plots.runs import SavedRun
 from utils.pruning.methods import METHODS
@@ -19,7 +22,12 @@ from utils.runs.tables import FURTHER_COLUMNS, SUMMARY_COLUMNS
 
 TIDY_COLUMNS = ["dataset", "model", "method", "training", "run", "seed", "start", *SUMMARY_COLUMNS]
 
+LONG_LABEL = 50  # characters; in longer ones, what most groups have in common is left out
+USUAL = "as most others"
+PRUNING = "pruning"  # one more column of a table: the method's name, which colours go by
+
 TRAINING_TYPE = "experiment_params.training_type"  # how to rewind: about pruning, though its section is not
+ABOUT_PRUNING = ("prune_params.", "ticket_params.", OF_SOURCE)
 
 Key = tuple[Hashable, ...]
 
@@ -30,6 +38,7 @@ class Group:
 
     Attributes:
         label: name in a legend.
+        method: name of the pruning method, which colours go by.
         frame: all rows of the runs' summaries, with added columns ``run`` (its path), ``seed`` and ``start``.
         runs: the run directories; empty if read from a table.
         dataset, model: names.
@@ -38,6 +47,7 @@ class Group:
     """
 
     label: str
+    method: str
     frame: pd.DataFrame
     runs: tuple[SavedRun, ...]
     dataset: str
@@ -73,12 +83,31 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
     members = [_told_apart(group) for group in _members(runs, by_start)]
     groups = [
-        Group(label, _frame(group), tuple(group), group[0].dataset, group[0].model, _training(group[0].options))
+        Group(
+            label,
+            group[0].method,
+            _frame(group),
+            tuple(group),
+            group[0].dataset,
+            group[0].model,
+            _training(group[0].options),
+        )
         for label, group in zip(_labels(members), members)
     ]
     names = [*REWINDING.values(), *(method.title for method in METHODS.values())]
     rank = {name: place for place, name in enumerate(names)}
-    return sorted(groups, key=lambda group: rank.get(group.runs[0].method, len(rank)))
+    return sorted(groups, key=lambda group: rank.get(group.method, len(rank)))
+
+
+def group_styles(groups: Sequence[Group]) -> list[Style]:
+    """Style of each group's line: by its method and recipe, the same in all figures."""
+    return method_styles([(group.method, _recipe(group)) for group in groups])
+
+
+def _recipe(group: Group) -> str:
+    """What tells groups of one method apart: the label, and the density that runs of one level start from."""
+    start = group.frame["start"].min() if group.frame["start"].nunique() == 1 and group.one_shot else 1.0
+    return f"{group.label} {start:g}"
 
 
 def labels_of(runs: Sequence[SavedRun]) -> list[str]:
@@ -107,13 +136,20 @@ def _labels(members: Sequence[Sequence[SavedRun]]) -> list[str]:
     starts = differing([chosen for chosen, once in zip(options, one_shot) if not once]) & AXES
     short = short_paths(options)
     several_methods = len({run.method for group in members for run in group}) > 1
-    labels = []
-    for group, chosen, once in zip(members, options, one_shot):
-        paths = sorted(shared if once else shared | starts)
-        words = [word(path, short.get(chosen[path], chosen[path])) for path in paths if path in chosen]
-        name = [group[0].method] if several_methods or not words else []
-        labels.append(", ".join([*name, *words]))
-    return labels
+    words = [
+        [word(path, short.get(chosen[path], chosen[path])) for path in sorted(shared if once else shared | starts)
+         if path in chosen]
+        for chosen, once in zip(options, one_shot)
+    ]  # fmt: skip
+    names = [group[0].method if several_methods or not own else "" for group, own in zip(members, words)]
+    labels = [", ".join(filter(None, [name, *own])) for name, own in zip(names, words)]
+    if max(map(len, labels)) <= LONG_LABEL:
+        return labels
+    usual = {one for one, number in Counter(chain(*words)).items() if number > len(words) / 2}
+    rest = [[one for one in own if one not in usual] for own in words]
+    shorter = [", ".join(filter(None, [name, *own])) or USUAL for name, own in zip(names, rest)]
+    # Groups of one label were apart by something that no label tells, such as a start.
+    return shorter if len(set(shorter)) == len(set(labels)) else labels
 
 
 def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
@@ -123,10 +159,12 @@ def _frame(runs: Sequence[SavedRun]) -> pd.DataFrame:
 
 def _training(options: dict[str, Any]) -> Key:
     """The options that are not about pruning: what the dense network depends on."""
-    return _key(
-        options,
-        {path for path in options if path.startswith(("prune_params.", "ticket_params.", OF_SOURCE))} | {TRAINING_TYPE},
-    )
+    return _key(options, {path for path in options if is_about_pruning(path)})
+
+
+def is_about_pruning(path: str) -> bool:
+    """Whether the dense network does not depend on an option."""
+    return path == TRAINING_TYPE or path.startswith(ABOUT_PRUNING)
 
 
 def _key(options: dict[str, Any], left_out: Iterable[str] = ()) -> Key:
@@ -161,17 +199,21 @@ def _told_apart(runs: list[SavedRun]) -> list[SavedRun]:
 
 
 def tidy(groups: Sequence[Group]) -> pd.DataFrame:
-    """All levels of all runs in one table with `TIDY_COLUMNS`, and `FURTHER_COLUMNS` that a run has."""
+    """All levels of all runs in one table with `TIDY_COLUMNS`, `FURTHER_COLUMNS` that a run has, and `PRUNING`."""
     trainings = list(dict.fromkeys(group.training for group in groups))
     parts = [
         group.frame.assign(
-            dataset=group.dataset, model=group.model, method=group.label, training=trainings.index(group.training)
+            dataset=group.dataset,
+            model=group.model,
+            method=group.label,
+            training=trainings.index(group.training),
+            **{PRUNING: group.method},
         )
         for group in groups
     ]
     frame = pd.concat(parts)
     more = [column for column in FURTHER_COLUMNS if column in frame]
-    return frame[TIDY_COLUMNS + more].reset_index(drop=True)
+    return frame[[*TIDY_COLUMNS, *more, PRUNING]].reset_index(drop=True)
 
 
 def read_tidy(path: Path) -> list[Group]:
@@ -188,5 +230,7 @@ def read_tidy(path: Path) -> list[Group]:
     for _, part in frame.groupby(["method", "training"], sort=False):
         first = part.iloc[0]
         rows = part.reset_index(drop=True)
-        groups.append(Group(str(first["method"]), rows, (), first["dataset"], first["model"], (first["training"],)))
+        label = str(first["method"])
+        method = str(first.get(PRUNING, label))  # tables of older code do not name it
+        groups.append(Group(label, method, rows, (), first["dataset"], first["model"], (first["training"],)))
     return groups

@@ -1,14 +1,17 @@
 """From groups to the lines of a figure: points, levels, layers, epochs, and the number of seeds behind each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from utils.errors import ConfigError, DataError
 from utils.plots.groups import Group, Key
+from utils.plots.runs import SavedRun
 from utils.runs.saved import read_csv
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, SUMMARY, epoch_table, table_file
+from utils.wording import percent_text
 
 # Name: (column of the summary, epoch of a level at which it is).
 METRICS = {
@@ -78,7 +81,7 @@ def every_level(groups: Sequence[Group], density: float | None = None, level: in
 
 
 def chosen_levels(
-    groups: Sequence[Group], density: float | None = None, level: int | None = None
+    groups: Sequence[Group], density: float | None = None, level: int | None = None, last: int | None = None
 ) -> list[tuple[Group, int]]:
     """(group, level) of each line in a figure of layers or curves.
 
@@ -86,12 +89,15 @@ def chosen_levels(
         density: per method, only the run and level closest to this density (by ratio).
         level: this level of each group. With neither argument: all levels of a single group, or the last level of
             each of several groups.
+        last: of a single group, only this many levels, the sparsest.
 
     Raises:
-        ConfigError: a group has no such level.
+        ConfigError: a group has no such level; `last` with several groups.
     """
     if every_level(groups, density, level):
-        return [(groups[0], int(n)) for n in sorted(groups[0].frame["level"].unique())]
+        return [(groups[0], int(n)) for n in sorted(groups[0].frame["level"].unique())[-(last or 0) :]]
+    if last is not None:
+        raise ConfigError(f"--last: only with the levels of one method, and these are {len(groups)}")
     if density is not None:
         return _closest_to(groups, density)
     for group in groups:
@@ -142,7 +148,7 @@ def fewer_seeds(groups: Sequence[Group], shown: Sequence[tuple[Group, int]] | No
         expected = len(seeds[group.label, group.training])
         found = found[found["seeds"] < expected].sort_values("density", ascending=False)
         for number, rows in found.groupby("seeds", sort=False):
-            densities = ", ".join(f"{100 * density:.3g}" for density in rows["density"])
+            densities = ", ".join(map(percent_text, rows["density"]))
             parts.append(f"{group.label} at {densities}% ({number} of {expected})")
     return "; ".join(parts)
 
@@ -160,27 +166,63 @@ def layer_frame(group: Group) -> pd.DataFrame:
     """
     tables: list[pd.DataFrame] = []
     for run in group.runs:
-        path = table_file(run.path, LAYERS)
-        frame = read_csv(path, LAYER_COLUMNS)
-        frame = frame[frame["level"].isin(run.summary["level"])]
-        total = frame.groupby("level")[["kept", "total"]].sum()
-        if len(total) < len(run.summary):
-            raise DataError(f"{path}: {len(total)} of the {len(run.summary)} levels of {SUMMARY}.csv")
-        if frame.duplicated(["level", "layer"]).any():
-            raise DataError(f"{path}: a layer is listed twice in one level")
-        table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
-        tables.append(table.assign(network=total["kept"] / total["total"]))
+        tables.append(run_layers(run))
         if list(tables[0].columns) != list(tables[-1].columns):
             raise DataError(f"{run.path}: other layers than {group.runs[0].path}")
     return pd.concat(tables).groupby(level=0).mean().set_index("network")
 
 
+def run_layers(run: SavedRun) -> pd.DataFrame:
+    """Density of each layer of one run: one row per level; the last column, ``network``, is that of all layers.
+
+    Raises:
+        DataError: layerwise_density.csv is missing, damaged or lacks a level.
+    """
+    path = table_file(run.path, LAYERS)
+    frame = read_csv(path, LAYER_COLUMNS)
+    frame = frame[frame["level"].isin(run.summary["level"])]
+    total = frame.groupby("level")[["kept", "total"]].sum()
+    if len(total) < len(run.summary):
+        raise DataError(f"{path}: {len(total)} of the {len(run.summary)} levels of {SUMMARY}.csv")
+    if frame.duplicated(["level", "layer"]).any():
+        raise DataError(f"{path}: a layer is listed twice in one level")
+    table = frame.pivot(index="level", columns="layer", values="density")[list(frame["layer"].unique())]
+    return table.assign(network=total["kept"] / total["total"])
+
+
+def damaged(lines: Sequence[tuple[Group, int]], kind: str) -> dict[Path, DataError]:
+    """{run: fault} of the runs whose tables of layers or of epochs cannot be read.
+
+    Args:
+        lines: (group, level) of each line that is to be drawn.
+        kind: "layers" or "curves".
+    """
+    found: dict[Path, DataError] = {}
+    for group, level in lines:
+        for run in group.runs:
+            try:
+                if kind == "curves":
+                    epoch_rows(run, level)
+                elif run.path not in found:
+                    run_layers(run)
+            except DataError as error:
+                found.setdefault(run.path, error)
+    return found
+
+
+def epoch_rows(run: SavedRun, level: int) -> pd.DataFrame | None:
+    """Epoch rows of one level of a run; None if it has no such level.
+
+    Raises:
+        DataError: the table is missing or damaged.
+    """
+    if level not in set(run.summary["level"]):
+        return None
+    return read_csv(table_file(run.path, epoch_table(level)), EPOCH_COLUMNS)
+
+
 def epoch_frame(group: Group, level: int) -> pd.DataFrame:
     """Epoch rows of one level, of the runs that have this level. Here epochs count from 1: the number completed."""
-    parts = []
-    for run in group.runs:
-        if level in set(run.summary["level"]):
-            path = table_file(run.path, epoch_table(level))
-            parts.append(read_csv(path, EPOCH_COLUMNS).assign(seed=run.seed))
-    table = pd.concat(parts)
+    rows = [(run, epoch_rows(run, level)) for run in group.runs]
+    table = pd.concat([own.assign(seed=run.seed) for run, own in rows if own is not None])
     return table.assign(epoch=table["epoch"] + 1)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from harness_params import SCHEMA, Config, make_config
-from utils.config.effects import SCORED, without_effect
+from utils.config.effects import parts_used, scores_weights, without_effect
 from utils.config.values import Values
 from utils.pruning.methods import METHODS, initial_density
+from utils.runs.saved import know_parts
 
 Ticket = dict[str, Any]  # "ticket" of a run's environment.json
 OF_SOURCE = "source: "  # before the names of the options of a ticket's source
@@ -34,6 +35,15 @@ WEIGHTS = {
     "init": "initial weights", "rewind": "rewound weights", "final": "final weights", "reinit": "reinit",
     "init_signs": "init signs", "final_signs": "final signs",
 }  # fmt: skip
+# The changes that a ticket can have, as `ticket_name` writes them; those of the papers' ablations first.
+CHANGES = ["reinit", "layers shuffled", "shuffled globally", "init signs", "initial weights"]
+CHANGES += [
+    change
+    for weights in WEIGHTS.values()
+    for mask in MASKS.values()
+    if (change := ", ".join(filter(None, [mask, weights]))) not in CHANGES
+]
+ITERATIVE = "Iterative pruning by "
 # Names in the legend, for keys that say little alone.
 SHORT = {
     "model_params.model_name": "", "optimizer.optimizer_name": "", "optimizer.scheduler_type": "",
@@ -43,13 +53,17 @@ SHORT = {
 }  # fmt: skip
 
 
-def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, Any]:
+def effective_options(
+    cfg: Config, ticket: Ticket | None = None, plugins: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """{section.key: value} of the options that define the experiment and have an effect in it.
 
     Args:
         ticket: what the run's ``environment.json`` says of the ticket that it started from. Its source run stands there
             by the name of its method, and by its own effective options (with `OF_SOURCE` before their names): sources
             that differ in their seed are the same.
+        plugins: what the run has noted of its plugins. An option that names a part of one has an entry beside it, such
+            as "prune_params.prune_method from", with the file's name and digest: two versions are two lines.
     """
     unused = IGNORED | {path for path, _ in without_effect(cfg, cfg.schema)}
     if cfg.prune_params.num_levels == 1:  # wr saves the state at k here, too, but nothing is rewound to it
@@ -71,7 +85,16 @@ def effective_options(cfg: Config, ticket: Ticket | None = None) -> dict[str, An
     # cropped and normalised in another way.
     if cfg.dataset.dataset_name == "ImageFolder":
         options["dataset.loader"] = cfg.dataset.loader
-    return options | data_files(cfg)
+    return options | data_files(cfg) | plugin_files(cfg, plugins)
+
+
+def plugin_files(cfg: Config, plugins: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """{"section.key from": file and digest} of the options of a run that name a part of its plugins."""
+    return {
+        f"{path} from": f"{Path(plugin['file']).name} {plugin['sha256'][:8]}"
+        for plugin in plugins
+        for path in parts_used(cfg, plugin["adds"])
+    }
 
 
 def _source_options(ticket: Ticket) -> dict[str, Any]:
@@ -81,8 +104,10 @@ def _source_options(ticket: Ticket) -> dict[str, Any]:
     saved = ticket.get("options", {})
     if "optimizer" not in saved:
         return {}
+    plugins = ticket.get("plugins", [])
+    know_parts(saved, plugins)
     cfg = make_config(saved)
-    options = effective_options(cfg, ticket.get("ticket"))
+    options = effective_options(cfg, ticket.get("ticket"), plugins)
     named = METHOD | (AXES if cfg.prune_params.num_levels == 1 else set())  # AXES: points of one line, as elsewhere
     return {path: value for path, value in options.items() if path not in named}
 
@@ -122,16 +147,15 @@ def _method_name(p: Values, training_type: str, ticket: Ticket | None) -> str:
     if initial_density(p) < 1:
         parts.append(METHODS[p.er_method].title + _inverted(p, p.er_method))
     if p.num_levels > 1:
-        by = "" if p.prune_method == "mag" else f" by {METHODS[p.prune_method].title}"
         name = REWINDING[training_type]
-        # The M of IMP is magnitude, so other criteria need another name.
-        name = name if not by else name.replace("IMP", "Iterative pruning" + by)
+        if p.prune_method != "mag":  # the M of IMP is magnitude, so other criteria need another name
+            name = name.replace("IMP", ITERATIVE + METHODS[p.prune_method].title)
         parts.append(name + _inverted(p, p.prune_method))
     return ", then ".join(parts) or "Dense"
 
 
 def _inverted(p: Values, method: str) -> str:
-    return " inverted" if p.invert_scores and method in SCORED else ""
+    return " inverted" if p.invert_scores and scores_weights(method) else ""
 
 
 def ticket_name(ticket: Ticket) -> str:
@@ -145,6 +169,7 @@ def source_name(ticket: Ticket) -> str:
     if "options" not in ticket:
         return "Checkpoint"
     saved = ticket["options"]
+    know_parts(saved, ticket.get("plugins", []))
     defaults = {key: option.default for (section, key), option in SCHEMA.entries.items() if section == "prune_params"}
     p = Values({**defaults, **saved["prune_params"]})
     return _method_name(p, saved["experiment_params"]["training_type"], ticket.get("ticket"))

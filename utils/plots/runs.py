@@ -1,6 +1,7 @@
 """Run directories read back from disk: config and summary."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ from harness_params import Config
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
-from utils.runs.records import saved_ticket, settled_options
+from utils.runs.records import saved_plugins, saved_ticket, settled_options
 from utils.runs.saved import is_run, read_summary, saved_config
-from utils.runs.tables import SUMMARY, table_file
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class SavedRun:
     """One run directory.
 
     Attributes:
+        cfg: its config.
         seed: its seed, or "seed/data_seed" where the second is one of its own.
         start: density that it starts from, left by pruning at initialization or the ticket (1 without either).
         planned: number of levels that its config asks for.
@@ -31,6 +32,7 @@ class SavedRun:
     """
 
     path: Path
+    cfg: Config
     dataset: str
     model: str
     seed: int | str
@@ -61,10 +63,35 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     return list(by_place.values())
 
 
-def has_finished_level(path: Path) -> bool:
-    """Whether a run's summary has a row below its header."""
-    file = table_file(path, SUMMARY)
-    return file.is_file() and file.read_bytes().count(b"\n") > 1
+def read_runs(
+    paths: Sequence[Path], partial: bool = False, one_dataset: bool = True
+) -> tuple[list[SavedRun], list[str]]:
+    """The runs that can be drawn, and a note on each other one.
+
+    Left out are runs that are damaged or unfinished, and those of another data set than most runs; all data sets stay
+    where two of them have most runs.
+
+    Args:
+        partial: as of `read_run`.
+        one_dataset: False = runs of all data sets stay.
+
+    Raises:
+        DataError, RunError: that of the first run, if none can be drawn.
+    """
+    runs, faults = [], list[DataError | RunError]()
+    for path in paths:
+        try:
+            runs.append(read_run(path, partial))
+        except (DataError, RunError) as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0]
+    (dataset, most), *others = Counter(run.dataset for run in runs).most_common()
+    fit = [run for run in runs if run.dataset == dataset]
+    if not one_dataset or (others and others[0][1] == most):
+        return runs, [f"left out: {fault}" for fault in faults]  # `group_runs` refuses them
+    notes = [f"{run.path}: its data set is {run.dataset}, not {dataset}" for run in runs if run.dataset != dataset]
+    return fit, [f"left out: {fault}" for fault in [*faults, *notes]]
 
 
 def read_run(path: Path, partial: bool = False) -> SavedRun:
@@ -84,10 +111,11 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
     ticket = _ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
-    options = effective_options(cfg, ticket)  # by what auto came to, which differs between machines
+    options = effective_options(cfg, ticket, saved_plugins(path))
+    # By what auto came to, which differs between machines.
     options |= {key: value for key, value in settled_options(path).items() if key in options}
     return SavedRun(
-        path, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
+        path, cfg, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
         options, method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
     )  # fmt: skip
 

@@ -9,10 +9,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import Any
+
+from utils.output import USUAL_PROGRAM, best_effort_streams, note
 
 # Slurm sends SIGUSR1 before a time limit (`--signal`); SIGHUP comes when a terminal closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -35,24 +39,86 @@ def handled() -> list[signal.Signals]:
     return [s for s in STOPPING if s is not signal.SIGHUP or signal.getsignal(s) is not signal.SIG_IGN]
 
 
-def exit_quietly(worker: bool, program: str = "harness") -> None:
+def exit_quietly(worker: bool, program: str = USUAL_PROGRAM) -> None:
     """Let a signal end this process at once, with status 128 + signal and one line, while there is no state to save.
+
+    Its output is best effort from here on.
 
     A `worker` exits with 1 in silence; its parent prints the line. It also ends when its parent does, and so do
     torchrun's workers: they are in sessions of their own, where nothing else would end them.
     """
     if worker or "LOCAL_RANK" in os.environ:
         die_with_parent()
+    best_effort_streams(program)
+    install(QuietExit(worker, program))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a worker starts with its signals held back (`held_back`)
 
-    def leave(signum: int, frame: FrameType | None) -> None:
-        if worker:
+
+class QuietExit:
+    """The handler of `exit_quietly`."""
+
+    def __init__(self, worker: bool, program: str):
+        self.worker, self.program = worker, program
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.worker:
             os._exit(1)
-        os.write(2, f"{program}: {Stopped(signum)}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{self.program}: {Stopped(signum)}\n".encode())
         os._exit(128 + signum)
 
-    for signum in handled():
-        signal.signal(signum, leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a worker starts with its signals held back (`held_back`)
+
+# --- handlers --------------------------------------------------------------------------------------------------------
+
+Handler = Callable[[int, FrameType | None], None]
+Handlers = dict[int, Any]  # {signal: handler, as of signal.getsignal}
+
+
+def install(handler: Handler, signums: Iterable[int] | None = None) -> Handlers:
+    """Have `handler` called for signals, by default those that stop a run; returns the handlers before, for `restore`.
+
+    Python takes handlers in the main thread alone. In another one nothing is installed, and a note says that stopping
+    is up to the program that runs this thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        note("this runs in a thread: signals that would stop it are left to the program that started the thread")
+        return {}
+    return {signum: signal.signal(signum, handler) for signum in (handled() if signums is None else signums)}
+
+
+def restore(before: Handlers) -> None:
+    """Put handlers back. (None stands for one that was not installed by Python, which cannot be put back.)"""
+    for signum, handler in before.items():
+        if handler is not None:
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def installed(handler: Handler, signums: Iterable[int] | None = None) -> Iterator[None]:
+    """`install` within, `restore` afterwards."""
+    before = install(handler, signums)
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+@contextlib.contextmanager
+def handlers_left_as_found() -> Iterator[None]:
+    """Put the handlers of stop signals back that were there before.
+
+    Not in a command's own process, which began with `exit_quietly`: there the run's handlers stay. A signal that comes
+    after the run is an echo of the one that has stopped it.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.getsignal(signum) for signum in STOPPING} if in_main else {}
+    try:
+        yield
+    finally:
+        restore({signum: handler for signum, handler in before.items() if not isinstance(handler, QuietExit)})
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
 
 
 def die_with_parent() -> None:
@@ -101,6 +167,8 @@ class NotedSignal:
         if not self.signum:
             self.signum, self.since = signum, now
         elif now - self.since > self.echo:
+            if os.isatty(1):
+                os.write(1, b"\r\x1b[J")  # a line of progress that stands there
             os._exit(128 + signum)
 
 

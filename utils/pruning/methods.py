@@ -1,12 +1,15 @@
 """The table of pruning methods. Imports no torch.
 
 To add a method, write a score function in utils/pruning/scores.py and one line in `METHODS`. utils/pruning_utils.py
-finds the functions by their names.
+finds the functions by their names. A plugin's line has the function itself.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from utils.registry import Facts, Table
 
 NO_METHOD = "just dont"  # prune nothing; the name that the original harness has for it
 
@@ -17,8 +20,8 @@ class Method:
 
     Attributes:
         title: its name in figures and tables.
-        score: function of utils/pruning/scores.py.
-        allocation: function of utils/pruning/allocation.py.
+        score: name of a function of utils/pruning/scores.py, or a function as those: the largest scores are kept.
+        allocation: name of a function of utils/pruning/allocation.py, or a function as those.
         source: the papers, as README's table of methods names them; "" if there is none.
         needs_batches: needs training batches.
         in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
@@ -26,9 +29,9 @@ class Method:
     """
 
     title: str
-    score: str
-    allocation: str
-    source: str
+    score: str | Callable[..., Any]
+    allocation: str | Callable[..., Any] = "global_top_k"
+    source: str = ""
     needs_batches: bool = False
     in_rounds: bool = False
     per_layer: bool = False
@@ -36,7 +39,13 @@ class Method:
 
 _ER = "Evci et al. 2020, Gadhikar et al. 2023"
 
-METHODS: dict[str, Method] = {
+
+def _stand_in(name: str, facts: Facts) -> Method:
+    """A method of a saved run, as far as its facts are known."""
+    return replace(Method(name, ""), **facts)
+
+
+_LINES = {
     "mag": Method("Magnitude", "mag_scores", "global_top_k", "Frankle & Carbin 2019"),
     "snip": Method("SNIP", "snip_scores", "global_top_k", "Lee et al. 2019", needs_batches=True),
     "synflow": Method(
@@ -50,10 +59,12 @@ METHODS: dict[str, Method] = {
     "er_erk": Method("ERK", "random_scores", "erk", _ER, per_layer=True),
     "er_balanced": Method("Balanced", "random_scores", "balanced", "Gadhikar et al. 2023", per_layer=True),
 }
+METHODS: Table[Method] = Table("criterion", Method, _LINES, _stand_in)
 
 
-# Methods that prune_params.scope can make layer-wise: those that share out no weights themselves, in one round.
-LAYER_WISE = tuple(name for name, method in METHODS.items() if not method.per_layer and not method.in_rounds)
+def layer_wise() -> list[str]:
+    """Methods that prune_params.scope can make layer-wise: those that share out no weights themselves, in one round."""
+    return [name for name, method in METHODS.items() if not method.per_layer and not method.in_rounds]
 
 
 class AtInitialization(Protocol):

@@ -10,8 +10,10 @@ import yaml
 from harness_params import SCHEMA, Config, make_config
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
+from utils.runs.plugin_files import changed_plugins
 from utils.runs.states import trained_levels
 from utils.runs.ticket_source import find_source, reads_source
+from utils.runs.trackers import missing_package
 
 FREE_ON_RESUME = frozenset(SCHEMA.paths(lambda option: option.role.free_on_resume))
 
@@ -47,6 +49,7 @@ def check_run_directory(cfg: Config, source_exists: bool = True) -> None:
         ]
     else:
         faults = []
+    faults += missing_package(cfg)
     if faults:
         raise ConfigError(faults)
     if source_exists and reads_source(cfg):
@@ -64,7 +67,8 @@ def _faults_of_resuming(cfg: Config, path: Path) -> list[str]:
         return [f"{no_run}: {' '.join(str(error).split())}"]
     if not isinstance(saved, dict) or not all(isinstance(options, dict) for options in saved.values()):
         return [f"{no_run}: expt_config.yaml does not hold sections of options"]
-    return [*_changed_options(cfg, saved), *_too_few_levels(cfg, path), *_missing_for_level(cfg, path)]
+    changed = [*_changed_options(cfg, saved), *changed_plugins(path, cfg, saved)]
+    return [*changed, *_too_few_levels(cfg, path), *_missing_for_level(cfg, path)]
 
 
 def _changed_options(cfg: Config, saved: dict[str, dict[str, Any]]) -> list[str]:

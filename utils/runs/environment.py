@@ -1,5 +1,6 @@
 """Software, hardware, code version and command line of a run."""
 
+import contextlib
 import datetime
 import functools
 import os
@@ -20,6 +21,7 @@ def describe() -> dict[str, Any]:
         "folder": str(Path.cwd()),
         "host": platform.node(),
         "platform": platform.platform(),
+        "processor": processor(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
@@ -29,6 +31,16 @@ def describe() -> dict[str, Any]:
         "git_commit": git_commit(),
         "git_dirty": git_commit() is not None and bool(_git("status", "--porcelain")),
     }
+
+
+def processor() -> str:
+    """Name of the CPU; that of its architecture where the system does not tell more."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        if name:
+            return name
+    return platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -14,10 +14,12 @@ from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import DataError, RunError
+from utils.runs.plugin_files import kept_copies
 from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
 from utils.state_dicts import check_weights
+from utils.training.caller import generators_left_as_found
 from utils.training.setup import build_model
 
 State = dict[str, Tensor]
@@ -53,7 +55,7 @@ class LoadedRun:
 
 
 def load_run(path: str | Path, level: int = -1) -> LoadedRun:
-    """A level of a saved run: network, config, tables and data.
+    """A level of a saved run: network, config, tables and data. The run's own copies of its plugins are loaded.
 
     Args:
         path: the run's directory.
@@ -61,16 +63,17 @@ def load_run(path: str | Path, level: int = -1) -> LoadedRun:
 
     Raises:
         DataError: there is no such run, or its files are damaged; its data set is missing.
-        RunError: the level is not finished, or its checkpoint is missing or damaged.
+        RunError: the level is not finished, or its checkpoint or a copy of a plugin is missing or damaged.
     """
     path = Path(path)
     if not is_run(path):
         raise DataError(f"{path}: not the directory of a run: no expt_config.yaml")
-    cfg, summary = saved_config(path), read_summary(path)
+    cfg, summary = saved_config(path, kept_copies(path)), read_summary(path)
     chosen = chosen_level(path, level)
     checkpoint = level_checkpoint(path, chosen)
     state = read_state(checkpoint)
-    model, data = build_network(cfg)
+    with generators_left_as_found():
+        model, data = build_network(cfg)
     put_state(model, state, str(checkpoint))
     layers = read_csv(table_file(path, LAYERS), LAYER_COLUMNS)
     epochs = read_csv(table_file(path, epoch_table(chosen)), EPOCH_COLUMNS)

@@ -9,10 +9,31 @@ from torch import nn
 from harness_params import Config
 from utils.conv_type import coverage, unmasked_params
 from utils.data.loaders import Data
+from utils.distributed import notes_on
+from utils.output import note
+from utils.processes.place import started_rank
+from utils.runs.directory import check_run_directory, taken_up_again
 from utils.runs.tickets import Ticket
 
 PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LARGE = 0.01  # of a network's parameters: what stays dense and is at least so large is told
+
+
+def begin(cfg: Config) -> Config:
+    """Checks a config before any work, and prints its notes.
+
+    Returns:
+        the config; after a restart by torchrun, that of a resume.
+
+    Raises:
+        ConfigError: it may not run in its directory, or not as it was started.
+    """
+    notes = notes_on(cfg)
+    if started_rank() == 0:  # the other machines of a run may not even see its directory
+        cfg = taken_up_again(cfg)
+        check_run_directory(cfg)
+        note(*notes)
+    return cfg
 
 
 def settled(
@@ -47,8 +68,8 @@ def record_of(
     compiled: Collection[str],
     graphs: bool,
 ) -> dict[str, Any]:
-    """What ``environment.json`` tells of a run beside its machine: "settled", and "ticket" if there is one."""
-    record: dict[str, Any] = {"settled": settled(data, model, dtype, compiled, graphs)}
+    """What ``environment.json`` tells of a run beside its machine: "settled", "images", "ticket" if there is one."""
+    record: dict[str, Any] = {"settled": settled(data, model, dtype, compiled, graphs), "images": data.images}
     return record | ({"ticket": ticket.record} if ticket else {})
 
 

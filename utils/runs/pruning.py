@@ -10,7 +10,7 @@ from utils.data.loaders import Data
 from utils.errors import ConfigError, RunError
 from utils.pruning.allocation import layer_counts
 from utils.pruning.methods import METHODS, NO_METHOD, initial_density, level_density
-from utils.pruning_utils import prune, unreachable
+from utils.pruning_utils import CRITERIA, prune, unreachable
 from utils.seeds import stable_seed
 
 # Seeds random pruning apart from the epochs, which are seeded by (seed, level, epoch).
@@ -36,13 +36,17 @@ def check_pruning(cfg: Config, model: nn.Module, data: Data, start: float = 1.0)
         start: density that level 0 starts from, before pruning at initialization: below 1 for a ticket.
 
     Raises:
-        ConfigError: an epoch has not as many batches as are to be scored, a level keeps fewer weights than layers, or a
-            pattern of layer_rates fits no layer.
+        ConfigError: a criterion has no function, an epoch has not as many batches as are to be scored, a level keeps
+            fewer weights than layers, or a pattern of layer_rates fits no layer.
     """
     p = cfg.prune_params
     layer_rates(cfg, model)
     start = initial_density(p) if p.er_method != NO_METHOD else start
     used = [pruning_of(cfg, level, start) for level in range(p.num_levels)]
+    try:
+        _ = [CRITERIA[method] for method, _ in used if method != NO_METHOD]
+    except ValueError as error:  # a line of a plugin names a function that does not exist
+        raise ConfigError(str(error)) from error
     if any(_needs_batches(method) for method, _ in used):
         score_steps(p.score_batches, data.train.num_images, data.train.batch_size)
     for level, (method, target) in enumerate(used):

@@ -10,13 +10,34 @@ def environment_file(run: Path) -> Path:
     return run / "artifacts" / "environment.json"
 
 
-def saved_ticket(run: Path) -> dict[str, Any] | None:
-    """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
+def plugin_copies(run: Path) -> Path:
+    """The folder of a run's copies of its plugins."""
+    return run / "artifacts" / "plugins"
+
+
+def saved_plugins(run: Path) -> list[dict[str, Any]]:
+    """What a run has noted of its plugins (`Plugin.record`); [] if it has none, or nothing that can be read."""
+    found: list = next((entry["plugins"] for entry in saved_starts(run) if entry.get("plugins")), [])
+    try:
+        return [
+            {"file": str(each["file"]), "sha256": str(each["sha256"]), "adds": dict(each["adds"])} for each in found
+        ]
+    except (ValueError, TypeError, KeyError):
+        return []
+
+
+def saved_starts(run: Path) -> list[dict[str, Any]]:
+    """What a run has noted, one entry per start; none if it has noted nothing that can be read."""
     try:
         entries = json.loads(environment_file(run).read_text())
-        return next((entry["ticket"] for entry in entries if entry.get("ticket")), None)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def saved_ticket(run: Path) -> dict[str, Any] | None:
+    """What a run has noted of the ticket that it began with; None if it has noted nothing that can be read."""
+    return next((entry["ticket"] for entry in saved_starts(run) if entry.get("ticket")), None)
 
 
 def settled_options(run: Path) -> dict[str, str]:

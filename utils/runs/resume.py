@@ -1,7 +1,6 @@
 """Resume states: what one holds, and how a run takes one up: choose it, check it, apply it."""
 
 import contextlib
-import sys
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, density_of
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
+from utils.output import note
 from utils.processes.place import launch_id
 from utils.runs.environment import git_commit
 from utils.runs.run import Run
@@ -159,7 +159,7 @@ def keep_auto(cfg: Config, trainer: Trainer, state: State) -> None:
     for option, key in (("precision", "precision"), ("compile", "compiled")):
         if kept[key] != here[key] and _goes_on(cfg, trainer, state):
             meaning = f"auto stays {kept[key]}, which it was where the run began; here it would be {here[key]}"
-            print(f"harness: note: experiment_params.{option}: {meaning}", file=sys.stderr)
+            note(f"experiment_params.{option}: {meaning}")
 
 
 def _goes_on(cfg: Config, trainer: Trainer, state: State) -> bool:
@@ -181,7 +181,7 @@ def note_changes(cfg: Config, trainer: Trainer, state: State) -> None:
         other_parts = norms_by_rank and "processes" in changed
         effect = "BatchNorm sees other parts of a batch, so figures may differ"
         effect = effect if other_parts else "the last bits of figures may differ"
-        print(f"harness: note: resumed with {changes}: {effect}", file=sys.stderr)
+        note(f"resumed with {changes}: {effect}")
 
 
 def apply(cfg: Config, trainer: Trainer, position: Position, run: Run | None, state: State) -> None:

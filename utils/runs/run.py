@@ -5,7 +5,6 @@ refers to a missing checkpoint.
 """
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from torch import Tensor
 from harness_params import Config
 from utils.errors import RunError
 from utils.files import BackgroundWriter, sha256, whole_file, write_whole
+from utils.output import warn
 from utils.runs.snapshots import Snapshot
 from utils.runs.states import saved_states, trained_levels
-from utils.runs.tables import Row, Tables
+from utils.runs.tables import SUMMARY, Row, Tables
+from utils.runs.trackers import Tracking
 from utils.runs.weights import load, save
 
 
@@ -28,7 +29,10 @@ class Run:
         path: the directory.
         tables: the CSVs.
         writer: writes everything, in the background and in order.
+        tracking: what gets the rows of the tables, too; None before it is begun.
     """
+
+    tracking: Tracking | None = None
 
     def __init__(self, path: Path, cfg: Config):
         self.path, self.cfg = path, cfg
@@ -38,10 +42,25 @@ class Run:
             lambda write: self.writer.submit(write, snapshot=False),
             validation=cfg.dataset.validation_images > 0,
             average=cfg.experiment_params.ema_decay > 0,
+            added=self._track,
         )
         self._queued: dict[Path, threading.Event] = {}
         self._generation = 0
         self._index: list[dict[str, Any]] = []
+
+    def begin_tracking(self) -> None:
+        """Rows that the tables get from now on also go to ``experiment_params.tracker``."""
+        self.tracking = Tracking(self.path, self.cfg)
+
+    def _track(self, table: str, rows: list[Row]) -> None:
+        if self.tracking:
+            self.tracking.add(table, rows, self.tables[SUMMARY])
+
+    def close(self) -> None:
+        """Ends the threads that write."""
+        self.writer.close()
+        if self.tracking:
+            self.tracking.close()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -144,7 +163,7 @@ class Run:
             if name in ("state_0.pt", "state_1.pt") and sha256(path) == digest:
                 self._index, self._generation = entries[position:], int(name[6])
                 return load(path)
-            print(f"harness: {path} is damaged; trying the older state", file=sys.stderr)
+            warn(f"{path} is damaged; trying the older state")
         raise RunError(
             f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
         )

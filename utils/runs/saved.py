@@ -1,16 +1,26 @@
 """A run read back from its directory: its config, its tables, its levels. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness_params import Config, make_config
+from utils.config.effects import NAMED
 from utils.config.sources import read_yaml
+from utils.data.specs import DATASETS
 from utils.errors import ConfigError, DataError
+from utils.optimizers import OPTIMIZERS
+from utils.pruning.methods import METHODS, NO_METHOD
+from utils.registry import Table
+from utils.runs.records import saved_plugins
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
+from utils.schedulers import SCHEDULES
 
 CONFIG_FILE = "expt_config.yaml"
+# The tables that a config's names are checked against: {kind: table}.
+TABLES: dict[str, Table] = {table.kind: table for table in (METHODS, SCHEDULES, DATASETS, OPTIMIZERS)}
 # Columns that hold text, in any of the tables that are read here.
 TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run", "seed"}
 
@@ -20,8 +30,14 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
-def saved_config(path: Path) -> Config:
+def saved_config(path: Path, plugins: Sequence[str] = ()) -> Config:
     """The config of the run in the directory `path`.
+
+    The run's own plugins are not loaded: names that they have added are known by what the run has noted of them, for
+    tables and figures. Whoever needs the parts themselves names the files.
+
+    Args:
+        plugins: files to load, and what the config says of plugins.
 
     Raises:
         DataError: it is missing or damaged.
@@ -32,10 +48,33 @@ def saved_config(path: Path) -> Config:
             raise DataError(faults[0])
     except ConfigError as error:
         raise DataError(error.faults[0]) from error
+    section = values.get("experiment_params")
+    if isinstance(section, dict) and section.get("plugins"):
+        know_parts(values, saved_plugins(path))
+        values["experiment_params"] = {**section, "plugins": list(plugins)}
     try:
         return make_config(values)
     except ConfigError as error:
         raise DataError(f"{path}: {CONFIG_FILE}: {error.faults[0]}") from error
+
+
+def know_parts(values: Mapping[str, Any], plugins: Sequence[Mapping[str, Any]]) -> None:
+    """Makes the names known that the config of a saved run has from plugins.
+
+    Args:
+        values: {section: {key: value}} of the config.
+        plugins: of `saved_plugins`; a name that they do not explain is known as a plain name.
+    """
+    adds: dict[str, dict[str, Any]] = {}
+    for plugin in plugins:
+        for kind, lines in plugin["adds"].items():
+            adds.setdefault(kind, {}).update(lines)
+    for path, kind in NAMED.items():
+        section, key = path.split(".")
+        options = values.get(section)
+        name = str(options.get(key) or NO_METHOD).strip() if isinstance(options, dict) else NO_METHOD
+        if kind in TABLES and name != NO_METHOD:
+            TABLES[kind].stand_in(name, adds.get(kind, {}).get(name, {}))
 
 
 def finished_levels(run: Path) -> list[int]:

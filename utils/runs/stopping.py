@@ -3,12 +3,11 @@
 import math
 import multiprocessing
 import os
-import signal
 import time
 from typing import Protocol
 
 from utils.distributed import Context
-from utils.processes.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, NotedSignal, handled
+from utils.processes.signals import ECHO_SECONDS, SHUTDOWN_SECONDS, NotedSignal, install
 from utils.runs.saving import SaveClock
 
 # torchrun passes on to its workers the signals that it gets; a Ctrl-C in a terminal has reached them already.
@@ -57,8 +56,7 @@ class StopRequest(NotedSignal):
         super().__init__(math.inf if led else TORCHRUN_ECHO_SECONDS if under_torchrun else ECHO_SECONDS)
         self.ctx, self.clock, self.save_due = ctx, clock or SaveClock(), False
         self._interval, self._steps, self._asked = 1, 0, time.monotonic()
-        for signum in handled():
-            signal.signal(signum, self.note)
+        install(self.note)
 
     def hold_signals(self) -> None:
         """Ignores further signals for as long as a save may take: to end now would lose the state.

@@ -38,6 +38,11 @@ def epoch_table(level: int) -> str:
     return f"epochwise_metrics/level_{level}_metrics"
 
 
+def level_of(table: str) -> int:
+    """The level of an `epoch_table`."""
+    return int(table.rpartition("level_")[2].removesuffix("_metrics"))
+
+
 def table_file(run: Path, table: str) -> Path:
     """CSV of a table by its name, in the directory of a run."""
     return run / "metrics" / f"{table}.csv"
@@ -96,6 +101,7 @@ class Tables:
         folder: ``metrics/``.
         submit: queues a write.
         validation, average: see `columns_of`.
+        added: called with a table's name and the rows that it gets.
     """
 
     def __init__(
@@ -104,7 +110,9 @@ class Tables:
         submit: Callable[[Callable[[], None]], object],
         validation: bool = False,
         average: bool = False,
+        added: Callable[[str, list[Row]], None] = lambda table, rows: None,
     ):
+        self._added = added
         self.folder, self._submit, self._validation, self._average = folder, submit, validation, average
         self._rows: dict[str, list[Row]] = {}
 
@@ -114,6 +122,7 @@ class Tables:
     def add(self, table: str, rows: list[Row]) -> None:
         """Appends rows and queues the whole file."""
         self._rows.setdefault(table, []).extend(rows)
+        self._added(table, rows)
         self._write(table)
 
     def start(self, table: str) -> None:

@@ -19,7 +19,6 @@ Masks are permuted within each layer, which keeps the count of each layer, or ov
 permutation, too, so the shuffled masks of two levels are nested as the masks are.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,20 +29,22 @@ from harness_params import Config
 from utils.conv_type import MASK_SUFFIX, density_of
 from utils.data.loaders import Data
 from utils.errors import ConfigError
+from utils.output import note
 from utils.runs.points import Point
 from utils.runs.records import redraws, saved_ticket
 from utils.runs.ticket_files import NetworkFiles, State
 from utils.runs.ticket_source import Source
 from utils.seeds import stable_seed
 from utils.training.setup import new_network
+from utils.wording import density_text
 
 # Take the place of the level in a seed; PRUNING_DRAWS and FLIP_DRAWS take that of the epoch.
 REINIT_DRAWS, SHUFFLE_DRAWS = -3, -4
 
 
-def note(option: str, text: str) -> None:
+def note_ticket(option: str, text: str) -> None:
     """Print a note on an option of ``ticket_params``."""
-    print(f"harness: note: ticket_params.{option}: {text}", file=sys.stderr)
+    note(f"ticket_params.{option}: {text}")
 
 
 class TicketReader:
@@ -81,8 +82,8 @@ class TicketReader:
         masks = self.files.masks_in(state)
         if masks is None:
             masks = {name: state[name] != 0 for name in self.files.masked}
-            share = f"density {density_of(list(masks.values())):.4g}"
-            note("mask", f"{self.source.path} holds no masks: {kind} keeps its weights that are not 0: {share}")
+            share = f"density {density_text(density_of(list(masks.values())))}"
+            note_ticket("mask", f"{self.source.path} holds no masks: {kind} keeps its weights that are not 0: {share}")
         generator = torch.Generator().manual_seed(stable_seed(self.cfg.experiment_params.seed, SHUFFLE_DRAWS))
         return SHUFFLES[kind](masks, generator)
 
@@ -141,7 +142,7 @@ class TicketReader:
         zeros = f"{lost} of {kept} weights are 0 in {file}, which has them pruned"
         if self.cfg.ticket_params.mask != "none":
             raise ConfigError(f"ticket_params.mask: {self.cfg.ticket_params.mask} is not allowed: {zeros}")
-        note("mask", f"none keeps all weights: {zeros}")
+        note_ticket("mask", f"none keeps all weights: {zeros}")
         return state
 
 

@@ -16,10 +16,10 @@ from utils.errors import KINDS, ConfigError, RunError, lines_of
 from utils.files import sha256
 from utils.pruning_utils import dead_layers
 from utils.runs.points import Point, read_point, read_rewind_point, rewind_step
-from utils.runs.records import environment_file, saved_ticket
+from utils.runs.records import environment_file, saved_plugins, saved_ticket
 from utils.runs.ticket_files import State
 from utils.runs.ticket_source import Source, find_source, notes_on, reads_source, source_path
-from utils.runs.ticket_weights import TicketReader, note
+from utils.runs.ticket_weights import TicketReader, note_ticket
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _read_ticket(cfg: Config, data: Data, model: nn.Module) -> Ticket:
         cfg = cfg.replace({"ticket_params": {"level": before["level"]}})
     source = find_source(cfg)
     for option, text in notes_on(cfg, source):
-        note(option, text)
+        note_ticket(option, text)
     point = _point(cfg, data, source) if source.weights == "rewind" else None
     masks, state = TicketReader(cfg, data, model, source, point).read()
     _load_into(model, masks, state)
@@ -104,7 +104,7 @@ def _read_ticket(cfg: Config, data: Data, model: nn.Module) -> Ticket:
             f"ticket_params.source: {source.path} holds other masks or weights than the run being resumed began with"
         )
     if dead := dead_layers(model):
-        note("mask", f"no weight is kept in {', '.join(dead)}")
+        note_ticket("mask", f"no weight is kept in {', '.join(dead)}")
     return Ticket(record if before is None else before, point.optimizer if point else None)
 
 
@@ -114,7 +114,7 @@ def _is_moved(cfg: Config, before: dict[str, Any]) -> bool:
     if str(path.resolve()) == before["source"]:
         return False
     if not path.exists():
-        note(
+        note_ticket(
             "source", f"{cfg.ticket_params.source} is not there, and is not read: the run began with {before['source']}"
         )
     return path.exists()
@@ -131,7 +131,7 @@ def _load_into(model: nn.Module, masks: dict[str, Tensor], state: State) -> None
 
 def _describe(source: Source) -> dict[str, Any]:
     """The source for the record, which outlives it: of a run, also its seed, its options, its own ticket."""
-    record = {
+    record: dict[str, Any] = {
         "source": str(source.path.resolve()),
         "level": source.level,
         "step": source.step,
@@ -140,6 +140,8 @@ def _describe(source: Source) -> dict[str, Any]:
     if source.cfg is None:
         return {**record, "sha256_of_file": sha256(source.path)}
     e = source.cfg.experiment_params
+    if plugins := saved_plugins(source.path):
+        record["plugins"] = plugins
     return {**record, "seed": e.seed, "options": source.cfg.to_dict(), "ticket": saved_ticket(source.path)}
 
 

@@ -9,7 +9,6 @@ has more levels now.
 
 import os
 import shutil
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from harness_params import Config
 from utils.data.epochs import share
 from utils.data.loaders import Data
 from utils.distributed import Context
+from utils.output import note
 from utils.training.work import Work, count_work
 
 # Compiled graphs of one network: whole and last batches, training and evaluation, each size of progressive resizing.
@@ -143,7 +143,7 @@ def explain(work: Work, images: int, parts: Collection[str]) -> str:
 
 def _note(ctx: Context, text: str) -> None:
     if ctx.is_main:
-        print(f"harness: note: experiment_params.compile: auto {text}", file=sys.stderr)
+        note(f"experiment_params.compile: auto {text}")
 
 
 # --- torch.compile ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ steps holds it.
 import collections
 import contextlib
 import functools
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from utils.data.loaders import Batch, Data, ResidentLoader
 from utils.data.mixing import hard_labels
 from utils.distributed import Context
 from utils.errors import ConfigError, RunError
+from utils.output import note
 from utils.training.tally import Tally
 
 # Calls of a piece of work before it is captured. They compile it, let cuDNN choose its kernels, and make what the
@@ -157,7 +157,7 @@ class CudaGraphs:
         """
         if self.required:
             raise RunError(f"experiment_params.cuda_graphs: on is not possible: {reason}")
-        print(f"harness: note: experiment_params.cuda_graphs: auto is off here: {reason}", file=sys.stderr)
+        note(f"experiment_params.cuda_graphs: auto is off here: {reason}")
         self.refused = reason
 
 
@@ -281,7 +281,7 @@ def choose_graphs(
     if option == "on":
         raise ConfigError([f"experiment_params.cuda_graphs: on is not allowed here: {reason}"])
     if ctx.device.type == "cuda" and ctx.is_main:
-        print(f"harness: note: experiment_params.cuda_graphs: auto is off here: {reason}", file=sys.stderr)
+        note(f"experiment_params.cuda_graphs: auto is off here: {reason}")
     return None
 
 

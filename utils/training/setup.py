@@ -8,6 +8,7 @@ from torch import nn
 
 from harness_params import Config
 from utils.conv_type import insert_masks, keep_masked
+from utils.data.epochs import check_shares
 from utils.data.loaders import Data
 from utils.distributed import Context
 from utils.errors import ConfigError
@@ -17,8 +18,15 @@ from utils.schedulers import Timeline
 
 
 def build_model(cfg: Config, data: Data, ctx: Context) -> nn.Module:
-    """The network with its masks, the same on every rank, on the rank's device."""
+    """The network with its masks, the same on every rank, on the rank's device.
+
+    Raises:
+        ConfigError: as `new_network`; a step has too few images for BatchNorm, which cannot train on one.
+    """
     model = new_network(cfg, data, cfg.experiment_params.seed)
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        images, batch, drop_last = data.train.num_images, cfg.dataset.batch_size, cfg.dataset.drop_last
+        check_shares(images, batch, drop_last, ctx.world, least=2, why=" (the network has BatchNorm)")
     if cfg.dist_params.sync_bn and ctx.world > 1:
         if ctx.device.type != "cuda":
             raise ConfigError("dist_params.sync_bn: true is not allowed here: torch has it for GPUs only")
@@ -78,7 +86,10 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
         groups[0]["params"] = [p for p in params if p.ndim > 1]
         groups.append({"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0})
     entry = OPTIMIZERS[o.optimizer_name]
-    optimizer = getattr(torch.optim, entry.title)(groups, lr=o.lr, fused=True, **entry.arguments(o))
+    if isinstance(entry.title, str):
+        optimizer = getattr(torch.optim, entry.title)(groups, lr=o.lr, fused=True, **entry.arguments(o))
+    else:
+        optimizer = entry.title(groups, lr=o.lr, **entry.arguments(o))
     if cfg.experiment_params.precision == "fp16" and optimizer.defaults.get("momentum"):
         # Where the loss scale overflows in the first step, the fused kernel leaves a momentum that was never written,
         # and the next step goes on with it. From zeros the first step is the same: 0 * momentum + gradient. (Adam's
@@ -99,7 +110,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for param, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):  # else None: SGD without momentum
-                values[name] = (torch.empty_like(param) if value.ndim else torch.empty_like(value)).copy_(value)
+                values[name] = torch.empty_like(param if value.shape == param.shape else value).copy_(value)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

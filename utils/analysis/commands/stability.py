@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils.analysis.command import Command, Result, check_line, data_argument, line_arguments, selected, whole_numbers
 from utils.errors import ConfigError
+from utils.output import is_terminal
 
 TEXT = """\
 Instability analysis (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
@@ -92,7 +93,7 @@ def _train(grid) -> None:
 
     if all(run.finished for run in grid.runs):
         return
-    status = GridRunner(grid, terminal=sys.stdout.isatty(), notes=False).run()
+    status = GridRunner(grid, terminal=is_terminal(sys.stdout), notes=False).run()
     if status:
         raise SystemExit(status)
 

@@ -1,13 +1,14 @@
 """Options of the section ``dataset``: the images."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, Float, Int
 from utils.config.options import EXECUTION, IMPLIED, PLACE, Option
+from utils.config.path_checkers import FilePath
 from utils.data.specs import DATASETS
 
 SIDE = Int(8, 1024, or_zero=True)  # of a square image
 
 OPTIONS = {
-    "dataset_name": Option(Choice(list(DATASETS), any_case=True), default="Digits", meaning="name of the data set"),
+    "dataset_name": Option(Choice(DATASETS, any_case=True), default="Digits", meaning="name of the data set"),
     "num_classes": Option(
         Int(2, or_zero=True), default=0, unit="classes", role=IMPLIED, meaning="classes of the data set; 0 = its own"
     ),

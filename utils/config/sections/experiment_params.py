@@ -1,7 +1,8 @@
 """Options of the section ``experiment_params``: the run."""
 
-from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, FilePath, Float, Int, RunName, Switch
+from utils.config.checkers import AUTO_ON_OFF, Bool, Choice, Float, Int, List, Switch
 from utils.config.options import EXECUTION, EXTENT, PLACE, REPLICATE, Option
+from utils.config.path_checkers import FilePath, RunName, RunPath
 
 OPTIONS = {
     "seed": Option(
@@ -16,6 +17,20 @@ OPTIONS = {
     "base_dir": Option(FilePath(), default="./experiments", role=PLACE, meaning="folder of all runs"),
     "expt_name": Option(
         RunName(), default="", role=PLACE, meaning='name of this run; "" = experiment_<date>_<time>_<id>'
+    ),
+    "plugins": Option(
+        List(FilePath(), bracketed=True),
+        default=(),
+        role=PLACE,
+        meaning="Python files that add criteria, models, data sets, schedules or optimizers, before names are checked; "
+        "relative paths start at the working directory",
+    ),
+    "tracker": Option(
+        Choice(["none", "tensorboard", "wandb"]),
+        default="none",
+        role=EXECUTION,
+        meaning="show the CSVs' figures, the config and accuracy against density there, too: TensorBoard reads the "
+        "run's folder tensorboard, wandb has its own settings (WANDB_PROJECT, WANDB_MODE)",
     ),
     "epochs_per_level": Option(
         Int(1), default=20, unit="epochs", meaning="E: epochs per level (with wr, E - k after level 0)"
@@ -45,7 +60,7 @@ OPTIONS = {
         meaning="level to train again, with those after it; 0 = go on where the run stands",
     ),
     "resume_expt_name": Option(
-        RunName(), default="", role=PLACE, meaning='name of the run to resume; "" = start a new run'
+        RunPath(), default="", role=PLACE, meaning='name or directory of the run to resume; "" = start a new run'
     ),
     "precision": Option(
         Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -7,7 +7,7 @@ from utils.schedulers import SCHEDULES
 
 OPTIONS = {
     "optimizer_name": Option(
-        Choice(list(OPTIMIZERS)), default="sgd", meaning="optimizer; Adam and AdamW need a far smaller lr than SGD"
+        Choice(OPTIMIZERS), default="sgd", meaning="optimizer; Adam and AdamW need a far smaller lr than SGD"
     ),
     "lr": Option(Float("(0,]"), default=0.1, meaning="peak learning rate, for the global batch"),
     "momentum": Option(Float("[0, 1)"), default=0.9, meaning="momentum of SGD"),
@@ -28,7 +28,7 @@ OPTIONS = {
         meaning="length of the linear cool-down that ends TrapezoidalSchedule; fractions allowed; 0 = a fifth",
     ),
     "scheduler_type": Option(
-        Choice(list(SCHEDULES)), default="MultiStepLRWarmup", meaning="shape of the learning-rate schedule"
+        Choice(SCHEDULES), default="MultiStepLRWarmup", meaning="shape of the learning-rate schedule"
     ),
     "milestones": Option(
         List(Float("(0,]"), bracketed=True),

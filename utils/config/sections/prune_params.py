@@ -15,7 +15,7 @@ OPTIONS = {
         meaning="share of the remaining weights pruned before each level after level 0",
     ),
     "prune_method": Option(
-        Choice(list(METHODS)), default="mag", needs_several="levels", meaning="pruning criterion between levels"
+        Choice(METHODS), default="mag", needs_several="levels", meaning="pruning criterion between levels"
     ),
     "num_levels": Option(
         Int(1, MOST_LEVELS), default=12, unit="levels", role=EXTENT, meaning="levels to train, level 0 (dense) included"
@@ -29,7 +29,7 @@ OPTIONS = {
         "d0 * (1 - prune_rate)^(num_levels - 1); 0 = num_levels",
     ),
     "er_method": Option(
-        Choice([NO_METHOD, *METHODS]),
+        Choice(METHODS, first=[NO_METHOD]),
         default=NO_METHOD,
         meaning=f"pruning criterion at initialization, before level 0; {NO_METHOD} = no pruning there",
     ),

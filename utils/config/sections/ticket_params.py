@@ -1,7 +1,8 @@
 """Options of the section ``ticket_params``: masks and weights that level 0 takes from another run or a file."""
 
-from utils.config.checkers import Choice, FilePath, Int
+from utils.config.checkers import Choice, Int
 from utils.config.options import PLACE, Option
+from utils.config.path_checkers import FilePath
 
 MASKS = ("same", "shuffle_layer", "shuffle_global", "none")
 WEIGHTS = ("auto", "init", "rewind", "final", "reinit", "init_signs", "final_signs")
