@@ -131,7 +131,7 @@ class Harness:
                 self.run.save_checkpoint("init", Snapshot(self.model.state_dict()))
 
     def rewind(self) -> None:
-        """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (README, Methods)."""
+        """Sets weights, BatchNorm statistics, optimizer and schedule to where the level starts (configs/README.md)."""
         kind, level, step, optimizer_state = self.cfg.experiment_params.training_type, self.position.level, 0, None
         if level == 0 and self.ticket:
             step, optimizer_state = self.ticket.first_step, self.ticket.optimizer

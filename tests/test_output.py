@@ -197,13 +197,3 @@ INTERNAL = re.compile(r"DESIGN|\bissues? \d|\bissue #|section \d+ of the design|
 def test_nothing_refers_to_a_file_that_users_do_not_have(path):
     text = re.sub(r"pytorch issue \d+", "", path.read_text())
     assert not INTERNAL.findall(text)
-
-
-def test_sections_of_readme_that_are_named_exist():
-    headings = {re.sub(r"^#+ ", "", line) for line in (ROOT / "README.md").read_text().splitlines() if line[:1] == "#"}
-    named = {
-        (str(path.relative_to(ROOT)), match)
-        for path in product_files()
-        for match in re.findall(r"(?:\(README|the README), (\w+)", path.read_text())
-    }
-    assert named and all(any(word in heading for heading in headings) for _, word in named), named

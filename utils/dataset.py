@@ -48,7 +48,7 @@ def _load_ffcv(cfg: Config, ctx: Context, spec: DataSpec) -> Data:
         import utils.ffcv.library  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a system library that FFCV was built against is missing
         raise ConfigError(
-            f"dataset.loader: ffcv is not allowed here: FFCV cannot be imported ({error}); see the README, FFCV"
+            f"dataset.loader: ffcv is not allowed here: FFCV cannot be imported ({error}); see utils/ffcv/README.md"
         ) from error
     from utils.ffcv.loader import load_ffcv
 

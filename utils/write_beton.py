@@ -133,7 +133,7 @@ def write_split(split: str, source: ImageSource, args: argparse.Namespace) -> No
     try:
         from utils.ffcv.writer import Encoding, write_beton
     except (ImportError, OSError) as error:  # OSError: a system library that FFCV was built against is missing
-        raise RunError(f"FFCV cannot be imported ({error}); see the README, FFCV") from error
+        raise RunError(f"FFCV cannot be imported ({error}); see utils/ffcv/README.md") from error
 
     encoding = Encoding(args.max_resolution, args.compress_probability, args.jpeg_quality)
     path = args.out / f"{split}_{encoding}.beton"

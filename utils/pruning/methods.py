@@ -22,7 +22,7 @@ class Method:
         title: its name in figures and tables.
         score: name of a function of utils/pruning/scores.py, or a function as those: the largest scores are kept.
         allocation: name of a function of utils/pruning/allocation.py, or a function as those.
-        source: the papers, as README's table of methods names them; "" if there is none.
+        source: the papers, as the table of methods in configs/README.md names them; "" if there is none.
         needs_batches: needs training batches.
         in_rounds: scores and prunes ``prune_params.synflow_rounds`` times.
         per_layer: sets the number of kept weights per layer, at least one.
