@@ -99,7 +99,7 @@ def test_what_a_run_leaves(undisturbed):
     summary = undisturbed.csv("summary")
     assert list(summary) == [*columns_of(SUMMARY), *VALIDATION_COLUMNS, *BEST_COLUMNS, *AVERAGE]
     assert summary[AVERAGE].iloc[1].tolist() == epochs[AVERAGE].iloc[-1].tolist()
-    printed = next(line.split() for line in undisturbed.out.splitlines() if line.split()[:1] == ["level"])
+    printed = next(line.split() for line in undisturbed.out.splitlines() if line.split()[:2] == ["level", "density"])
     assert printed == list(summary)
     average, last = undisturbed.checkpoint("level_1_ema"), undisturbed.checkpoint("level_1")
     assert average.keys() == last.keys()

@@ -167,7 +167,6 @@ def test_unequal_sizes_do_not_fit_memory(tmp_path):
         ({"dataset_name": "ImageNet"}, ["has 3 classes, ImageNet has 1000", "ImageFolder"]),
         ({"loader": "memory", "resolution": 32}, ["dataset.resolution: 32", "16x16"]),
         ({"loader": "memory", "eval_resolution": 8}, ["dataset.eval_resolution: 8", "16x16"]),
-        ({"batch_size": 39}, ["dataset.batch_size: 39", "last batch of 1 of the 40", "drop_last"]),
     ],
 )
 def test_options_against_a_tree(tmp_path, options, words):
@@ -178,7 +177,6 @@ def test_options_against_a_tree(tmp_path, options, words):
 def test_options_against_a_set_held_in_memory():
     fails(ConfigError, "dataset.loader: torchvision", "Digits", dataset_name="Digits", loader="torchvision")
     fails(ConfigError, "dataset.resolution: 16", "8x8", dataset_name="Digits", resolution=16)
-    fails(ConfigError, "dataset.batch_size: 718", "last batch of 1", dataset_name="Digits", batch_size=718)
 
 
 # ----------------------------------------------------------------------------------------------- published data sets

@@ -83,7 +83,7 @@ def _value(checker):
         return st.builds("{}:{}".format, st.sampled_from(["fc3", "conv*", "a:b", "[x]"]), _value(checker.value))
     if name == "List":
         return st.lists(_value(checker.entry), max_size=4)
-    if name == "RunName":
+    if name in ("RunName", "RunPath"):
         bad = ("/", "\\", "..")
         ok = text.filter(lambda t: not t.startswith(".") and not any(b in t for b in bad) and len(t.encode()) <= 200)
         return ok.filter(lambda t: t.lower() not in ("none", "null"))

@@ -366,7 +366,7 @@ def test_help_lists_the_names(lowest, capsys):
         load_config(["--help", f"--experiment_params.plugins={lowest}"])
     out, err = capsys.readouterr()
     assert ended.value.code == 0 and "prune_params" in out
-    assert err == f"note: experiment_params.plugins: {lowest}: line 1: invalid syntax\n"
+    assert err == f"harness: note: experiment_params.plugins: {lowest}: line 1: invalid syntax\n"
 
 
 def test_grids(tmp_path, lowest):

@@ -59,7 +59,7 @@ def test_levels_stay_and_the_line_goes(fork, terminal, nproc):
     between = screen[2 : screen.index(stay[-1])]
     told = [line for line in between if line not in stay and not line.startswith("  warnings.warn")]
     expected = [f"{kind} {level} {epoch}" for level in range(3) for epoch in range(3) for kind in ("note", "w", "log")]
-    told = [re.sub(r"^.*UserWarning: warning", "w", line) for line in told]
+    told = [re.sub(r"^.*UserWarning: warning (.*) \(terminal\.py:\d+\)$", r"w \1", line) for line in told]
     assert told == (expected if said else [])
     after = screen[screen.index(stay[-1]) + 1 :]
     assert after[0] == str(fork.folder / "run") and len(after) == 5, "the table of the levels, and nothing else"

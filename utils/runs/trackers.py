@@ -4,6 +4,7 @@ A tracker works in a thread of its own. Training never waits for it; if it fails
 Their packages are optional: imported when a tracker is asked for. Imports no torch.
 """
 
+import datetime
 import importlib.util
 import json
 import math
@@ -11,7 +12,6 @@ import os
 import platform
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +27,11 @@ from utils.runs.tables import LAYERS, SUMMARY, Row, level_of
 OPTION = "experiment_params.tracker"
 # A run that has ended waits so long for what its tracker still has to write or send; one that is stopped, too.
 LAST_SECONDS = SHUTDOWN_SECONDS - 10.0
+
+
+def _now() -> float:
+    """This moment as TensorBoard's files hold it: seconds since 1970."""
+    return datetime.datetime.now().timestamp()
 
 
 class Tracker(Protocol):
@@ -59,12 +64,12 @@ class TensorBoard:
         self._config = "\n".join(f"    {line}" for line in dump_yaml(cfg).splitlines())  # indented: shown as it is
         folder = run / "tensorboard"
         folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+        name = f"events.out.tfevents.{int(_now()):010d}.{platform.node()}.{os.getpid()}"
         self._writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 - closed by `close`
         self._write(0, file_version="brain.Event:2")
 
     def _write(self, step: int, **content: Any) -> None:
-        self._writer.write(self._event(wall_time=time.time(), step=step, **content).SerializeToString())
+        self._writer.write(self._event(wall_time=_now(), step=step, **content).SerializeToString())
 
     def _begin(self, step: int) -> None:
         if not self._began:
