@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness_params import Config, load_config
-from harness_utils import Run, open_run, print_levels
+from harness_utils import Run, open_run, print_levels, resume_command, tells_finished
 from utils import distributed
 from utils.conv_type import apply_masks, density, masked_params
 from utils.dataset import load_data
@@ -73,8 +73,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
                 harness.finish_level()
         except Stopped as stopped:
             if run:
-                hint = f"resume with the same options and --experiment_params.resume_expt_name={run.path.name}"
-                print(f"harness: {stopped}; {hint}", file=sys.stderr)
+                print(f"harness: {stopped}; go on with: {resume_command(run.path, cfg)}", file=sys.stderr)
             return 128 + stopped.signum
         if run:
             print_levels(run)
@@ -278,11 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_run_directory(cfg)
             for note in notes:
                 print(f"harness: note: {note}", file=sys.stderr)
+            if tells_finished(cfg):
+                return 0
         d = cfg.dist_params
         nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
-        if nproc == 1 or started_by_launcher():
-            return work(cfg)
-        return launch(work, (cfg,), nproc, d.address, d.port)
+        here = nproc == 1 or started_by_launcher()
+        return work(cfg) if here else launch(work, (cfg,), nproc, d.address, d.port)
     except Stopped as stopped:
         print(f"harness: {stopped}", file=sys.stderr)
         return 128 + stopped.signum

@@ -17,18 +17,20 @@ import pandas as pd
 import yaml
 
 from harness_params import Config, dump_yaml
-from utils.errors import RunError
+from utils.errors import RunError, lines_of
 from utils.files import sweep_parts, write_whole
-from utils.processes.place import launch_id
-from utils.runs.directory import lock_file, never_began
+from utils.processes.place import launch_id, started_by_launcher
+from utils.runs.directory import has_finished
 from utils.runs.environment import describe
+from utils.runs.hints import resume_command
 from utils.runs.loading import LoadedRun, load_run
-from utils.runs.opening import opening_lines
-from utils.runs.records import environment_file
+from utils.runs.opening import finished_line, opening_lines
+from utils.runs.records import FAILED, environment_file, noted_starts
 from utils.runs.run import Run
+from utils.runs.saved import lock_file, never_began
 from utils.runs.tables import SUMMARY
 
-__all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
+__all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels", "resume_command", "tells_finished"]
 
 # Longest life of a killed run's processes: a DataLoader's worker looks for its parent every 5 seconds and keeps the
 # lock.
@@ -64,7 +66,7 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
         sweep_parts(path)
         run = Run(path, cfg)
         try:
-            finished = run.is_finished()
+            finished = has_finished(cfg)
             if not finished:  # before the config is there: from then on the same torchrun must know its run
                 lock.truncate(0)
                 lock.write(launch_id())
@@ -76,10 +78,15 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
                 _record_environment(path, record or {})
-            if record and "settled" in record:
+            if finished:
+                print(finished_line(cfg, path), flush=True)
+            elif record and "settled" in record:
                 print(*opening_lines(cfg, name, record["settled"]), sep="\n", flush=True)
             yield run
             run.writer.flush()
+        except Exception as error:
+            _record_failure(path, error)
+            raise
         finally:
             run.writer.close()
 
@@ -114,13 +121,24 @@ def _record_levels(file: Path, cfg: Config) -> None:
 
 def _record_environment(path: Path, record: dict[str, Any]) -> None:
     """Appends one entry per start to ``artifacts/environment.json``."""
-    file = environment_file(path)
-    try:
-        entries = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        entries = []
-    entries = [*(entries if isinstance(entries, list) else []), {**describe(), **record}]
-    write_whole(file, json.dumps(entries, indent=1).encode())
+    entries = [*noted_starts(path), {**describe(), **record}]
+    write_whole(environment_file(path), json.dumps(entries, indent=1).encode())
+
+
+def _record_failure(path: Path, error: Exception) -> None:
+    """Notes the fault that ends a run at its last start, for who lists runs; the next start is without one."""
+    entries = noted_starts(path)
+    with contextlib.suppress(RunError, TypeError):  # the fault itself counts, say a full disk
+        entries[-1:] = [{**entry, FAILED: lines_of(error)[0]} for entry in entries[-1:]]
+        write_whole(environment_file(path), json.dumps(entries, indent=1).encode())
+
+
+def tells_finished(cfg: Config) -> bool:
+    """Whether the run that is resumed has no level left to train, which is told. Not under torchrun: ranks meet."""
+    if started_by_launcher() or not has_finished(cfg):
+        return False
+    with open_run(cfg):  # notes a number of levels that is new
+        return True
 
 
 def print_levels(run: Run) -> None:

@@ -12,7 +12,7 @@ from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry
 from utils.pruning.methods import NO_METHOD
 from utils.runs.loading import level_checkpoint, read_state
-from utils.runs.saved import CONFIG_FILE, saved_config
+from utils.runs.saved import saved_config
 
 
 @dataclass(frozen=True)

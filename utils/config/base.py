@@ -10,14 +10,16 @@ from utils.config.effects import needs_processes, without_effect
 from utils.config.options import Note, Schema, fault, show
 from utils.config.resolving import Legacy, Resolved, Source, resolve
 from utils.config.rules import CHECKS
+from utils.config.run_folder import resumed
 from utils.config.sources import parse_words, read_yaml
 from utils.config.values import Values
 from utils.errors import ConfigError
 from utils.pruning.methods import NO_METHOD
 
-USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
+USAGE = """usage: python harness.py [--config FILE | --resume RUN] [--section.key=value ...]
 
 FILE is YAML: sections, with options below them. The command line overrides FILE; FILE overrides the defaults below.
+RUN is a run to go on with, by its name in base_dir or by its folder: its own config is the FILE.
 On the command line, lists are written 0.5,0.75. Environment variables are not read."""
 
 C = TypeVar("C", bound="BaseConfig")
@@ -89,16 +91,19 @@ class BaseConfig(Values):
             except BrokenPipeError:  # `--help | head`: the reader has seen enough, which is no failure
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0)
-        path, values, faults = parse_words(words, cls.schema)
-        data: dict | None = {}
-        if path:
-            try:
-                data, repeats = read_yaml(path)
+        files, values, faults = parse_words(words, cls.schema)
+        data, place, complete = {}, {}, True
+        try:
+            if "resume" in files:
+                data, place, found = resumed(files["resume"], values, cls.schema.default("experiment_params.base_dir"))
+                faults += found
+            elif "config" in files:
+                data, repeats = read_yaml(files["config"])
                 faults += repeats
-            except ConfigError as error:
-                faults += error.faults
-                data = None
-        return cls.build([Source("file", data or {}), Source("cli", values)], faults, complete=data is not None)
+        except ConfigError as error:
+            faults += error.faults
+            complete = False
+        return cls.build([Source("file", data), Source("file", place), Source("cli", values)], faults, complete)
 
     @classmethod
     def build(cls: type[C], sources: Sequence[Source], faults: Sequence[str] = (), complete: bool = True) -> C:

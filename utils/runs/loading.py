@@ -14,7 +14,7 @@ from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import DataError, RunError
-from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
+from utils.runs.saved import finished_levels, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
 from utils.state_dicts import check_weights

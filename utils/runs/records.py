@@ -5,9 +5,27 @@ from pathlib import Path
 from typing import Any
 
 
+FAILED = "failed"  # key of the fault that ended a start
+
+
 def environment_file(run: Path) -> Path:
     """The file of a run that holds one entry per start."""
     return run / "artifacts" / "environment.json"
+
+
+def noted_starts(run: Path) -> list[Any]:
+    """The entries of a run's starts, the oldest first; [] if nothing can be read."""
+    try:
+        entries = json.loads(environment_file(run).read_text())
+    except (OSError, ValueError):
+        return []
+    return entries if isinstance(entries, list) else []
+
+
+def noted_failure(run: Path) -> str:
+    """The fault that ended a run's last start; "" if none did, or the run was killed before it could say so."""
+    last = next(reversed(noted_starts(run)), None)
+    return str(last.get(FAILED, "")) if isinstance(last, dict) else ""
 
 
 def saved_ticket(run: Path) -> dict[str, Any] | None:
