@@ -58,6 +58,7 @@ HEAVY = {"torch", "torchvision", "numpy", "pandas"}
 TABLES_ONLY = [
     "utils.runs.tables",
     "utils.runs.records",
+    "utils.runs.remaining",
     "utils.plots",
     "utils.grids",
     "utils.plot_results",

@@ -287,5 +287,5 @@ def test_a_grid_counts_its_epochs(whole):
         options.setdefault(section, {})[key] = value
     options["experiment_params"] |= {"base_dir": str(whole.path.parent), "expt_name": "whole"}
     run = GridRun("whole", (), make_config(options))
-    assert run.progress().epochs == run.epochs == 3 + 2 + 2
-    assert GridRun("not_begun", (), make_config(options)).epochs == 9, "at most"
+    assert run.progress().epochs == run.progress().total == 3 + 2 + 2
+    assert GridRun("not_begun", (), make_config(options)).progress().total == 9, "at most"

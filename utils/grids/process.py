@@ -61,7 +61,7 @@ class RunProcess:
         self.process = self._start(environment(grid, slot, run.processes, sharing))
         self.started = self.read_at = self.printed_at = time.monotonic()
         self.bar = tqdm(
-            total=run.epochs, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,
+            total=self.progress.total, initial=self.progress.epochs, desc=run.name, unit="epoch", position=1 + slot,
             leave=False, file=sys.stdout, disable=not terminal,
         )  # fmt: skip
         if not terminal:
@@ -95,11 +95,11 @@ class RunProcess:
         before, self.read_at = self.progress, now
         with contextlib.suppress(DataError):  # `close` reports a CSV that is damaged
             self.progress = self.run.progress()
-        self.bar.n, self.bar.total = self.progress.epochs, self.run.epochs
+        self.bar.n, self.bar.total = self.progress.epochs, self.progress.total
         self.bar.set_postfix_str(self.describe())
         if not self.terminal and self.progress.levels > before.levels and now - self.printed_at >= LINE_SECONDS:
             self.printed_at = now
-            epochs = f"{self.progress.epochs} of {self.run.epochs} epochs"
+            epochs = f"{self.progress.epochs} of {self.progress.total} epochs"
             print(f"{self.run.name}: {epochs}, {self.describe()}", flush=True)
 
     def describe(self) -> str:
