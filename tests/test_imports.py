@@ -38,12 +38,13 @@ LAYERS = [
     ["utils.training"],
     ["utils.runs"],
     ["harness_utils"],
-    ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
+    ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis", "utils.overview"],
     [
         "utils.single_gpu_harness",
         "utils.benchmark",
         "utils.run_grid",
         "utils.plot_results",
+        "utils.show",
         "utils.write_beton",
         "utils.analyze",
     ],
@@ -59,9 +60,12 @@ TABLES_ONLY = [
     "utils.runs.tables",
     "utils.runs.records",
     "utils.runs.remaining",
+    "utils.runs.saved",
     "utils.plots",
     "utils.grids",
+    "utils.overview",
     "utils.plot_results",
+    "utils.show",
     "utils.run_grid",
 ]
 TORCH = {"torch", "torchvision"}

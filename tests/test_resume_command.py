@@ -16,7 +16,6 @@ from tests.processes import Forks
 from tests.test_resume_rules import contents
 from tests.traps import KINDS, StopAt
 from utils.config.run_folder import find_run
-from utils.errors import ConfigError
 
 GO_ON = "; go on with: python harness.py "
 
@@ -68,9 +67,7 @@ def test_options_on_top_are_in_the_next_hint(fork, undisturbed):
 def test_options_that_change_the_experiment_are_refused(fork, undisturbed):
     words = ["--resume", str(undisturbed.path), "--optimizer.lr=0.7"]
     refused = fork("whole", status=2, words=words)
-    assert refused.err == (
-        "harness: optimizer.lr: 0.7 would change the experiment being resumed, where it is 0.1\n"
-    )
+    assert refused.err == ("harness: optimizer.lr: 0.7 would change the experiment being resumed, where it is 0.1\n")
 
 
 def test_a_finished_run_says_so_in_one_line(fork, undisturbed):
@@ -85,9 +82,7 @@ def test_a_finished_run_says_so_in_one_line(fork, undisturbed):
 
 def test_a_study_that_is_made_shorter_is_finished(fork):
     """The new number of levels is written down, though nothing is trained."""
-    fork("run", status=143, trap=StopAt(50), **KINDS["imp"])
-    levels = len(yaml.safe_load((fork.folder / "run" / "artifacts" / "state.json").read_text()))
-    assert levels
+    fork("run", status=143, trap=StopAt(80), **KINDS["imp"])
     done = fork("run", words=["--resume", str(fork.folder / "run"), "--prune_params.num_levels=2"])
     assert "finished, all 2 levels are trained" in done.out and len(done.out.splitlines()) == 1
     assert yaml.safe_load((done.path / "expt_config.yaml").read_text())["prune_params"]["num_levels"] == 2
@@ -160,27 +155,21 @@ def test_a_run_is_found_from_within(here, monkeypatch):
         (["--resume", "lrr", "--experiment_params.resume_expt_name=lrr"],
          ["--resume: lrr is not allowed beside experiment_params.resume_expt_name; keep one"]),
         (["--resume="], ['--resume: "" is not allowed: the name or the folder of a run']),
-        (["--resume", "x" * 300], [f"--resume: {'x' * 300}: no run in ./experiments"]),
+        (["--resume", "x" * 300], [f"--resume: '{'x' * 300}': no run in ./experiments"]),
         (["--resume", "nowhere", "--optimizer.lr=fast", "--optimiser.lr=1"],
-         ["--resume: nowhere: no run in ./experiments", "optimizer.lr: fast is not allowed: a number > 0",
-          "optimiser: unknown section"]),
+         ["--resume: nowhere: no run in ./experiments", "optimiser: unknown section",
+          "optimizer.lr: fast is not allowed: a number"]),
     ],
 )  # fmt: skip
 def test_what_is_no_run_is_a_fault(here, words, faults, capsys):
     """Exit 2, all faults at once, names that are near; nothing is created."""
     before = contents(here)
     assert harness.main(words) == 2
-    told = capsys.readouterr().err
-    assert sorted(line.removeprefix("harness: ")[: len(fault)] for line, fault in _paired(told, faults)) == sorted(
-        faults
-    )
+    told = capsys.readouterr().err.splitlines()
+    assert [line[: len(fault) + 9] for line, fault in zip(told, faults, strict=True)] == [
+        f"harness: {fault}" for fault in faults
+    ]
     assert contents(here) == before
-
-
-def _paired(told: str, faults: list[str]) -> list[tuple[str, str]]:
-    lines = told.splitlines()
-    assert len(lines) == len(faults), told
-    return [(next(line for line in lines if line.startswith(f"harness: {fault[:12]}")), fault) for fault in faults]
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "a: [", "optimizer: {lr: x}", "optimizer: {lrr: 1}"])
@@ -197,7 +186,7 @@ def test_under_torchrun_the_hint_has_its_words(tmp_path):
     script = tmp_path / "harness.py"
     program = "from utils.runs.hints import _program; print(_program(), flush=True)"
     script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{program}\n")
-    words = ["--nproc_per_node", "1", "--master_port", "0", "--max-restarts=2", str(script)]
+    words = ["--standalone", "--nproc_per_node", "1", "--max-restarts=2", str(script)]
     torchrun = [str(Path(sys.executable).parent / "torchrun"), *words]
     done = subprocess.run(torchrun, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.stdout.strip() == str(["torchrun", *words]), done.stderr

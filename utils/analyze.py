@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.summary, description=command.text, formatter_class=raw)
         command.arguments(own)
+        own.set_defaults(parser=own)
         own.add_argument("--out", type=Path, metavar="TABLE.csv", help="write all rows to this file")
         if command.draws:
             own.add_argument("--figure", type=Path, metavar="FIG.png", help="draw them into this file")
@@ -75,15 +76,18 @@ def write(result: Result, args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``python -m utils.analyze``; returns its exit status."""
-    args = make_parser().parse_args(argv)
+    args, rest = make_parser().parse_known_args(argv)
+    if rest:  # the parser of all commands would not say which of them has no such argument
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    program = f"{PROGRAM} {args.command}"
     try:
         check_files(args)
         result = COMMANDS[args.command].run(args)
         write(result, args)
     except Exception as error:  # a fault of the user's, or a bug: one clear line comes last
-        return report(error, PROGRAM)
+        return report(error, program)
     for note in result.notes:
-        print(f"{PROGRAM}: note: {note}", file=sys.stderr)
+        print(f"{program}: note: {note}", file=sys.stderr)
     print(table_text(result.screen))
     return 0
 

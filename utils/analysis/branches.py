@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness_params import SCHEMA
 from utils.analysis.sources import Pair
+from utils.config.run_folder import CONFIG_FILE
 from utils.errors import ConfigError
 from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry

@@ -92,7 +92,9 @@ class BaseConfig(Values):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0)
         files, values, faults = parse_words(words, cls.schema)
-        data, place, complete = {}, {}, True
+        data: dict = {}
+        place: dict = {}
+        complete = True
         try:
             if "resume" in files:
                 data, place, found = resumed(files["resume"], values, cls.schema.default("experiment_params.base_dir"))

@@ -23,7 +23,7 @@ _SECTIONS = "sections such as `optimizer:` with options below them are expected"
 
 
 class _Rules:
-    """Rules of reading, for a loader of PyYAML: YAML's safe_load, except that all plain words but null stay text, and tags are refused.
+    """How YAML is read, for a loader of PyYAML: its safe_load, but all plain words but null stay text; no tags.
 
     YAML 1.1 would guess wrongly: ``compile: on`` is True, ``seed: 010`` is 8, ``expt_name: 2024-01-01`` is a date,
     ``1:30`` is 90, and ``5e-4`` is no number.

@@ -16,6 +16,7 @@ from utils.errors import DataError
 from utils.grids.grid import Grid
 from utils.grids.grid_run import GridRun
 from utils.processes.place import available_cores
+from utils.processes.tasks import TASK_VARIABLES
 
 HARNESS = Path(__file__).parents[2] / "harness.py"
 READ_SECONDS = 1.0  # between two readings of a run's CSVs
@@ -36,8 +37,9 @@ def environment(grid: Grid, slot: int, processes: int = 1, sharing: Mapping[str,
         processes: number of processes that the run starts.
         sharing: variables of the slot that win over the others: those of MPS.
     """
-    # If torchrun started this grid, a run must not take itself for one of torchrun's workers.
-    env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
+    # If torchrun or srun started this grid, a run must not take itself for one of their tasks.
+    foreign = TASK_VARIABLES.union(TORCHRUN)
+    env = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith("TORCHELASTIC_")}
     # Per process. Where the run sets dist_params.threads, torch follows that instead.
     env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or available_cores() // grid.parallel) // processes))
     if grid.gpus:

@@ -8,7 +8,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from utils.errors import DataError
-from utils.grids.grid import Grid, distinct_notes, summary
+from utils.grids.grid import Grid, distinct_notes, share_text
 from utils.grids.grid_run import GridRun
 from utils.grids.mps import Sharing, shared_gpus
 from utils.grids.process import RunProcess
@@ -36,7 +36,7 @@ class GridRunner:
     def run(self) -> int:
         """Run everything that is not finished; return the exit status."""
         runs = self.grid.runs
-        print(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time", flush=True)
+        print(f"run_grid: {share_text(self.grid)}; {self.grid.parallel} at a time", flush=True)
         # Each run also logs its own, but nobody reads the log of a run that works.
         for note in distinct_notes(runs) if self.notes else ():
             _print_note(note)

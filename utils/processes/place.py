@@ -26,7 +26,7 @@ def started_rank() -> int:
 
 
 def torchrun_words(script: str) -> list[str]:
-    """The words with which torchrun, this process's parent, was started, up to `script`; "torchrun" if they are unknown.
+    """The words that started torchrun, this process's parent, up to `script`; "torchrun" alone if they are unknown.
 
     They are read on Linux alone.
     """

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 FAILED = "failed"  # key of the fault that ended a start
 
 
@@ -25,7 +24,8 @@ def noted_starts(run: Path) -> list[Any]:
 def noted_failure(run: Path) -> str:
     """The fault that ended a run's last start; "" if none did, or the run was killed before it could say so."""
     last = next(reversed(noted_starts(run)), None)
-    return str(last.get(FAILED, "")) if isinstance(last, dict) else ""
+    failure = last.get(FAILED) if isinstance(last, dict) else None
+    return failure if isinstance(failure, str) else ""
 
 
 def saved_ticket(run: Path) -> dict[str, Any] | None:

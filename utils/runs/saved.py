@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness_params import Config, make_config
-from utils.config.run_folder import CONFIG_FILE, is_run
+from utils.config.run_folder import CONFIG_FILE
 from utils.config.sources import read_yaml
 from utils.errors import ConfigError, DataError
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
