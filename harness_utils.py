@@ -78,10 +78,9 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
                 write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
             if not finished:
                 _record_environment(path, record or {})
-            if finished:
-                print(finished_line(cfg, path), flush=True)
-            elif record and "settled" in record:
-                print(*opening_lines(cfg, name, record["settled"]), sep="\n", flush=True)
+            facts = (record or {}).get("settled")
+            lines = [finished_line(cfg, path)] if finished else opening_lines(cfg, name, facts) if facts else []
+            print(*(f"{line}\n" for line in lines), sep="", end="", flush=True)
             yield run
             run.writer.flush()
         except Exception as error:

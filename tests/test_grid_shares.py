@@ -79,18 +79,19 @@ def test_a_list_leaves_out_what_is_finished(tmp_path, capsys):
 # --- --only ----------------------------------------------------------------------------------------------------------
 
 
+CONFIGS = {levels: make_config({"prune_params": {"num_levels": levels}}) for levels in (1, 2, 40)}
+
+
 @given(
-    sources=st.lists(st.integers(-3, 30), max_size=30),
-    levels=st.lists(st.integers(1, 40), min_size=30, max_size=30),
-    count=st.integers(1, 12),
+    planned=st.lists(st.tuples(st.integers(-3, 12), st.sampled_from([1, 2, 40])), max_size=12),
+    count=st.integers(1, 6),
 )
-def test_shares_hold_whole_chains_and_each_run_once(sources, levels, count):
+def test_shares_hold_whole_chains_and_each_run_once(planned, count):
     """Whatever starts from what, circles too: they are told of in the check that follows."""
     runs = []
-    for number, source in enumerate(sources):
-        name = f"run{source}" if 0 <= source < len(sources) and source != number else ""
-        cfg = make_config({"prune_params": {"num_levels": levels[number]}})
-        runs.append(GridRun(f"run{number}", (), cfg, source=name))
+    for number, (source, levels) in enumerate(planned):
+        name = f"run{source}" if 0 <= source < len(planned) and source != number else ""
+        runs.append(GridRun(f"run{number}", (), CONFIGS[levels], source=name))
     shares = [share_of(runs, number, count) for number in range(1, count + 1)]
     names = [[run.name for run in share] for share in shares]
     assert sorted(itertools.chain(*names)) == sorted(run.name for run in runs)
@@ -110,7 +111,7 @@ def test_shares_are_even_and_do_not_change_with_what_is_finished(tmp_path):
         ["far_seed0", "near_seed0", "imp_seed0"], ["far_seed1", "near_seed1", "imp_seed1"], ["lrr_seed0", "lrr_seed1"],
     ]  # fmt: skip
     write_run(tmp_path / "my runs", "imp_seed0", [90, 91], **{"experiment_params.epochs_per_level": 2})
-    write_run(tmp_path / "my runs", "lrr_seed1", [90], planned=2, **SHORT | RUNS["lrr"])
+    write_run(tmp_path / "my runs", "lrr_seed1", [90], seed=1, **SHORT | RUNS["lrr"])
     assert sorted(names(2)) == sorted(before[1]) and sorted(names(3)) == sorted(before[2])
 
 

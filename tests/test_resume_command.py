@@ -15,6 +15,7 @@ from tests.conftest import ROOT, Finished
 from tests.processes import Forks
 from tests.test_resume_rules import contents
 from tests.traps import KINDS, StopAt
+from utils.config.options import show
 from utils.config.run_folder import find_run
 
 GO_ON = "; go on with: python harness.py "
@@ -155,7 +156,7 @@ def test_a_run_is_found_from_within(here, monkeypatch):
         (["--resume", "lrr", "--experiment_params.resume_expt_name=lrr"],
          ["--resume: lrr is not allowed beside experiment_params.resume_expt_name; keep one"]),
         (["--resume="], ['--resume: "" is not allowed: the name or the folder of a run']),
-        (["--resume", "x" * 300], [f"--resume: '{'x' * 300}': no run in ./experiments"]),
+        (["--resume", "x" * 300], [f"--resume: {show('x' * 300)}: no run in ./experiments"]),
         (["--resume", "nowhere", "--optimizer.lr=fast", "--optimiser.lr=1"],
          ["--resume: nowhere: no run in ./experiments", "optimiser: unknown section",
           "optimizer.lr: fast is not allowed: a number"]),

@@ -187,11 +187,11 @@ ROW = RunRow(Path("experiments/a_grid_with_a_long_name/imp_seed0"), "running", 3
     ("width", "text"),
     [
         (100, """\
-state    level  density   last   best  method                  time left  folder
-running   3/16    0.512  91.23  92.50  IMP + weight rewindi…     1:02:05  …_with_a_long_name/imp_seed0"""),
+state    level  density   last   best  method            time left  folder
+running   3/16    0.512  91.23  92.50  IMP + weight re…    1:02:05  …grid_with_a_long_name/imp_seed0"""),
         (60, """\
-state    level   last  method         time left  folder
-running   3/16  91.23  IMP + weight…    1:02:05  …/imp_seed0"""),
+state    level   last  method        time left  folder
+running   3/16  91.23  IMP + weigh…    1:02:05  …e/imp_seed0"""),
     ],
     ids=["100", "60"],
 )  # fmt: skip
@@ -235,9 +235,6 @@ def test_diff_tells_the_options_that_differ(tmp_path, capsys, monkeypatch):
         "optimizer.optimizer_name": ["sgd", "adam"],
         "optimizer.lr": ["0.3", "0.1"],
         "optimizer.milestones": ["0.5,0.75", '""'],
-        "optimizer.momentum": ["0.9", "0.9", "(no", "effect)"],
-        "optimizer.beta1": ["0.9", "(no", "effect)", "0.9"],
-        "optimizer.beta2": ["0.999", "(no", "effect)", "0.999"],
     }
     assert main(["diff", str(a), str(a)]) == 0
     assert capsys.readouterr().out == f"{a} and {a} have the same options\n"

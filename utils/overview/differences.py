@@ -20,7 +20,7 @@ def differences(a: Path, b: Path) -> list[tuple[str, str, str]]:
         DataError: the config of a run is missing or damaged.
     """
     first, second = _values(a), _values(b)
-    return [(path, first[path], second[path]) for path in first if first[path] != second[path]]
+    return [(path, _told(*first[path]), _told(*second[path])) for path in first if first[path][0] != second[path][0]]
 
 
 def differences_text(found: list[tuple[str, str, str]], names: tuple[str, str], width: int) -> str:
@@ -36,13 +36,17 @@ def differences_text(found: list[tuple[str, str, str]], names: tuple[str, str], 
     )
 
 
-def _values(run: Path) -> dict[str, str]:
-    """{section.key: value as text} of a run."""
+def _told(value: str, unused: bool) -> str:
+    return f"{value} (no effect)" if unused else value
+
+
+def _values(run: Path) -> dict[str, tuple[str, bool]]:
+    """{section.key: (value as text, whether it has no effect)} of a run."""
     cfg, settled = saved_config(run), settled_options(run)
     unused = {path for path, _ in without_effect(cfg, SCHEMA)}
-    values = {}
+    values: dict[str, tuple[str, bool]] = {}
     for path in SCHEMA.paths(lambda option: True):
         text = as_text(cfg.value(path)) or '""'
         text += f" ({settled[path]})" if text == "auto" and path in settled else ""
-        values[path] = f"{text} (no effect)" if path in unused else text
-    return {path: text for path, text in values.items() if path not in NAMES}
+        values[path] = (text, path in unused)
+    return {path: value for path, value in values.items() if path not in NAMES}

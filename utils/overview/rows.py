@@ -75,11 +75,13 @@ def read_row(path: Path) -> RunRow:
         return RunRow(path, "damaged", fault=" ".join(str(error).split()))
     planned, failure = cfg.prune_params.num_levels, noted_failure(path)
     state = "finished" if progress.levels >= planned else "failed" if failure else "stopped"
-    return RunRow(
-        path, "running" if running else state, progress.levels, planned,
-        *(math.nan if value is None else value for value in (progress.density, progress.accuracy, progress.best)),
-        method, progress.seconds_left, failure if state == "failed" and not running else "",
-    )  # fmt: skip
+    density, last, best = (
+        math.nan if value is None else value for value in (progress.density, progress.accuracy, progress.best)
+    )
+    if running:
+        state, failure = "running", ""
+    failure = failure if state == "failed" else ""
+    return RunRow(path, state, progress.levels, planned, density, last, best, method, progress.seconds_left, failure)
 
 
 def _method(path: Path, cfg: Config, ticket: dict[str, Any] | None) -> str:
