@@ -97,7 +97,7 @@ def test_load_run_finds_images_that_have_moved(forks, tmp_path):
         "dataset.dataset_name": "ImageFolder", "dataset.loader": "torchvision", "dataset.resolution": 16,
         "dataset.batch_size": 16, "dataset.num_workers": 1, "dataset.data_root": root,
     }  # fmt: skip
-    run = forks("moved", **SHORT, **options)
+    run = forks("moved", **SHORT | options)
     root.rename(tmp_path / "there")
     with pytest.raises(DataError, match="here"):
         load_run(run.path)
