@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness_params import Config, load_config
-from harness_utils import Run, open_run, print_levels
+from harness_utils import Run, open_run, print_levels, resume_command, tells_finished
 from utils import distributed
 from utils.conv_type import apply_masks, density, masked_params
 from utils.dataset import load_data
@@ -76,8 +76,7 @@ def run_levels(cfg: Config, ctx: Context) -> int:
                     harness.finish_level()
         except Stopped as stopped:
             if run:
-                hint = f"resume with the same options and --experiment_params.resume_expt_name={run.path.name}"
-                complain(f"harness: {stopped}; {hint}")
+                complain(f"harness: {stopped}; go on with: {resume_command(run.path, cfg)}")
             return 128 + stopped.signum
         if run:
             print_levels(run)
@@ -273,11 +272,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with left_as_found("harness"):
             cfg = begin(load_config(argv))
+            if tells_finished(cfg):
+                return 0
             d = cfg.dist_params
             nproc = distributed.default_nproc(d.nproc) if d.distributed else 1
-            if nproc == 1 or started_by_launcher():
-                return work(cfg)
-            return launch(work, (cfg,), nproc, d.address, d.port)
+            here = nproc == 1 or started_by_launcher()
+            return work(cfg) if here else launch(work, (cfg,), nproc, d.address, d.port)
     except Stopped as stopped:
         complain(f"harness: {stopped}")
         return 128 + stopped.signum

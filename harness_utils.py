@@ -17,21 +17,23 @@ import pandas as pd
 import yaml
 
 from harness_params import Config, dump_yaml
-from utils.errors import RunError
+from utils.errors import RunError, lines_of
 from utils.files import sweep_parts, write_whole
 from utils.output import say
-from utils.processes.place import launch_id
-from utils.runs.directory import lock_file, never_began
+from utils.processes.place import launch_id, started_by_launcher
+from utils.runs.directory import has_finished
 from utils.runs.environment import describe
+from utils.runs.hints import resume_command
 from utils.runs.loading import LoadedRun, load_run
-from utils.runs.opening import opening_lines
+from utils.runs.opening import finished_line, opening_lines
 from utils.runs.plugin_files import keep_copies
-from utils.runs.records import environment_file
+from utils.runs.records import FAILED, environment_file, saved_starts
 from utils.runs.run import Run
+from utils.runs.saved import lock_file, never_began
 from utils.runs.tables import SUMMARY
 from utils.wording import density_text
 
-__all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels"]
+__all__ = ["LoadedRun", "Run", "load_run", "open_run", "print_levels", "resume_command", "tells_finished"]
 
 # Longest life of a killed run's processes: a DataLoader's worker looks for its parent every 5 seconds and keeps the
 # lock.
@@ -67,26 +69,32 @@ def open_run(cfg: Config, record: dict[str, Any] | None = None) -> Iterator[Run]
         sweep_parts(path)
         run = Run(path, cfg)
         try:
-            finished = run.is_finished()
+            finished = has_finished(cfg)
             if not finished:  # before the config is there: from then on the same torchrun must know its run
                 lock.truncate(0)
                 lock.write(launch_id())
                 lock.flush()
-            if e.resume_expt_name:
-                _record_levels(path / "expt_config.yaml", cfg)
+            _write_config(path / "expt_config.yaml", cfg, name)
+            if finished:
+                say(finished_line(cfg, path))
             else:
-                resolved = cfg.replace({"experiment_params": {"expt_name": name}})
-                write_whole(path / "expt_config.yaml", dump_yaml(resolved).encode())
-            if not finished:
-                plugins = keep_copies(path, cfg)
-                _record_environment(path, (record or {}) | ({"plugins": plugins} if plugins else {}))
-                run.begin_tracking()
-            if record and "settled" in record:
-                say(*opening_lines(cfg, name, record["settled"]))
+                _begin(run, cfg, record or {})
             yield run
             run.writer.flush()
+        except Exception as error:
+            _record_failure(path, error)
+            raise
         finally:
             run.close()
+
+
+def _begin(run: Run, cfg: Config, record: dict[str, Any]) -> None:
+    """What a start leaves and says before there is a figure."""
+    plugins = keep_copies(run.path, cfg)
+    _record_environment(run.path, record | ({"plugins": plugins} if plugins else {}))
+    run.begin_tracking()
+    if "settled" in record:
+        say(*opening_lines(cfg, run.path.name, record["settled"]))
 
 
 def _acquire(lock: IO[str], path: Path) -> None:
@@ -107,6 +115,14 @@ def _default_name() -> str:
     return f"experiment_{datetime.datetime.now():%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:6]}"
 
 
+def _write_config(file: Path, cfg: Config, name: str) -> None:
+    """Writes the resolved config of a new run; in that of an old one the number of levels alone."""
+    if cfg.experiment_params.resume_expt_name:
+        _record_levels(file, cfg)
+    else:
+        write_whole(file, dump_yaml(cfg.replace({"experiment_params": {"expt_name": name}})).encode())
+
+
 def _record_levels(file: Path, cfg: Config) -> None:
     """Writes the new number of levels into expt_config.yaml; figures read it there."""
     saved, p = yaml.safe_load(file.read_text()), cfg.prune_params
@@ -119,13 +135,24 @@ def _record_levels(file: Path, cfg: Config) -> None:
 
 def _record_environment(path: Path, record: dict[str, Any]) -> None:
     """Appends one entry per start to ``artifacts/environment.json``: what runs, and the record."""
-    file = environment_file(path)
-    try:
-        entries = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        entries = []
-    entries = [*(entries if isinstance(entries, list) else []), {**describe(), **record}]
-    write_whole(file, json.dumps(entries, indent=1).encode())
+    entries = [*saved_starts(path), {**describe(), **record}]
+    write_whole(environment_file(path), json.dumps(entries, indent=1).encode())
+
+
+def _record_failure(path: Path, error: Exception) -> None:
+    """Notes the fault that ends a run at its last start, for who lists runs; the next start is without one."""
+    entries = saved_starts(path)
+    with contextlib.suppress(RunError, TypeError):  # the fault itself counts, say a full disk
+        entries[-1:] = [{**entry, FAILED: lines_of(error)[0]} for entry in entries[-1:]]
+        write_whole(environment_file(path), json.dumps(entries, indent=1).encode())
+
+
+def tells_finished(cfg: Config) -> bool:
+    """Whether the run that is resumed has no level left to train, which is told. Not under torchrun: ranks meet."""
+    if started_by_launcher() or not has_finished(cfg):
+        return False
+    with open_run(cfg):  # notes a number of levels that is new
+        return True
 
 
 def print_levels(run: Run) -> None:

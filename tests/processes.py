@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,17 +37,26 @@ class Forks:
         self.folder, self.logs = folder, logs or folder
         self.count = 0
 
-    def start(self, name: str, resume: bool = False, trap: Trap | None = None, env: dict | None = None, **options):
+    def start(
+        self,
+        name: str,
+        resume: bool = False,
+        trap: Trap | None = None,
+        env: dict | None = None,
+        words: Sequence[str] | None = None,
+        **options,
+    ):
         """A run called `name`, or its continuation.
 
         Args:
+            words: the whole command line after harness.py, in place of that of `name` and `options`.
             trap: called in the new process before the harness is, to lay a fault.
             env: variables of the new process; RANK and WORLD_SIZE make it one rank of several.
         """
         self.count += 1
         key = "resume_expt_name" if resume else "expt_name"
         values = {**SMALL, "experiment_params.base_dir": self.folder, f"experiment_params.{key}": name, **options}
-        argv = [f"--{k}={v}" for k, v in values.items() if v is not None]
+        argv = [f"--{k}={v}" for k, v in values.items() if v is not None] if words is None else list(words)
         logs = [self.logs / f"{name}.{self.count}.{stream}" for stream in ("out", "err")]
         os.environ["OMP_NUM_THREADS"] = "1"  # of the server, once it starts
         process = _CONTEXT.Process(target=_run, args=(argv, [str(log) for log in logs], trap, env or {}))

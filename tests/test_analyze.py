@@ -1,5 +1,6 @@
 """``python -m utils.analyze`` on real runs of Digits, and harness_utils.load_run."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import torch
 
 from harness_utils import load_run
 from tests.conftest import ROOT
+from tests.data_helpers import digit_tree
 from tests.processes import Forks
+from tests.traps import SHORT
 from utils.analysis.barrier import evaluate
 from utils.analysis.sharpness import Hessian, top_eigenvalue, trace
 from utils.analyze import COMMANDS, main
@@ -60,6 +63,47 @@ def test_load_run_gives_the_network_of_a_level(runs):
         assert 100 - error == pytest.approx(row["final_test_acc"], abs=1e-9)
         assert loss == pytest.approx(row["final_test_loss"], rel=1e-5)
         assert not loaded.model.training
+
+
+EXAMPLE = """
+import torch
+from harness_utils import load_run
+from utils.conv_type import density
+
+run = load_run("experiments/NAME/")            # level=-1: the last finished one
+right = images = 0
+with torch.no_grad():
+    for x, y in run.test_batches():            # every test image once, on the model's device
+        right += int((run.model(x).argmax(1) == y).sum())
+        images += len(y)
+print(run.cfg.model_params.model_name, run.level, density(run.model), 100 * right / images)
+"""
+
+
+def test_load_run_as_an_example_shows_it(runs, monkeypatch, capsys):
+    """The lines of an example, on a run of this module."""
+    monkeypatch.chdir(runs.parent)
+    exec(EXAMPLE.replace("experiments/NAME", f"{runs.name}/wr_0"), {})
+    said = capsys.readouterr().out.split()
+    summary = pd.read_csv(runs / "wr_0" / "metrics" / "summary.csv").iloc[-1]
+    assert float(said[-1]) == pytest.approx(summary["final_test_acc"], abs=1e-9)
+    assert float(said[-2]) == pytest.approx(summary["density"])
+
+
+def test_load_run_finds_images_that_have_moved(forks, tmp_path):
+    """Of a folder of images, with worker processes, which `close` ends."""
+    root = digit_tree(tmp_path / "here")
+    options = {
+        "dataset.dataset_name": "ImageFolder", "dataset.loader": "torchvision", "dataset.resolution": 16,
+        "dataset.batch_size": 16, "dataset.num_workers": 1, "dataset.data_root": root,
+    }  # fmt: skip
+    run = forks("moved", **SHORT | options)
+    root.rename(tmp_path / "there")
+    with pytest.raises(DataError, match="here"):
+        load_run(run.path)
+    with contextlib.closing(load_run(run.path, data_root=tmp_path / "there")) as loaded:
+        _, error = evaluate(loaded.model, loaded.test_batches())
+        assert 100 - error == pytest.approx(run.csv("summary")["final_test_acc"].iloc[-1], abs=1e-9)
 
 
 def test_load_run_refuses(runs, tmp_path):
@@ -171,7 +215,7 @@ def test_drop_is_measured_right_after_pruning(runs, tmp_path, capsys):
         apply_masks(loaded.model)
         _, error = evaluate(loaded.model, loaded.test_batches())
         assert rows["pruned_test_acc"][level] == pytest.approx(100 - error, abs=1e-9)
-    assert rows["before"].isna().tolist() == [True, False, False]
+    assert rows["before"].isna().tolist() == rows["recovered"].isna().tolist() == [True, False, False]
     assert rows["drop"][2] == pytest.approx(rows["final_test_acc"][1] - rows["pruned_test_acc"][2])
     analyze("drop", runs / "wr_0", runs / "wr_1", "--levels=1", "--figure", figure)
     assert len(capsys.readouterr().out.splitlines()) == 4 + 3
@@ -232,8 +276,24 @@ def test_bad_input_is_one_line_and_writes_nothing(runs, tmp_path, capsys):
         assert main([str(word) for word in words]) == status, case
         printed = capsys.readouterr()
         assert printed.out == "" and len(printed.err.splitlines()) == 1, (case, printed)
-        assert printed.err.startswith("analyze: ") and part in printed.err, (case, printed.err)
+        assert printed.err.startswith(f"analyze {words[0]}: ") and part in printed.err, (case, printed.err)
         assert sorted(tmp_path.rglob("*")) == before, case
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["drop", "a", "--lvls=1"], "drop: error: unrecognized arguments: --lvls=1"),
+        (["signs", "a", "b"], "signs: error: unrecognized arguments: b"),
+        (["overlap"], "overlap: error: the following arguments are required: RUN|CKPT"),
+        (["barrier", "a", "b", "--points=x"], "barrier: error: argument --points: invalid int value: 'x'"),
+    ],
+)
+def test_faults_of_arguments_name_the_command(words, fault, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"python -m utils.analyze {fault}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -277,20 +277,21 @@ def test_a_full_shared_memory_is_told(tmp_path, megabytes, fill, says):
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_the_wait_for_a_batch_ends(tmp_path, monkeypatch, stop):
+    """The worker waits for files that never answer: pipes that nobody writes to."""
     help_.digit_tree(tmp_path)
     data = by_workers(tmp_path, num_workers=1)
-    batches = data.train.batches(0, 0)
-    next(batches)
+    for path in [path for path in (tmp_path / "train").rglob("*") if path.is_file()]:
+        path.unlink()
+        os.mkfifo(path)
     monkeypatch.setattr(worker_batches, "STOP_SECONDS" if stop else "BATCH_SECONDS", 1.0)
     noted = NotedSignal()
     before = signal.signal(signal.SIGTERM, noted.note)
-    (worker,) = data.train.reader.loader._iterator._workers
     try:
-        os.kill(worker.pid, signal.SIGSTOP)
         if stop:
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped if stop else DataError, match="SIGTERM" if stop else "no batch for"):
-            list(batches)
+            list(data.train.batches(0, 0))
+        (worker,) = data.train.reader.loader._iterator._workers
     finally:
         signal.signal(signal.SIGTERM, before)
         data.close()

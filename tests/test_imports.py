@@ -43,7 +43,7 @@ LAYERS = [
     ["utils.training"],
     ["utils.runs"],
     ["harness_utils"],
-    ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis"],
+    ["harness", "utils.grids", "utils.plots", "utils.bench", "utils.analysis", "utils.overview"],
     ["utils.reports"],
     [
         "utils.single_gpu_harness",
@@ -51,6 +51,7 @@ LAYERS = [
         "utils.run_grid",
         "utils.plot_results",
         "utils.report",
+        "utils.show",
         "utils.write_beton",
         "utils.analyze",
     ],
@@ -67,11 +68,14 @@ TABLES_ONLY = [
     "utils.runs.tables",
     "utils.runs.records",
     "utils.runs.remaining",
+    "utils.runs.saved",
     "utils.plots",
     "utils.grids",
+    "utils.overview",
     "utils.plot_results",
     "utils.reports",
     "utils.report",
+    "utils.show",
     "utils.run_grid",
 ]
 TORCH = {"torch", "torchvision"}

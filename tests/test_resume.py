@@ -83,7 +83,7 @@ def test_stopped_and_resumed_again_and_again(undisturbed, fork, kind):
             break
         assert run.status == 143
         assert run.last_line.startswith("harness: stopped by SIGTERM; ")
-        assert run.last_line.endswith(" --experiment_params.resume_expt_name=stopped")
+        assert run.last_line.endswith(f" --resume {run.path}")
         stops += 1
     assert run.status == 0 and stops >= 4
     run.assert_same_figures(undisturbed[kind])

@@ -26,7 +26,7 @@ from utils.grids.grid_run import GridRun
 from utils.grids.process import environment
 from utils.plot_results import main as plot
 from utils.plots.names import method_name
-from utils.run_grid import main, parse
+from utils.run_grid import Asked, main, parse
 from utils.runs.tables import EPOCH_COLUMNS, SUMMARY_COLUMNS
 
 CONFIG = str(ROOT / "configs" / "digits_lenet.yaml")
@@ -255,7 +255,7 @@ def test_a_damaged_csv_of_a_run_is_named(tmp_path, capsys):
 
 
 def test_command_line():
-    assert parse(["g.yaml", "--jobs=2", "--optimizer.lr=1"]) == ("g.yaml", {"jobs": "2", "optimizer.lr": "1"})
+    assert parse(["g.yaml", "--jobs=2", "--optimizer.lr=1"]) == Asked("g.yaml", {"jobs": "2", "optimizer.lr": "1"})
     for words in ([], ["a", "b"], ["a", "--job=2"], ["a", "--jobs"], ["a", "--jobs=1", "--jobs=2"]):
         with pytest.raises(ConfigError):
             parse(words)

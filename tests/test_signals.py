@@ -18,7 +18,7 @@ from utils.runs import stopping
 ENDLESS = {**KINDS["imp"], "experiment_params.epochs_per_level": 100000}
 # Minutes of pruning at initialization.
 STUCK = {"prune_params.er_method": "synflow", "prune_params.er_init": 0.1, "prune_params.synflow_rounds": 1000000}
-HINT = "resume with the same options and --experiment_params.resume_expt_name="
+HINT = "go on with: python harness.py --resume "
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_stop_saves_and_tells_how_to_go_on(fork, name, nproc):
     run.wait_for_rows(1)
     run.kill(signal.Signals[name])
     done = run.finish(128 + signal.Signals[name])
-    assert done.err == f"harness: stopped by {name}; {HINT}run\n"
+    assert done.err == f"harness: stopped by {name}; {HINT}{run.path}\n"
     assert all_gone(run.pid, seconds=1)
     rows = len(done.csv("epochwise_metrics/level_0_metrics"))
     again = fork.start("run", resume=True, **options)
@@ -125,7 +125,7 @@ def test_stop_of_one_worker_leaves_the_others_time_to_save(fork, when):
         ranks[1].process.join(1 if when == "saving" else 60)
         ranks[0].kill(signal.SIGTERM)
         done, _ = [rank.finish(143) for rank in ranks]
-        assert done.err == f"harness: stopped by SIGTERM; {HINT}run_{attempt}\n"
+        assert done.err == f"harness: stopped by SIGTERM; {HINT}{done.path}\n"
         if json.loads((done.path / "artifacts" / "state.json").read_text())[0]["step"] > 0:
             return
     pytest.fail("no stop came in mid-epoch")
@@ -202,7 +202,7 @@ def test_ctrl_c_reaches_the_whole_group(launch, fork, scratch):
     os.killpg(process.pid, signal.SIGINT)
     done = launch.finish("group", process)
     assert done.status == 130
-    assert done.err == f"harness: stopped by SIGINT; {HINT}group\n"
+    assert done.err == f"harness: stopped by SIGINT; {HINT}{done.path}\n"
     assert all_gone(process.pid, seconds=1)
     assert not shared_memory_of(pids) and not left_in(scratch)
     assert states_of(done.path)[0].exists() and not list(done.path.rglob("*.part"))
@@ -236,7 +236,8 @@ def test_stop_under_torchrun(launch, fork, to):
     assert len(workers) == 2
     os.kill(process.pid if to == "torchrun" else workers[1], signal.SIGINT)
     done = launch.finish("torchrun", process)
-    assert f"harness: stopped by SIGINT; {HINT}torchrun" in done.err
+    torchrun = HINT.replace("python", "python " + " ".join(program[:-1]))
+    assert f"harness: stopped by SIGINT; {torchrun}{done.path}\n" in done.err
     assert all_gone(process.pid, seconds=5) and not any(Path(f"/proc/{pid}").exists() for pid in workers)
     resumed = fork("torchrun", resume=True, **options)
     resumed.assert_same_figures(fork("whole", **options))

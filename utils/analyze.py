@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.summary, description=command.text, formatter_class=raw)
         command.arguments(own)
+        own.set_defaults(parser=own)
         own.add_argument("--out", type=Path, metavar="TABLE.csv", help="write all rows to this file")
         if command.draws:
             own.add_argument("--figure", type=Path, metavar="FIG.png", help="draw them into this file")
@@ -76,16 +77,19 @@ def write(result: Result, args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``python -m utils.analyze``; returns its exit status."""
-    args = make_parser().parse_args(argv)
+    args, rest = make_parser().parse_known_args(argv)
+    if rest:  # the parser of all commands would not say which of them has no such argument
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    name = f"{PROGRAM} {args.command}"
     try:
         check_files(args)
-        with program(PROGRAM):
+        with program(name):
             result = COMMANDS[args.command].run(args)
             write(result, args)
     except Exception as error:  # a fault of the user's, or a bug: one clear line comes last
-        return report(error, PROGRAM)
+        return report(error, name)
     for note in result.notes:
-        complain(f"{PROGRAM}: note: {note}")
+        complain(f"{name}: note: {note}")
     say(table_text(result.screen))
     return 0
 

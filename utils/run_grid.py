@@ -1,7 +1,7 @@
 """Run a grid of configs x seeds: several runs at a time, resumable, with one progress line per run.
 
     python -m utils.run_grid GRID.yaml [--jobs=N] [--threads=N] [--mps=auto|on|off] [--base_dir=PATH]
-                             [--section.key=value ...]
+                             [--only I/N] [--list] [--section.key=value ...]
 
 A grid file:
 
@@ -43,25 +43,56 @@ ones. A run that fails is reported with its last line of stderr and does not sto
 over all its starts, is kept in BASE_DIR/.logs/NAME.log. SIGINT or SIGTERM stops all runs, which save their state; a
 second signal kills them.
 
+--list starts nothing: it prints one command per run that is not finished, ready to paste. A run that starts from
+another run of the grid comes after it; a comment above its command names that run, which has to be finished first.
+
+--only I/N works on share I of N alone, I from 1 on, as one job of a Slurm array does (configs/slurm_array.sh). A run is
+in one share with those that start from it, directly or through others; the shares hold about as many epochs each. They
+follow from the grid file and the command line, not from what is finished: give each job the same ones.
+
 Exit status: 0 all runs are finished; 1 a run failed or its CSVs are damaged; 2 faults in the grid, nothing started;
 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from utils.errors import ConfigError, DataError, report
-from utils.grids.grid import read_grid
+from utils.grids.grid import read_grid, share_text
+from utils.grids.listing import listing
 from utils.grids.runner import GridRunner
 from utils.output import best_effort_streams, complain, is_terminal, program, say
+from utils.processes.tasks import foreign_tasks
 
 
-def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Split the command line into (grid file, {grid key or section.key: text}).
+@dataclass
+class Asked:
+    """What the command line asks for.
+
+    Attributes:
+        path: the grid file.
+        options: {grid key or section.key: text}.
+        share: (I, N) of --only.
+        listed: whether only commands are printed.
+    """
+
+    path: str
+    options: dict[str, str]
+    share: tuple[int, int] = (1, 1)
+    listed: bool = False
+
+
+def parse(words: Sequence[str]) -> Asked:
+    """What the command line asks for.
 
     Raises:
-        ConfigError: one fault per word that is neither.
+        ConfigError: one fault per word that is no grid file and no option.
     """
+    words, listed = [word for word in words if word != "--list"], "--list" in words
+    if "--only" in words[:-1]:  # with a space instead of the =
+        place = words.index("--only")
+        words[place : place + 2] = [f"--only={words[place + 1]}"]
     paths = [word for word in words if not word.startswith("--")]
     faults = [] if len(paths) == 1 else [f"one grid file is expected, not {len(paths)} (see --help)"]
     options: dict[str, str] = {}
@@ -69,16 +100,39 @@ def parse(words: Sequence[str]) -> tuple[str, dict[str, str]]:
         name, equals, value = word.removeprefix("--").partition("=")
         if word in paths:
             continue
-        if not equals or not (name in ("jobs", "threads", "mps", "base_dir") or "." in name):
-            faults.append(
-                f"{word!r}: --jobs=N, --threads=N, --mps=WORD, --base_dir=PATH or --section.key=value is expected"
-            )
+        if not equals or not (name in ("jobs", "threads", "mps", "base_dir", "only") or "." in name):
+            kinds = "--jobs=N, --threads=N, --mps=WORD, --base_dir=PATH, --only=I/N, --list"
+            faults.append(f"{word!r}: {kinds} or --section.key=value is expected")
         elif name in options:
             faults.append(f"--{name}: given twice on the command line (again as {value!r}); keep one")
         options[name] = value
+    share = _share(options.pop("only", "1/1"), faults)
     if faults:
         raise ConfigError(faults)
-    return paths[0], options
+    return Asked(paths[0], options, share, listed)
+
+
+def _share(text: str, faults: list[str]) -> tuple[int, int]:
+    """(I, N) of 'I/N'."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    faults.append(f"--only: {text!r} is not allowed: I/N, share I of N, with I from 1 to N")
+    return 1, 1
+
+
+def check_tasks(share: tuple[int, int]) -> None:
+    """Check that no launcher has started several copies of this grid: each would start all of its runs.
+
+    Raises:
+        ConfigError: one has, and they are not told to take a share each.
+    """
+    launcher, tasks = foreign_tasks()
+    if tasks > 1 and share == (1, 1):
+        raise ConfigError(
+            f"{launcher} has started {tasks} tasks, each a copy of this grid. Start it once; or give each task a "
+            "share: --only I/N (configs/slurm_array.sh: a job per share)"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         (say if words else complain)(__doc__ or "")
         return 0 if words else 2
     try:
-        path, options = parse(words)
+        asked = parse(words)
+        check_tasks(asked.share)
         with program("run_grid"):
-            return GridRunner(read_grid(path, options), terminal=is_terminal(sys.stdout)).run()
+            grid = read_grid(asked.path, asked.options, asked.share)
+            if asked.listed or not grid.runs:
+                say(listing(grid) if asked.listed else f"run_grid: {share_text(grid)}")
+                return 0
+            return GridRunner(grid, terminal=is_terminal(sys.stdout)).run()
     except (ConfigError, DataError) as error:
         return report(error, "run_grid")
 

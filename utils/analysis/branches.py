@@ -7,13 +7,14 @@ from pathlib import Path
 
 from harness_params import SCHEMA
 from utils.analysis.sources import Pair
+from utils.config.run_folder import CONFIG_FILE
 from utils.errors import ConfigError
 from utils.grids.grid import Grid, checked_runs
 from utils.grids.reader import RunEntry
 from utils.pruning.methods import NO_METHOD
 from utils.runs.loading import level_checkpoint, read_state
 from utils.runs.plugin_files import kept_copies
-from utils.runs.saved import CONFIG_FILE, saved_config
+from utils.runs.saved import saved_config
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from utils.config.effects import needs_processes, parts_used, without_effect
 from utils.config.options import Note, Schema, fault, show
 from utils.config.resolving import Legacy, Resolved, Source, check_values, load_parts, merge
 from utils.config.rules import CHECKS
+from utils.config.run_folder import resumed
 from utils.config.sources import parse_words, read_yaml
 from utils.config.values import Values
 from utils.errors import ConfigError
@@ -16,9 +17,10 @@ from utils.output import note, say
 from utils.plugins import OPTION, loaded_plugins
 from utils.pruning.methods import NO_METHOD
 
-USAGE = """usage: python harness.py [--config FILE] [--section.key=value ...]
+USAGE = """usage: python harness.py [--config FILE | --resume RUN] [--section.key=value ...]
 
 FILE is YAML: sections, with options below them. The command line overrides FILE; FILE overrides the defaults below.
+RUN is a run to go on with, by its name in base_dir or by its folder: its own config is the FILE.
 On the command line, lists are written 0.5,0.75. Environment variables are not read."""
 
 HELP = ("--help", "-h")
@@ -87,19 +89,24 @@ class BaseConfig(Values):
         """
         words = list(sys.argv[1:] if argv is None else argv)
         helped = any(word in HELP for word in words)
-        path, values, faults = parse_words([word for word in words if word not in HELP], cls.schema)
-        data: dict | None = {}
-        if path:
-            try:
-                data, repeats = read_yaml(path)
+        files, values, faults = parse_words([word for word in words if word not in HELP], cls.schema)
+        data: dict = {}
+        place: dict = {}
+        complete = True
+        try:
+            if "resume" in files:
+                data, place, found = resumed(files["resume"], values, cls.schema.default("experiment_params.base_dir"))
+                faults += found
+            elif "config" in files:
+                data, repeats = read_yaml(files["config"])
                 faults += repeats
-            except ConfigError as error:
-                faults += error.faults
-                data = None
-        sources = [Source("file", data or {}), Source("cli", values)]
+        except ConfigError as error:
+            faults += error.faults
+            complete = False
+        sources = [Source("file", data), Source("file", place), Source("cli", values)]
         if helped:
             cls._help(sources)
-        return cls.build(sources, faults, complete=data is not None)
+        return cls.build(sources, faults, complete)
 
     @classmethod
     def _help(cls, sources: Sequence[Source]) -> NoReturn:

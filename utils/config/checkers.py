@@ -20,11 +20,15 @@ _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _LONGEST_NUMBER = 64  # characters; int() itself raises past a few thousand digits
 
 
+def near_names(name: str, choices: Sequence[str], count: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The choices most similar to `name`, ignoring case, the nearest one first; [] if none is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    return [by_lower[found] for found in get_close_matches(str(name).lower(), list(by_lower), count, cutoff)]
+
+
 def nearest(name: str, choices: Sequence[str], cutoff: float = 0.5) -> str:
     """The choice most similar to `name`, ignoring case; "" if none is close."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    found = get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=cutoff)
-    return by_lower[found[0]] if found else ""
+    return next(iter(near_names(name, choices, 1, cutoff)), "")
 
 
 AUTO_ON_OFF = ("auto", "on", "off")  # what options take whose best value depends on the machine

@@ -4,8 +4,10 @@ The option's checker (utils/config/checkers.py) knows the type: ``5e-4`` is a nu
 name, from either source.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -20,8 +22,8 @@ _SECTIONS = "sections such as `optimizer:` with options below them are expected"
 # ---------------------------------------------------------------------------------------------------------------- YAML
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe_load, except that all plain words but null stay text, and tags are refused.
+class _Rules:
+    """How YAML is read, for a loader of PyYAML: its safe_load, but all plain words but null stay text; no tags.
 
     YAML 1.1 would guess wrongly: ``compile: on`` is True, ``seed: 010`` is 8, ``expt_name: 2024-01-01`` is a date,
     ``1:30`` is 90, and ``5e-4`` is no number.
@@ -31,7 +33,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     def __init__(self, stream: str):
-        super().__init__(stream)
+        super().__init__(stream)  # type: ignore[call-arg]  # the loader that these rules are mixed into
         self.repeats: list[tuple[str, int, int]] = []
         self.flat: set[int] = set()  # mappings that `flatten_mapping` has seen
 
@@ -47,26 +49,41 @@ class _Loader(yaml.SafeLoader):
                 if key.value in lines:
                     self.repeats.append((key.value, lines[key.value], line))
                 lines.setdefault(key.value, line)
-        super().flatten_mapping(node)
+        super().flatten_mapping(node)  # type: ignore[misc]
 
 
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 _KEPT = {_NULL, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")), None}  # None: refuses all other tags
-_Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _KEPT}
-_Loader.yaml_implicit_resolvers = {
+_CONSTRUCTORS = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _KEPT}
+_RESOLVERS = {
     first: kept
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     if (kept := [(tag, pattern) for tag, pattern in pairs if tag in (_NULL, _MERGE)])
 }
 
 
-def read_yaml(path: str, where: str = "", expected: str = _SECTIONS) -> tuple[dict, list[str]]:
+class _Loader(_Rules, yaml.SafeLoader):
+    """Python's own parser, whose faults are in plain words."""
+
+    yaml_constructors = _CONSTRUCTORS
+    yaml_implicit_resolvers = _RESOLVERS
+
+
+class _FastLoader(_Rules, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """libyaml's parser, eight times as fast, where PyYAML has it."""
+
+    yaml_constructors = _CONSTRUCTORS
+    yaml_implicit_resolvers = _RESOLVERS
+
+
+def read_yaml(path: str, where: str = "", expected: str = _SECTIONS, fast: bool = False) -> tuple[dict, list[str]]:
     """The file's mapping, with scalars as text, and one fault per repeated key.
 
     Args:
         where: how faults name the file; default: as the option --config.
         expected: what the mapping should hold, for the fault of a file that is none.
+        fast: for a file that this program has written, and one of very many.
 
     Raises:
         ConfigError: no such file, a directory, not text, not YAML (naming the line), or not a mapping.
@@ -87,16 +104,20 @@ def read_yaml(path: str, where: str = "", expected: str = _SECTIONS) -> tuple[di
     if len(raw) > _LARGEST_FILE:
         raise ConfigError([f"{where}: more than {_LARGEST_FILE} bytes, which is no config file"])
     try:
-        return _parse_yaml(where, raw.decode("utf-8-sig"), expected)
+        text = raw.decode("utf-8-sig")
+        if fast:
+            with contextlib.suppress(ConfigError):  # told below, in the other parser's words
+                return _parse_yaml(where, text, expected, _FastLoader)
+        return _parse_yaml(where, text, expected)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise ConfigError([f"{where}: line {line}: not a text file (no valid UTF-8)"]) from None
 
 
-def _parse_yaml(where: str, text: str, expected: str) -> tuple[dict, list[str]]:
+def _parse_yaml(where: str, text: str, expected: str, kind: type = _Loader) -> tuple[dict, list[str]]:
     loader = None
     try:
-        loader = _Loader(text)
+        loader = kind(text)
         data = loader.get_single_data()
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
@@ -122,17 +143,21 @@ def _parse_yaml(where: str, text: str, expected: str) -> tuple[dict, list[str]]:
 # -------------------------------------------------------------------------------------------------------- command line
 
 
-def parse_words(words: Sequence[str], schema: Schema) -> tuple[str | None, dict, list[str]]:
-    """Parse ``--config FILE --section.key=value``; ``null`` is null, as in YAML.
+# Words that name where the options come from, and what each names.
+FILES = {"config": "the path of a YAML file", "resume": "the name or the folder of a run"}
+
+
+def parse_words(words: Sequence[str], schema: Schema) -> tuple[dict[str, str], dict, list[str]]:
+    """Parse ``--config FILE`` or ``--resume RUN``, and ``--section.key=value``; ``null`` is null, as in YAML.
 
     Returns:
-        (FILE or None, {section: {key: text}}, faults).
+        ({"config": FILE, "resume": RUN}, those that are given; {section: {key: text}}; faults).
     """
-    config: str | None = None
+    files: dict[str, str] = {}
     values: dict[str, dict[str, str | None]] = {}
     faults: list[str] = []
     seen: set[str] = set()
-    known = ["config", "help", *(".".join(path) for path in schema.entries)]
+    known = [*FILES, "help", *(".".join(path) for path in schema.entries)]
     words = list(words)
     while words:
         word = words.pop(0)
@@ -148,16 +173,27 @@ def parse_words(words: Sequence[str], schema: Schema) -> tuple[str | None, dict,
         if name in seen:
             faults.append(f"--{name}: given twice on the command line (again as {show(value)}); keep one")
         seen.add(name)
-        if name == "config":
-            config = value
+        if name in FILES:
+            files[name] = value
             if not value:
-                faults.append('--config: "" is not allowed: the path of a YAML file')
+                faults.append(f'--{name}: "" is not allowed: {FILES[name]}')
         elif "." in name:
             section, _, key = name.partition(".")
             values.setdefault(section, {})[key] = None if value == "null" else value
         else:
             faults.append(_unknown_word(name, known))
-    return config, values, faults
+    if len(files) > 1:
+        faults.append("--config: not allowed beside --resume, which takes the run's own config; keep one")
+    return {name: value for name, value in files.items() if value}, values, faults
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line, after ``--section.key=``."""
+    if isinstance(value, list | tuple):
+        return ",".join(as_text(entry) for entry in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 def _no_value(name: str, schema: Schema) -> str:

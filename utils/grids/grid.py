@@ -12,7 +12,7 @@ from utils.config.sources import read_yaml
 from utils.errors import ConfigError
 from utils.grids.grid_run import GridRun, begun
 from utils.grids.reader import GRID_KEYS, GridReader, RunEntry, of_seed
-from utils.grids.sources import with_sources
+from utils.grids.sources import checked_on_disk, share_of, with_sources
 
 MOST_RUNS = 100_000  # a longer grid is a slip in a product of lists
 
@@ -27,6 +27,7 @@ class Grid:
         threads: CPU threads per run, all its processes together; 0 = an equal share of the cores.
         gpus: CUDA_VISIBLE_DEVICES of the parallel slots, in turn; empty = every run sees all GPUs.
         mps: whether runs that share a GPU do so through MPS: auto, on or off.
+        share: (I, N) where these are share I of N of the file's runs.
     """
 
     runs: tuple[GridRun, ...]
@@ -34,14 +35,17 @@ class Grid:
     threads: int = 0
     gpus: tuple[str, ...] = ()
     mps: str = "auto"
+    share: tuple[int, int] = (1, 1)
 
 
-def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
+def read_grid(path: str, overrides: Mapping[str, str] | None = None, share: tuple[int, int] = (1, 1)) -> Grid:
     """Read a grid file and check the config of every run in it.
 
     Args:
         overrides: {grid key or section.key: text} from the command line. They win over the file, but may not change
             an option that a run sets itself.
+        share: (I, N) = the runs of share I of N alone (`utils.grids.sources.share_of`). The configs of all are checked,
+            but only these against the disk, where the others may be at work.
 
     Raises:
         ConfigError: all faults of the file and of its runs; nothing has been started or created.
@@ -70,11 +74,15 @@ def read_grid(path: str, overrides: Mapping[str, str] | None = None) -> Grid:
         for seed in (seeds if not reader.faults else ())
         for entry in entries
     ]
-    return Grid(checked_runs(named, threads, bool(gpus), reader), parallel, threads, gpus, mps)
+    return Grid(checked_runs(named, threads, bool(gpus), reader, share), parallel, threads, gpus, mps, share)
 
 
 def checked_runs(
-    entries: Sequence[RunEntry], threads: int = 0, one_gpu: bool = False, reader: GridReader | None = None
+    entries: Sequence[RunEntry],
+    threads: int = 0,
+    one_gpu: bool = False,
+    reader: GridReader | None = None,
+    share: tuple[int, int] = (1, 1),
 ) -> tuple[GridRun, ...]:
     """The runs of a grid, each of them checked as harness.py will check it.
 
@@ -82,13 +90,16 @@ def checked_runs(
         entries: runs with their final names and all of their options, base_dir and seed included.
         threads, one_gpu: see `_checked_run`.
         reader: has the faults that were found so far.
+        share: see `read_grid`.
 
     Raises:
         ConfigError: all faults; nothing has been started or created.
     """
     reader = reader or GridReader()
     checked = [_checked_run(entry, threads, one_gpu, reader) for entry in entries]
-    runs = with_sources([run for run in checked if run], {entry.name for entry in entries}, reader)
+    names = {entry.name for entry in entries}
+    runs = share_of(with_sources([run for run in checked if run], names), *share)
+    runs = checked_on_disk(runs, names, reader)
     if reader.faults:
         raise ConfigError(list(dict.fromkeys(reader.faults)))
     return tuple(runs)
@@ -146,6 +157,13 @@ def _checked_run(entry: RunEntry, threads: int, one_gpu: bool, reader: GridReade
         reader.faults += [f"run {entry.name}: {fault}" for fault in error.faults]
         return None
     return GridRun(entry.name, tuple(words), cfg, processes)
+
+
+def share_text(grid: Grid) -> str:
+    """The line that a grid begins with: its share, if it has one, and `summary`."""
+    number, count = grid.share
+    share = f"share {number}/{count}: " if count > 1 else ""
+    return share + (summary(grid.runs) if grid.runs else "no run: there are fewer chains of runs than shares")
 
 
 def summary(runs: Sequence[GridRun]) -> str:

@@ -16,13 +16,15 @@ class GridRun:
         words: the command line after ``harness.py``.
         cfg: the config that these words stand for, checked.
         processes: number of processes that the run starts.
-        after: name of the run of the same grid that it starts from; "" = it waits for none.
+        source: name of the run of the same grid that it starts from, finished or not; "" = none.
+        after: the same, if it is still waited for.
     """
 
     name: str
     words: tuple[str, ...]
     cfg: Config
     processes: int = 1
+    source: str = ""
     after: str = ""
 
     @property

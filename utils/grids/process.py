@@ -15,6 +15,7 @@ from utils.grids.grid import Grid
 from utils.grids.grid_run import GridRun
 from utils.output import say
 from utils.processes.place import available_cores
+from utils.processes.tasks import TASK_VARIABLES
 from utils.status_lines import bar_line, clock
 from utils.wording import density_text
 
@@ -38,8 +39,9 @@ def environment(grid: Grid, slot: int, processes: int = 1, sharing: Mapping[str,
         processes: number of processes that the run starts.
         sharing: variables of the slot that win over the others: those of MPS.
     """
-    # If torchrun started this grid, a run must not take itself for one of torchrun's workers.
-    env = {k: v for k, v in os.environ.items() if k not in TORCHRUN and not k.startswith("TORCHELASTIC_")}
+    # If torchrun or srun started this grid, a run must not take itself for one of their tasks.
+    foreign = TASK_VARIABLES.union(TORCHRUN)
+    env = {k: v for k, v in os.environ.items() if k not in foreign and not k.startswith("TORCHELASTIC_")}
     # Per process. Where the run sets dist_params.threads, torch follows that instead.
     env["OMP_NUM_THREADS"] = str(max(1, (grid.threads or available_cores() // grid.parallel) // processes))
     if grid.gpus:

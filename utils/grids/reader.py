@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from utils.config.checkers import nearest
+from utils.config.sources import as_text
 
 GRID_KEYS = ("config", "base_dir", "jobs", "threads", "gpus", "mps", "seeds", "set", "runs")
 # Options that the grid sets for each run, and where they come from.
@@ -109,7 +110,7 @@ class GridReader:
             elif key in SET_BY_GRID:
                 self.faults.append(f"{where}: {key}: the grid itself sets it: {SET_BY_GRID[key]}")
             else:
-                found[key] = _text(value)
+                found[key] = as_text(value)
         return found
 
     def entries(self, values: Mapping[str, Any]) -> list[RunEntry]:
@@ -144,9 +145,3 @@ class GridReader:
             chosen = self.options(dict(zip(lists, choice)), f"{where}: each")
             variants.append(RunEntry("_".join([name, *chosen.values()]), config, {**options, **chosen}))
         return variants
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_text(entry) for entry in value)
-    return "null" if value is None else str(value)

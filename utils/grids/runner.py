@@ -7,7 +7,7 @@ import time
 from types import FrameType
 
 from utils.errors import DataError
-from utils.grids.grid import Grid, distinct_notes, summary
+from utils.grids.grid import Grid, distinct_notes, share_text
 from utils.grids.grid_run import GridRun
 from utils.grids.mps import Sharing, shared_gpus
 from utils.grids.process import RunProcess
@@ -42,7 +42,7 @@ class GridRunner:
     def run(self) -> int:
         """Run everything that is not finished; return the exit status."""
         runs = self.grid.runs
-        say(f"run_grid: {summary(runs)}; {self.grid.parallel} at a time")
+        say(f"run_grid: {share_text(self.grid)}; {self.grid.parallel} at a time")
         # Each run also logs its own, but nobody reads the log of a run that works.
         note(*(distinct_notes(runs) if self.notes else ()))
         waiting = [run for run in runs if not run.finished]

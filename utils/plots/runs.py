@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness_params import Config
+from utils.config.run_folder import is_run, runs_in
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
 from utils.runs.records import saved_plugins, saved_ticket, settled_options
-from utils.runs.saved import is_run, read_summary, saved_config
+from utils.runs.saved import read_summary, saved_config
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def find_runs(paths: Iterable[str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise DataError(f"{path}: {'not a directory' if path.exists() else 'no such directory'}")
-        inside = sorted(p.parent for p in path.glob("*/expt_config.yaml") if not p.parent.name.startswith("."))
-        runs = [path] if is_run(path) else inside
+        runs = [path] if is_run(path) else runs_in(path)
         if not runs:
             raise DataError(f"{path}: neither a run nor a directory of runs: no expt_config.yaml")
         found += runs
@@ -109,7 +109,7 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     if len(summary) < planned and not (partial and len(summary)):
         hint = "; use --partial to include them" if len(summary) else ""
         raise RunError(f"{path}: unfinished: {len(summary)} of {planned} levels exist{hint}")
-    ticket = _ticket_of(path) if cfg.ticket_params.source else None
+    ticket = ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     options = effective_options(cfg, ticket, saved_plugins(path))
     # By what auto came to, which differs between machines.
@@ -125,7 +125,7 @@ def _seed_of(cfg: Config) -> int | str:
     return e.seed if e.data_seed in (-1, e.seed) else f"{e.seed}/{e.data_seed}"
 
 
-def _ticket_of(path: Path) -> dict[str, Any]:
+def ticket_of(path: Path) -> dict[str, Any]:
     """What a run says of its ticket.
 
     Raises:

@@ -1,5 +1,6 @@
 """CPU cores, rank and launch of this process. Imports no torch."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,6 +23,21 @@ def started_by_launcher() -> bool:
 def started_rank() -> int:
     """Rank of this process as set by its launcher; 0 without one."""
     return int(os.environ.get("RANK", 0))
+
+
+def torchrun_words(script: str) -> list[str]:
+    """The words that started torchrun, this process's parent, up to `script`; "torchrun" alone if they are unknown.
+
+    They are read on Linux alone.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+        words = words[1 : words.index(script)]  # without the interpreter
+        if words and Path(words[0]).name == "torchrun":
+            return ["torchrun", *words[1:]]
+        if words:
+            return ["python", *words]
+    return ["torchrun"]
 
 
 def launch_id() -> str:

@@ -1,5 +1,6 @@
 """Tasks of Slurm or MPI: copies of this program that srun or mpirun has started. Imports no torch."""
 
+import itertools
 import os
 
 from utils.errors import ConfigError
@@ -13,6 +14,10 @@ TASKS = {
     "jsrun": ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
     "Flux": ("FLUX_TASK_RANK", "FLUX_JOB_SIZE"),
 }
+# By which a run that a grid has started could take itself for one of several tasks.
+TASK_VARIABLES = {
+    "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", *itertools.chain(*TASKS.values())
+}  # fmt: skip
 # Slurm numbers from here on the steps that are no srun of the user's: a batch script, the shell of salloc.
 SLURM_OWN_STEPS = 0xFFFFFFF0
 

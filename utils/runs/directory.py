@@ -10,7 +10,9 @@ import yaml
 from harness_params import SCHEMA, Config, make_config
 from utils.errors import ConfigError, RunError
 from utils.processes.place import launch_id
+from utils.runs.hints import resume_command
 from utils.runs.plugin_files import changed_plugins
+from utils.runs.saved import lock_file, never_began
 from utils.runs.states import trained_levels
 from utils.runs.ticket_source import find_source, reads_source
 from utils.runs.trackers import missing_package
@@ -45,7 +47,7 @@ def check_run_directory(cfg: Config, source_exists: bool = True) -> None:
     elif e.expt_name and path.exists() and not never_began(path):
         faults = [
             f"experiment_params.expt_name: {e.expt_name!r} exists in {base}; resume it with "
-            f"--experiment_params.resume_expt_name={e.expt_name} or choose another name"
+            f"{resume_command(path)} or choose another name"
         ]
     else:
         faults = []
@@ -118,11 +120,12 @@ def _missing_for_level(cfg: Config, path: Path) -> list[str]:
     return [fault] if missing else []
 
 
-def never_began(path: Path) -> bool:
-    """Whether a run ended before its config was written: only empty folders, a lock and temporary files are there."""
-    return path.is_dir() and all(
-        file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
-    )
+def has_finished(cfg: Config) -> bool:
+    """Whether the run that is resumed has already trained all of its levels. Errors as `trained_levels`."""
+    e = cfg.experiment_params
+    if not e.resume_expt_name or e.resume_level:
+        return False
+    return trained_levels(Path(e.base_dir) / e.resume_expt_name) >= cfg.prune_params.num_levels
 
 
 def taken_up_again(cfg: Config) -> Config:
@@ -138,8 +141,3 @@ def taken_up_again(cfg: Config) -> Config:
         if lock_file(path).read_text() == launch:
             return cfg.replace({"experiment_params": {"resume_expt_name": e.expt_name}})
     return cfg
-
-
-def lock_file(path: Path) -> Path:
-    """The file that the process which runs there keeps locked; its text is that process's `launch_id`."""
-    return path / "artifacts" / "lock"

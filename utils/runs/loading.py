@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from harness_params import Config
+from utils.config.run_folder import is_run
 from utils.conv_type import MASK_SUFFIX
 from utils.data.loaders import Batch, Data
 from utils.dataset import load_data
 from utils.distributed import Context
 from utils.errors import DataError, RunError
 from utils.runs.plugin_files import kept_copies
-from utils.runs.saved import finished_levels, is_run, read_csv, read_summary, saved_config
+from utils.runs.saved import finished_levels, read_csv, read_summary, saved_config
 from utils.runs.tables import EPOCH_COLUMNS, LAYER_COLUMNS, LAYERS, epoch_table, table_file
 from utils.runs.weights import load, tensors_by_name
 from utils.state_dicts import check_weights
@@ -53,13 +54,20 @@ class LoadedRun:
         """Every test image once: float32 (N, C, H, W) and labels int64 (N,), on the model's device."""
         return self.data.test.batches()
 
+    def close(self) -> None:
+        """Ends the processes of the loaders, if there are any: `contextlib.closing` calls it."""
+        self.data.close()
 
-def load_run(path: str | Path, level: int = -1) -> LoadedRun:
+
+def load_run(path: str | Path, level: int = -1, data_root: str | Path = "") -> LoadedRun:
     """A level of a saved run: network, config, tables and data. The run's own copies of its plugins are loaded.
+
+    The network is the one that the run has saved, in float32; a run in bf16 or fp16 has evaluated it under autocast.
 
     Args:
         path: the run's directory.
         level: a finished level; -1 is the last one.
+        data_root: folder of the images, where it is not that of the run's config.
 
     Raises:
         DataError: there is no such run, or its files are damaged; its data set is missing.
@@ -69,6 +77,8 @@ def load_run(path: str | Path, level: int = -1) -> LoadedRun:
     if not is_run(path):
         raise DataError(f"{path}: not the directory of a run: no expt_config.yaml")
     cfg, summary = saved_config(path, kept_copies(path)), read_summary(path)
+    if data_root:
+        cfg = cfg.replace({"dataset": {"data_root": str(data_root)}})
     chosen = chosen_level(path, level)
     checkpoint = level_checkpoint(path, chosen)
     state = read_state(checkpoint)

@@ -1,6 +1,7 @@
 """What a run turns out to be once every "auto" is settled: for ``environment.json`` and the run's first lines."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ def record_of(
     """What ``environment.json`` tells of a run beside its machine: "settled", "images", "ticket" if there is one."""
     record: dict[str, Any] = {"settled": settled(data, model, dtype, compiled, graphs), "images": data.images}
     return record | ({"ticket": ticket.record} if ticket else {})
+
+
+def finished_line(cfg: Config, path: Path) -> str:
+    """The line of a run that is resumed and has no level left to train."""
+    levels = cfg.prune_params.num_levels
+    more = f"--prune_params.num_levels={levels + 1} or more trains on"
+    return f"{path.name} in {cfg.experiment_params.base_dir}: finished, all {levels} levels are trained; {more}"
 
 
 def opening_lines(cfg: Config, name: str, facts: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+FAILED = "failed"  # key of the fault that ended a start
+
 
 def environment_file(run: Path) -> Path:
     """The file of a run that holds one entry per start."""
@@ -24,6 +26,12 @@ def saved_plugins(run: Path) -> list[dict[str, Any]]:
         ]
     except (ValueError, TypeError, KeyError):
         return []
+
+
+def noted_failure(run: Path) -> str:
+    """The fault that ended a run's last start; "" if none did, or the run was killed before it could say so."""
+    failure = next((entry.get(FAILED) for entry in reversed(saved_starts(run))), None)
+    return failure if isinstance(failure, str) else ""
 
 
 def saved_starts(run: Path) -> list[dict[str, Any]]:

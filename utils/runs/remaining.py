@@ -108,6 +108,7 @@ class Progress:
             ticket of a rewind point is read when the run starts: until then, this is the most that it can be.
         density: of the last finished level, a fraction; None before the first level ends.
         accuracy: on the test set after the last evaluated epoch, in percent; None before the first one.
+        best: the highest of all evaluated epochs, in percent; None before the first one.
         epoch_seconds: see `seconds_per_epoch`.
         seconds_left: see `seconds_left`.
     """
@@ -117,6 +118,7 @@ class Progress:
     total: int = 0
     density: float | None = None
     accuracy: float | None = None
+    best: float | None = None
     epoch_seconds: float = math.nan
     seconds_left: float = math.nan
 
@@ -143,6 +145,7 @@ def read_progress(run: Path, cfg: Config) -> Progress:
             total_epochs(cfg, levels, epochs, known),
             float(levels[-1]["density"]) if levels else None,
             _accuracy(levels, epochs),
+            _best(levels, epochs),
             seconds_per_epoch(levels, epochs),
             seconds_left(cfg, levels, epochs, known=known),
         )
@@ -182,3 +185,9 @@ def _accuracy(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]
     if cells:
         return float(cells[-1])
     return float(levels[-1]["final_test_acc"] or "nan") if levels else None
+
+
+def _best(levels: Sequence[dict[str, str]], epochs: Sequence[dict[str, str]]) -> float | None:
+    """Highest test accuracy of all evaluated epochs, in percent."""
+    cells = [*(row["max_test_acc"] for row in levels), *(row["test_acc"] for row in epochs)]
+    return max((float(cell) for cell in cells if cell != ""), default=None)

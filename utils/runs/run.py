@@ -16,7 +16,7 @@ from utils.errors import RunError
 from utils.files import BackgroundWriter, sha256, whole_file, write_whole
 from utils.output import warn
 from utils.runs.snapshots import Snapshot
-from utils.runs.states import saved_states, trained_levels
+from utils.runs.states import saved_states
 from utils.runs.tables import SUMMARY, Row, Tables
 from utils.runs.trackers import Tracking
 from utils.runs.weights import load, save
@@ -167,13 +167,6 @@ class Run:
         raise RunError(
             f"{self.path / 'artifacts'}: every saved state is damaged; start a level again with resume_level"
         )
-
-    def is_finished(self) -> bool:
-        """True if the resumed run has already trained all of its levels."""
-        e = self.cfg.experiment_params
-        if not e.resume_expt_name or e.resume_level:
-            return False
-        return trained_levels(self.path) >= self.cfg.prune_params.num_levels
 
 
 def read_saved(path: Path) -> Any:

@@ -1,5 +1,7 @@
 """A run read back from its directory: its config, its tables, its levels. Imports no torch."""
 
+import contextlib
+import fcntl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pandas as pd
 
 from harness_params import Config, make_config
 from utils.config.effects import NAMED
+from utils.config.run_folder import CONFIG_FILE
 from utils.config.sources import read_yaml
 from utils.data.specs import DATASETS
 from utils.errors import ConfigError, DataError
@@ -18,16 +21,10 @@ from utils.runs.records import saved_plugins
 from utils.runs.tables import SUMMARY, SUMMARY_COLUMNS, table_file
 from utils.schedulers import SCHEDULES
 
-CONFIG_FILE = "expt_config.yaml"
 # The tables that a config's names are checked against: {kind: table}.
 TABLES: dict[str, Table] = {table.kind: table for table in (METHODS, SCHEDULES, DATASETS, OPTIMIZERS)}
 # Columns that hold text, in any of the tables that are read here.
 TEXT_COLUMNS = {"layer", "dataset", "model", "method", "run", "seed"}
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is the directory of a run."""
-    return (path / CONFIG_FILE).is_file()
 
 
 def saved_config(path: Path, plugins: Sequence[str] = ()) -> Config:
@@ -43,7 +40,7 @@ def saved_config(path: Path, plugins: Sequence[str] = ()) -> Config:
         DataError: it is missing or damaged.
     """
     try:
-        values, faults = read_yaml(str(path / CONFIG_FILE), where=f"{path}: {CONFIG_FILE}")
+        values, faults = read_yaml(str(path / CONFIG_FILE), where=f"{path}: {CONFIG_FILE}", fast=True)
         if faults:
             raise DataError(faults[0])
     except ConfigError as error:
@@ -114,3 +111,25 @@ def read_summary(path: Path) -> pd.DataFrame:
     if list(summary["level"]) != list(range(len(summary))):
         raise DataError(f"{path}: {file.name} does not hold each level once: {', '.join(map(str, summary['level']))}")
     return summary
+
+
+def never_began(path: Path) -> bool:
+    """Whether a run ended before its config was written: only empty folders, a lock and temporary files are there."""
+    return path.is_dir() and all(
+        file.is_dir() or file.name == "lock" or file.name.endswith(".part") for file in path.rglob("*")
+    )
+
+
+def lock_file(path: Path) -> Path:
+    """The file that the process which runs there keeps locked; its text is that process's `launch_id`."""
+    return path / "artifacts" / "lock"
+
+
+def is_running(run: Path) -> bool:
+    """Whether a process holds the lock of a run. (It is looked at for an instant only, which no start minds.)"""
+    with contextlib.suppress(OSError), open(lock_file(run)) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

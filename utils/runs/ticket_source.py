@@ -6,8 +6,9 @@ from pathlib import Path
 
 from harness_params import SCHEMA, Config
 from utils.config.effects import without_effect
+from utils.config.run_folder import CONFIG_FILE, is_run
 from utils.errors import ConfigError, DataError, RunError
-from utils.runs.saved import CONFIG_FILE, finished_levels, is_run, saved_config
+from utils.runs.saved import finished_levels, saved_config
 from utils.runs.states import saved_states
 
 # Weights that a file can give: it holds one set of them, with no word on how they began.

@@ -17,7 +17,8 @@ run records it in summary.csv:
                    (ticket_params); a note says so.
   before           final_test_acc of level k - 1; level 0 has none
   drop             before - pruned_test_acc, in percentage points
-  recovered        final_test_acc of level k - pruned_test_acc
+  recovered        final_test_acc of level k - pruned_test_acc; level 0, which prunes no trained
+                   network, has none
 
 --figure: accuracy against density, right after pruning and after training, two lines per
 recipe (mean and range over runs that differ only in their seeds)."""
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> Result:
         rows.insert(0, "run", source.name)
         rows["before"] = rows["final_test_acc"].shift()
         rows["drop"] = rows["before"] - rows[PRUNED_ACCURACY]
-        rows["recovered"] = rows["final_test_acc"] - rows[PRUNED_ACCURACY]
+        rows["recovered"] = (rows["final_test_acc"] - rows[PRUNED_ACCURACY]).where(rows["level"] > 0)
         parts.append(rows[rows["level"].isin(levels)])
     notes = notes_on_levels(sources, levels, asked) + notes_on_tickets(sources)
     frame = pd.concat(parts, ignore_index=True)
