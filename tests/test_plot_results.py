@@ -1,8 +1,9 @@
 """utils.plot_results: runs into groups and tables; what is refused. Figures worked out by hand."""
 
-from pathlib import Path
+from pathlib import json
 
 import pandas as pd
+import Path
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
@@ -75,6 +76,19 @@ def test_legend_tells_what_differs_and_ignores_where_and_how_a_run_executed(tmp_
         ("E = 20 epochs, lr 0.1", 2),
         ("E = 5 epochs, lr 0.03", 1),
     ]
+
+
+def test_runs_of_one_yaml_on_machines_of_other_precision_are_two_lines(tmp_path):
+    """Runs of older code noted nothing of what auto came to: beside them a config is taken as it stands."""
+    for seed, precision in enumerate(["bf16", "fp32"]):
+        run = write_run(tmp_path, f"run{seed}", [90.0], seed=seed)
+        note = {"settled": {"precision": precision, "loader": "memory"}}
+        (run / "artifacts").mkdir(exist_ok=True)
+        (run / "artifacts" / "environment.json").write_text(json.dumps([note]))
+    assert [group.label for group in groups_of(tmp_path)] == ["IMP, precision bf16", "IMP, precision fp32"]
+    write_run(tmp_path, "older", [90.0], seed=2)
+    (group,) = groups_of(tmp_path)
+    assert group.seeds == 3
 
 
 def test_an_empty_list_is_the_default(tmp_path):

@@ -17,6 +17,7 @@ from utils.plots.colours import Style, method_styles
 from utils.plots.names import AXES, METHOD, OF_SOURCE, REWINDING, differing, short_paths, word
 from utils.plots.runs import SavedRun
 from utils.pruning.methods import METHODS
+from utils.runs.records import settled_options
 from utils.runs.saved import read_csv
 from utils.runs.tables import FURTHER_COLUMNS, SUMMARY_COLUMNS
 
@@ -81,7 +82,7 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
         DataError: the runs are of different data sets; two runs are the same experiment with the same seed.
     """
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
-    members = [_told_apart(group) for group in _members(runs, by_start)]
+    members = [_told_apart(group) for group in _members(_settled(runs), by_start)]
     groups = [
         Group(
             label,
@@ -97,6 +98,17 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
     names = [*REWINDING.values(), *(method.title for method in METHODS.values())]
     rank = {name: place for place, name in enumerate(names)}
     return sorted(groups, key=lambda group: rank.get(group.method, len(rank)))
+
+
+def _settled(runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
+    """The runs by what "auto" came to, which differs between machines, if all have noted it: older code did not."""
+    noted = [settled_options(run.path) for run in runs]
+    if not all(noted):
+        return runs
+    return [
+        replace(run, options=run.options | {key: value for key, value in found.items() if key in run.options})
+        for run, found in zip(runs, noted)
+    ]
 
 
 def group_styles(groups: Sequence[Group]) -> list[Style]:

@@ -13,7 +13,7 @@ from utils.config.run_folder import is_run, runs_in
 from utils.errors import DataError, RunError
 from utils.plots.names import effective_options, method_name, source_seed
 from utils.pruning.methods import initial_density
-from utils.runs.records import saved_plugins, saved_ticket, settled_options
+from utils.runs.records import saved_plugins, saved_ticket
 from utils.runs.saved import read_summary, saved_config
 
 
@@ -112,8 +112,6 @@ def read_run(path: Path, partial: bool = False) -> SavedRun:
     ticket = ticket_of(path) if cfg.ticket_params.source else None
     start = float(summary["density"].iloc[0]) if ticket and len(summary) else initial_density(cfg.prune_params)
     options = effective_options(cfg, ticket, saved_plugins(path))
-    # By what auto came to, which differs between machines.
-    options |= {key: value for key, value in settled_options(path).items() if key in options}
     return SavedRun(
         path, cfg, cfg.dataset.dataset_name, cfg.model_params.model_name, _seed_of(cfg), start, planned,
         options, method_name(cfg, ticket), summary, source_seed(ticket) if ticket else None,
