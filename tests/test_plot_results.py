@@ -1,9 +1,9 @@
 """utils.plot_results: runs into groups and tables; what is refused. Figures worked out by hand."""
 
-from pathlib import json
+import json
+from pathlib import Path
 
 import pandas as pd
-import Path
 import pytest
 
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
