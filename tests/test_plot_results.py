@@ -85,7 +85,7 @@ def test_runs_of_one_yaml_on_machines_of_other_precision_are_two_lines(tmp_path)
         note = {"settled": {"precision": precision, "loader": "memory"}}
         (run / "artifacts").mkdir(exist_ok=True)
         (run / "artifacts" / "environment.json").write_text(json.dumps([note]))
-    assert [group.label for group in groups_of(tmp_path)] == ["IMP, precision bf16", "IMP, precision fp32"]
+    assert [group.label for group in groups_of(tmp_path)] == ["precision bf16", "precision fp32"]
     write_run(tmp_path, "older", [90.0], seed=2)
     (group,) = groups_of(tmp_path)
     assert group.seeds == 3
