@@ -130,6 +130,11 @@ def test_a_run_is_found_by_name_and_by_path(here, words, base_dir, name):
     assert cfg.notes == ()
 
 
+def test_base_dir_may_be_the_folder_of_the_path_in_other_words(here):
+    e = load_config(["--resume", f"{here}/far/lrr", "--experiment_params.base_dir=far"]).experiment_params
+    assert (e.base_dir, e.resume_expt_name) == ("far", "lrr")
+
+
 def test_a_run_is_found_from_within(here, monkeypatch):
     monkeypatch.chdir(here / "far" / "wr")
     assert find_run(".", "./experiments") == here / "far" / "wr"

@@ -328,6 +328,13 @@ def test_the_directory_names_base_dir_where_nothing_else_does(given, folder):
         load_config(["--experiment_params.base_dir=exp", f"--experiment_params.resume_expt_name={given}"])
 
 
+def test_the_directory_may_begin_at_home(tmp_path, monkeypatch):
+    """A shell leaves the ~ behind the = of an option as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    e = load_config(["--experiment_params.resume_expt_name=~/runs/a/"]).experiment_params
+    assert (e.base_dir, e.resume_expt_name) == (f"{tmp_path}/runs", "a")
+
+
 @pytest.mark.parametrize("given", ["/", "exp/..", "exp/.hidden", "exp/a b /", "3/.", "exp/none"])
 def test_what_names_no_run_is_refused(given):
     with pytest.raises(ConfigError, match=r"experiment_params.resume_expt_name: .* is not allowed"):

@@ -56,7 +56,10 @@ class RunName(Strict):
 
 
 class RunPath(RunName):
-    """The name of a run, or its directory as a shell completes it; ``DIR/NAME`` without a slash at its end."""
+    """The name of a run, or its directory as a shell completes it; ``DIR/NAME`` without a slash at its end.
+
+    ``~`` is expanded: a shell leaves it as it is behind the = of an option.
+    """
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -64,7 +67,7 @@ class RunPath(RunName):
         folder, slash, name = value.rstrip("/").rpartition("/")
         if value and not name:
             raise self.refuse()
-        return folder + slash + super().check(name)
+        return os.path.expanduser(folder + slash) + super().check(name)
 
     def help(self) -> str:
         return f"the directory of a run, or its name: {super().help()}"

@@ -83,7 +83,7 @@ def resumed(name: str, cli: Mapping[str, Mapping[str, Any]], default_base: str) 
     place = {"base_dir": str(path.parent), "expt_name": path.name, "resume_expt_name": path.name}
     if options.get("resume_expt_name") is not None:
         faults.append(f"--resume: {show(name)} is not allowed beside experiment_params.resume_expt_name; keep one")
-    if path.parent == Path(base):
+    if os.path.realpath(path.parent) == os.path.realpath(base):
         place["base_dir"] = base
     elif "base_dir" in options:
         elsewhere = f"--resume has the path of a run in {path.parent}; leave it out"
