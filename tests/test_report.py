@@ -344,7 +344,34 @@ def test_only_damaged_runs_are_refused(tmp_path, capsys):
     run = write_run(tmp_path, "run", [90, 91])
     (run / "metrics" / "summary.csv").write_text("level,density\n0,\n")
     report(tmp_path, "--out", tmp_path / "r.html", status=1)
-    assert f"report: left out: {run}" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
+    told = capsys.readouterr().err
+    assert told.startswith(f"report: {run}") and told.count("\n") == 1 and not (tmp_path / "r.html").exists()
+
+
+def note_precision(run: Path, came_to: str) -> None:
+    """What auto has come to in a run that `write_run` made."""
+    (run / "artifacts").mkdir(exist_ok=True)
+    note = {"settled": {"precision": came_to, "loader": "memory"}}
+    (run / "artifacts" / "environment.json").write_text(json.dumps([note]))
+
+
+def test_copies_are_told_by_what_auto_came_to(tmp_path, capsys):
+    """Auto that came to bf16 is the experiment of bf16, and another one than auto that came to fp32."""
+    for name, asked, came_to in [("a", "auto", "bf16"), ("b", "bf16", "bf16"), ("c", "auto", "fp32")]:
+        run = write_run(tmp_path, name, [90, 91], **{"experiment_params.precision": asked})
+        note_precision(run, came_to)
+    report(tmp_path, "--out", tmp_path / "r.html")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'b'} is the same experiment with the same seed as {tmp_path / 'a'}" in line
+    assert len(Page((tmp_path / "r.html").read_text()).frame("methods", 1)) == 2
+
+
+def test_a_run_of_another_data_set_is_left_out(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path, f"run{seed}", [90, 91], seed=seed)
+    other = write_run(tmp_path, "other", [90, 91], **{"dataset.dataset_name": "MNIST"})
+    report(tmp_path, "--out", tmp_path / "r.html")
+    assert capsys.readouterr().err.startswith(f"report: note: left out: {other}: its data set is MNIST, not ")
 
 
 def test_help_loads_nothing_heavy():

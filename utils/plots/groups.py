@@ -82,7 +82,7 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
         DataError: the runs are of different data sets; two runs are the same experiment with the same seed.
     """
     _check_datasets([(run.dataset, str(run.path)) for run in runs])
-    members = [_told_apart(group) for group in _members(_settled(runs), by_start)]
+    members = [_told_apart(group) for group in _members(settled(runs), by_start)]
     groups = [
         Group(
             label,
@@ -100,7 +100,7 @@ def group_runs(runs: Sequence[SavedRun], by_start: bool = False) -> list[Group]:
     return sorted(groups, key=lambda group: rank.get(group.method, len(rank)))
 
 
-def _settled(runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
+def settled(runs: Sequence[SavedRun]) -> Sequence[SavedRun]:
     """The runs by what "auto" came to, which differs between machines, if all have noted it: older code did not."""
     noted = [settled_options(run.path) for run in runs]
     if not all(noted):
@@ -124,6 +124,7 @@ def _recipe(group: Group) -> str:
 
 def labels_of(runs: Sequence[SavedRun]) -> list[str]:
     """The label of each run's group. Copies of a run, and runs of several data sets, are allowed here."""
+    runs = settled(runs)
     members = _members(runs)
     return [
         next(label for label, group in zip(_labels(members), members) if any(run is member for member in group))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError, RunError
-from utils.plots.groups import Group, group_runs
+from utils.errors import DataError
+from utils.plots.groups import Group, group_runs, settled
 from utils.plots.lines import METRICS, check_metric, epoch_frame, fewer_seeds, layer_frame
-from utils.plots.runs import SavedRun, find_runs, read_run
+from utils.plots.runs import SavedRun, find_runs, read_runs
 
 DENSITIES = 3  # how many densities a report chooses by itself
 SAME_DENSITY = 1.01  # ratio
@@ -59,6 +59,7 @@ def read_study(paths: Sequence[str], densities: Sequence[float] | None = None, m
 
     Raises:
         DataError: there is no run, none can be read, or the runs do not belong together.
+        RunError: no run has a finished level.
     """
     runs, notes = _readable(find_runs(paths), metric)
     methods = group_runs(runs)
@@ -74,24 +75,26 @@ def read_study(paths: Sequence[str], densities: Sequence[float] | None = None, m
 
 def _readable(paths: Sequence[Path], metric: str) -> tuple[list[SavedRun], list[str]]:
     """The runs of which all tables can be read, and a note for each other one and for each unfinished one."""
-    runs: list[SavedRun] = []
-    notes, seen = [], dict[tuple, Path]()
-    for path in paths:
+    found, notes = read_runs(paths, partial=True)
+    whole: list[SavedRun] = []
+    for run in found:
         try:
-            run = read_run(path, partial=True)
             _check_tables(run, metric)
-        except (DataError, RunError) as error:
+        except DataError as error:
             notes.append(f"left out: {error}")
-            continue
+        else:
+            whole.append(run)
+    if not whole:
+        raise DataError(notes[-1].removeprefix("left out: "))
+    runs, seen = [], dict[tuple, Path]()
+    for run in settled(whole):
         key = (run.seed, run.source_seed, tuple(sorted(run.options.items())))
-        if seen.setdefault(key, path) != path:
-            notes.append(f"left out: {path} is the same experiment with the same seed as {seen[key]}")
+        if seen.setdefault(key, run.path) != run.path:
+            notes.append(f"left out: {run.path} is the same experiment with the same seed as {seen[key]}")
             continue
         runs.append(run)
         if len(run.summary) < run.planned:
-            notes.append(f"{path} is unfinished: {len(run.summary)} of {run.planned} levels")
-    if not runs:
-        raise DataError(notes[0] + (f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""))
+            notes.append(f"{run.path} is unfinished: {len(run.summary)} of {run.planned} levels")
     return runs, notes
 
 
