@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from harness_params import load_config, make_config
+from harness_params import dump_yaml, load_config, make_config
 from harness_utils import load_run
 from tests.conftest import ROOT, SMALL
 from tests.plot_helpers import groups_of
@@ -413,3 +413,22 @@ def test_a_plugin_has_a_module_of_its_own(tmp_path):
     path = write(tmp_path / "json.py", "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int' = 1\n")
     make_config({"experiment_params": {"plugins": [str(path)]}})
     assert isinstance(sys.modules["json"], types.ModuleType) and hasattr(sys.modules["json"], "loads")
+
+
+def test_a_resume_from_another_folder_takes_the_copies(tmp_path, monkeypatch):
+    """Relative paths start at the working directory; a file that is there is taken, whatever it holds."""
+    run, file = tmp_path / "runs" / "a", tmp_path / "lowest.py"
+    copy = run / "artifacts" / "plugins" / "lowest.py"
+    copy.parent.mkdir(parents=True)
+    for path in (file, copy):
+        path.write_text(LOWEST)
+    monkeypatch.chdir(tmp_path)
+    words = ["--experiment_params.plugins=lowest.py", "--prune_params.prune_method=lowest"]
+    (run / "expt_config.yaml").write_text(dump_yaml(load_config(words)))
+    resume = ["--resume", str(run)]
+    assert load_config(resume).experiment_params.plugins == ("lowest.py",)
+    monkeypatch.chdir(run)
+    assert load_config(resume).experiment_params.plugins == (str(copy),)
+    copy.unlink()
+    with pytest.raises(ConfigError, match=r"lowest\.py: no such file in .*runs/a, where relative paths start"):
+        load_config(resume)

@@ -12,6 +12,7 @@ from utils.config.sources import read_yaml
 from utils.errors import ConfigError
 
 CONFIG_FILE = "expt_config.yaml"
+PLUGIN_COPIES = Path("artifacts", "plugins")  # of a run: its copies of its plugins
 
 Sections = dict[str, dict[str, Any]]
 
@@ -88,4 +89,21 @@ def resumed(name: str, cli: Mapping[str, Mapping[str, Any]], default_base: str) 
     elif "base_dir" in options:
         elsewhere = f"--resume has the path of a run in {path.parent}; leave it out"
         faults.append(f"experiment_params.base_dir: {show(options['base_dir'])} is not allowed: {elsewhere}")
-    return saved, {"experiment_params": place}, faults
+    return _with_plugins(saved, path), {"experiment_params": place}, faults
+
+
+def _with_plugins(saved: Sections, run: Path) -> Sections:
+    """The saved options; a plugin that is not where they say is the run's own copy, which has the same content.
+
+    Relative paths start at the working directory, which may be another one than that of the run's first start.
+    """
+    section = saved.get("experiment_params")
+    files = section.get("plugins") if isinstance(section, dict) else None
+    if not isinstance(files, list):
+        return saved
+    copies = [run / PLUGIN_COPIES / os.path.basename(str(file)) for file in files]
+    found = [
+        str(copy) if copy.is_file() and not os.path.exists(os.path.expanduser(str(file))) else file
+        for file, copy in zip(files, copies)
+    ]
+    return {**saved, "experiment_params": {**section, "plugins": found}}

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from utils.config.run_folder import PLUGIN_COPIES
+
 FAILED = "failed"  # key of the fault that ended a start
 
 
@@ -14,7 +16,7 @@ def environment_file(run: Path) -> Path:
 
 def plugin_copies(run: Path) -> Path:
     """The folder of a run's copies of its plugins."""
-    return run / "artifacts" / "plugins"
+    return run / PLUGIN_COPIES
 
 
 def saved_plugins(run: Path) -> list[dict[str, Any]]:
