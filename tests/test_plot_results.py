@@ -9,10 +9,10 @@ import pytest
 from tests.plot_helpers import groups_of, one_shot, write_run, write_study
 from utils.plot_results import load_groups, main, method_table, time_to_ticket
 from utils.plots.figures import draw_accuracy
-from utils.plots.groups import TIDY_COLUMNS
+from utils.plots.groups import TIDY_COLUMNS, labels_of
 from utils.plots.lines import dense_accuracy, points
 from utils.plots.names import IGNORED
-from utils.plots.runs import find_runs
+from utils.plots.runs import find_runs, read_runs
 
 
 @pytest.fixture
@@ -86,6 +86,7 @@ def test_runs_of_one_yaml_on_machines_of_other_precision_are_two_lines(tmp_path)
         (run / "artifacts").mkdir(exist_ok=True)
         (run / "artifacts" / "environment.json").write_text(json.dumps([note]))
     assert [group.label for group in groups_of(tmp_path)] == ["precision bf16", "precision fp32"]
+    assert labels_of(read_runs(find_runs([str(tmp_path)]))[0]) == ["precision bf16", "precision fp32"]
     write_run(tmp_path, "older", [90.0], seed=2)
     (group,) = groups_of(tmp_path)
     assert group.seeds == 3

@@ -9,6 +9,7 @@ from harness_params import SCHEMA, Config
 from utils.config.options import Role, show
 from utils.reports.study import Study
 from utils.runs.records import saved_starts
+from utils.wording import percent_text
 
 # Of an entry of environment.json: told start by start, or elsewhere in the report.
 NO_FACTS = {"started", "command", "folder", "ticket"}
@@ -26,7 +27,7 @@ def runs_table(study: Study) -> pd.DataFrame:
             "method": labels[str(run.path)],
             "seed": str(run.seed),
             "levels": f"{len(run.summary)} of {run.planned}",
-            "last density (%)": f"{100 * last['density']:.4g}",
+            "last density (%)": percent_text(last["density"], digits=4),
             "accuracy there (%)": f"{last[study.column]:.2f}",
             "seconds": f"{run.summary['seconds'].sum():.0f}",
             "folder": str(run.path),

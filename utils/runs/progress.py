@@ -16,6 +16,7 @@ from utils.runs.run import Run
 from utils.runs.states import Position
 from utils.runs.tables import SUMMARY, Row, epoch_table
 from utils.status_lines import StatusLines, bar_line, clock, room_for_line
+from utils.wording import density_text
 
 DRAW_SECONDS = 0.25  # between two drawings in a terminal
 LINE_SECONDS = 60.0  # between two lines within a level, without a terminal
@@ -100,8 +101,9 @@ class Progress:
         """A level has ended: a line that stays. Args: row: of the summary."""
         if self.due == math.inf:
             return
-        line = f"level {row['level']}: density {row['density']:.4g}, accuracy {row['final_test_acc']:.2f}%, best"
-        self._say(f"{line} {row['max_test_acc']:.2f}%, {_seconds(row['seconds'])}")
+        accuracy = f"accuracy {row['final_test_acc']:.2f}%, best {row['max_test_acc']:.2f}%"
+        density = density_text(row["density"])
+        self._say(f"level {row['level']}: density {density}, {accuracy}, {_seconds(row['seconds'])}")
 
     # --- how it is shown -----------------------------------------------------------------------------------------
 
