@@ -148,6 +148,7 @@ def test_copies_of_a_grid_are_refused_but_with_a_share_each(tmp_path, monkeypatc
     assert main([write(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.startswith("run_grid: srun has started 4 tasks, each a copy of this grid.") and "--only I/N" in told
+    assert main([write(tmp_path), "--list"]) == 0, "it starts nothing"
     assert main([write(tmp_path), "--list", "--only=1/4"]) == 0
     env = environment(read_grid(write(tmp_path)), 0)
     monkeypatch.setattr(os, "environ", env)

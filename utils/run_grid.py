@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     try:
         asked = parse(words)
-        check_tasks(asked.share)
+        if not asked.listed:  # which starts nothing
+            check_tasks(asked.share)
         with program("run_grid"):
             grid = read_grid(asked.path, asked.options, asked.share)
             if asked.listed or not grid.runs:

@@ -99,7 +99,7 @@ def _with_plugins(saved: Sections, run: Path) -> Sections:
     """
     section = saved.get("experiment_params")
     files = section.get("plugins") if isinstance(section, dict) else None
-    if not isinstance(files, list):
+    if not isinstance(section, dict) or not isinstance(files, list):
         return saved
     copies = [run / PLUGIN_COPIES / os.path.basename(str(file)) for file in files]
     found = [
