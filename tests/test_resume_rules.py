@@ -347,3 +347,16 @@ def test_a_run_goes_on_by_its_directory(fork, monkeypatch):
     options = {"experiment_params.base_dir": None, "experiment_params.resume_expt_name": f"{fork.folder}/a/"}
     fork("a", resume=True, **short, **options, **{"prune_params.num_levels": 2})
     assert len((fork.folder / "a" / "metrics" / "summary.csv").read_text().splitlines()) == 3
+
+
+def test_a_finished_run_gets_lost_tables_back(fork):
+    """From its saved state; a grid goes by the tables, and would take the run for unfinished."""
+    short = {"experiment_params.epochs_per_level": 1, "optimizer.warmup_epochs": 0, "prune_params.num_levels": 2}
+    fork("a", **short)
+    tables = [fork.folder / "a" / "metrics" / name for name in ("summary.csv", "layerwise_density.csv")]
+    for table in tables:
+        before = table.read_bytes()
+        table.unlink()
+        assert "finished, all" not in fork("a", resume=True, **short).out
+        assert table.read_bytes() == before
+    assert "finished, all 2 levels" in fork("a", resume=True, **short).out

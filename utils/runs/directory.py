@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from harness_params import SCHEMA, Config, make_config
-from utils.errors import ConfigError, RunError
+from utils.errors import ConfigError, DataError, RunError
 from utils.processes.place import launch_id
 from utils.runs.hints import resume_command
 from utils.runs.plugin_files import changed_plugins
-from utils.runs.saved import lock_file, never_began
+from utils.runs.saved import finished_levels, lock_file, never_began
 from utils.runs.states import trained_levels
+from utils.runs.tables import LAYERS, table_file
 from utils.runs.ticket_source import find_source, reads_source
 from utils.runs.trackers import missing_package
 
@@ -121,11 +122,19 @@ def _missing_for_level(cfg: Config, path: Path) -> list[str]:
 
 
 def has_finished(cfg: Config) -> bool:
-    """Whether the run that is resumed has already trained all of its levels. Errors as `trained_levels`."""
+    """Whether the run that is resumed has trained all of its levels, and has their tables. Errors as `trained_levels`.
+
+    Tables that are lost or damaged are written again from the saved state, which a start of the run reads.
+    """
     e = cfg.experiment_params
     if not e.resume_expt_name or e.resume_level:
         return False
-    return trained_levels(Path(e.base_dir) / e.resume_expt_name) >= cfg.prune_params.num_levels
+    path, levels = Path(e.base_dir) / e.resume_expt_name, cfg.prune_params.num_levels
+    if trained_levels(path) < levels:
+        return False
+    with contextlib.suppress(DataError):
+        return len(finished_levels(path)) >= levels and table_file(path, LAYERS).exists()
+    return False
 
 
 def taken_up_again(cfg: Config) -> Config:
