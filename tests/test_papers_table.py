@@ -233,7 +233,7 @@ def test_the_shipped_table_is_that_of_the_shipped_runs():
             for r in csv.DictReader(file)
         }
     assert list(shipped.columns) == list(COLUMNS) and len(shipped)
-    for row in shipped.fillna("").to_dict("records"):
+    for row in shipped.astype(object).fillna("").to_dict("records"):
         key = (row["config"], row["setting"], row["method"], row["figure"], row["density"])
         value, source = published[key]
         assert (str(row["published"]), row["source"]) == (value, source)
