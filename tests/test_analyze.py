@@ -252,7 +252,7 @@ def bad(runs: Path, tmp: Path) -> dict[str, tuple[list, int, str]]:
         "no table": (["overlap", a, b, "--out=o.txt"], 2, "--out: o.txt: ends in none of .csv"),
         "no figure": (["overlap", a, b, "--figure=o.csv"], 2, "--figure: o.csv: ends in none of .png"),
         "signs of a checkpoint": (["signs", own], 2, "the directory of a run is expected"),
-        "signs of several": (["signs", runs], 2, "a folder of 3 runs"),
+        "signs of several": (["signs", runs], 2, "runs: the directory of one is expected"),
         "barrier of other masks": (["barrier", a, b], 1, "level 1 of wr_0 and level 1 of wr_1 have different masks"),
         "barrier of other networks": (["barrier", a, norms], 1, "model_params.model_name is lenet_300_100 and resnet"),
         "no config": (["barrier", own, lone], 2, "--config: "),

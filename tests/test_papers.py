@@ -186,6 +186,17 @@ def test_means_of_the_authors_own_runs(key, runs):
     assert float(row["spread"]) == pytest.approx(statistics.stdev(runs), abs=0.0051)
 
 
+@pytest.mark.parametrize("network", ["lenet_fashionmnist", "conv2_cifar10_tenth"])
+def test_grids_of_tickets_and_reinitialized_ones(network, tmp_path, monkeypatch):
+    """The branches of a seed start from its own IMP run, at levels that it has."""
+    monkeypatch.chdir(ROOT)
+    grid = read_grid(f"configs/papers/grids/frankle2019_{network}.yaml", {"base_dir": str(tmp_path)})
+    branches = [run for run in grid.runs if run.after]
+    assert branches and all(run.after == f"imp_seed{run.cfg.experiment_params.seed}" for run in branches)
+    levels = {run.name: run.cfg.prune_params.num_levels for run in grid.runs}
+    assert all(run.cfg.ticket_params.level < levels[run.after] for run in branches)
+
+
 def test_the_ablations_start_from_the_masks_they_change(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grid = read_grid("configs/papers/grids/frankle2021_ablations.yaml", {"base_dir": str(tmp_path)})

@@ -86,7 +86,7 @@ def test_a_window_made_narrower_and_wider_and_a_stop(fork, terminal):
     terminal.resize(50)
     run.kill(signal.SIGINT)
     *opening, line = finish(run, terminal, 130)
-    assert len(opening) == 2 and line == f"harness: stopped by SIGINT; {HINT}run"
+    assert len(opening) == 2 and line == f"harness: stopped by SIGINT; {HINT}{fork.folder / 'run'}"
 
     second = Terminal(100)
     again = fork.start("run", resume=True, trap=Shown(second.name), **ENDLESS)
