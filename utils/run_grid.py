@@ -62,7 +62,8 @@ from utils.errors import ConfigError, DataError, report
 from utils.grids.grid import read_grid, share_text
 from utils.grids.listing import listing
 from utils.grids.runner import GridRunner
-from utils.output import best_effort_streams, complain, is_terminal, program, say
+from utils.output import complain, is_terminal, program, say
+from utils.processes.signals import exit_quietly
 from utils.processes.tasks import foreign_tasks
 
 
@@ -156,5 +157,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    best_effort_streams("run_grid")
+    exit_quietly(worker=False, program="run_grid")
     sys.exit(main())

@@ -142,7 +142,7 @@ def missing_package(cfg: Config) -> list[str]:
     if name in TRACKERS and (
         spec is None or spec.origin is None
     ):  # None: a folder, such as wandb leaves, is no package
-        return [f"{OPTION}: {name} is not installed here: pip install {TRACKERS[name][0]}"]
+        return [f"{OPTION}: {name} is not installed here: pip install {TRACKERS[name][0]}, or write none"]
     return []
 
 
