@@ -358,7 +358,10 @@ def test_runs_that_do_not_go_together(tmp_path, capsys):
         (["--out", "f.png", "--kind", "curves", "--last", "0"], "--last: 0 is not allowed: at least 1"),
         (["--out", "f.png", "--kind", "curves", "--last", "2", "--level", "1"], "--last: not with --level"),
         (["--out", "f.png", "--kind", "layers", "--log", "loss"], "--log: only with --kind curves (it is layers)"),
-        (["snip_0.1_0", "--out", "f.png", "--kind", "curves", "--last", "2"], "--last: only with the levels of one"),
+        (
+            ["snip_0.1_0", "--out", "f.png", "--kind", "curves", "--last", "2"],
+            "--last: name the runs of one method; these are of several: IMP, SNIP",
+        ),
         (["--out", "f.png", "--kind", "curves", "--level", "9"], "imp_0: no level 9: it has levels 0 to 2"),
     ],
 )

@@ -97,7 +97,8 @@ def chosen_levels(
     if every_level(groups, density, level):
         return [(groups[0], int(n)) for n in sorted(groups[0].frame["level"].unique())[-(last or 0) :]]
     if last is not None:
-        raise ConfigError(f"--last: only with the levels of one method, and these are {len(groups)}")
+        labels = ", ".join(dict.fromkeys(group.label for group in groups))
+        raise ConfigError(f"--last: name the runs of one method; these are of several: {labels}")
     if density is not None:
         return _closest_to(groups, density)
     for group in groups:
