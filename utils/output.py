@@ -24,6 +24,7 @@ from typing import TextIO
 log = logging.getLogger(__name__)
 
 USUAL_PROGRAM = "harness"
+WIPE = "\r\x1b[J"  # to the start of the cursor's row, then clears from there to the end of the screen
 _program: ContextVar[str] = ContextVar("program", default="")
 _level: ContextVar[int | None] = ContextVar("level", default=None)
 

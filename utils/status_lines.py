@@ -14,12 +14,11 @@ from typing import Any, TextIO
 from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
-from utils.output import is_terminal
+from utils.output import WIPE, is_terminal
 
 WIDTH, HEIGHT = 80, 24  # of a terminal that tells no size
 BAR_COLUMNS = 6  # the least that a bar is good for
 ECHO_COLUMNS = 4  # that stay free behind a line: the terminal writes ^C there
-WIPE = "\r\x1b[J"  # to the start of the cursor's row, then clears from there to the end of the screen
 
 
 def terminal_size(stream: TextIO) -> tuple[int, int]:

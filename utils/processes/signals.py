@@ -16,7 +16,7 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-from utils.output import USUAL_PROGRAM, best_effort_streams, note
+from utils.output import USUAL_PROGRAM, WIPE, best_effort_streams, note
 
 # Slurm sends SIGUSR1 before a time limit (`--signal`); SIGHUP comes when a terminal closes.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -168,7 +168,7 @@ class NotedSignal:
             self.signum, self.since = signum, now
         elif now - self.since > self.echo:
             if os.isatty(1):
-                os.write(1, b"\r\x1b[J")  # a line of progress that stands there
+                os.write(1, WIPE.encode())  # a line of progress that stands there
             os._exit(128 + signum)
 
 

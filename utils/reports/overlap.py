@@ -14,6 +14,7 @@ from utils.errors import DataError, RunError
 from utils.plots.lines import chosen_levels, mean_density
 from utils.reports.study import Study
 from utils.runs.tables import Row
+from utils.wording import percent_text
 
 METHODS = operator.attrgetter("methods")
 SEEDS = 3  # runs per method whose masks are compared
@@ -128,7 +129,7 @@ def pairs_table(found: Overlaps) -> pd.DataFrame:
         names: dict[str, str] = {}
         for side, network in (("A", pair.a), ("B", pair.b)):
             names |= {side: network.name, f"level {side}": str(network.level)}
-            names |= {f"density {side} (%)": f"{100 * network.density:.4g}"}
+            names |= {f"density {side} (%)": percent_text(network.density, 4)}
         ious = {"IoU": "iou", "random in each layer": "layerwise_iou", "random": "random_iou"}
         rows.append({**names, **{name: f"{pair.whole[key]:.4f}" for name, key in ious.items()}})
     return pd.DataFrame(rows)

@@ -19,6 +19,7 @@ from utils.plots.figures import PANELS, draw_accuracy, draw_curves, draw_layers
 from utils.plots.groups import Group
 from utils.plots.lines import METRICS, chosen_levels, layer_frame, mean_density, points
 from utils.reports.study import Study
+from utils.wording import percent_text
 
 # Names are text, not formulas: a "$" in a name stays one. Letters are drawn as shapes, as the reader may lack the font.
 SVG = {"text.parse_math": False, "svg.fonttype": "path"}
@@ -195,7 +196,7 @@ def points_table(study: Study) -> pd.DataFrame:
     """The points of accuracy against density, as text."""
     parts = [points(group, study.column).assign(method=group.label) for group in study.methods]
     frame = pd.concat(parts)
-    shown = {"method": frame["method"], "density (%)": [f"{100 * density:.4g}" for density in frame["density"]]}
+    shown = {"method": frame["method"], "density (%)": [percent_text(density, 4) for density in frame["density"]]}
     for column, name in {"mean": "accuracy (%)", "least": "lowest seed", "largest": "highest seed"}.items():
         shown[name] = [f"{value:.2f}" for value in frame[column]]
     return pd.DataFrame({**shown, "seeds": frame["seeds"].astype(str)})
